@@ -1,0 +1,109 @@
+"""All configuration keys of the project, with the published values as defaults."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from detectron2.config import CfgNode as CN
+from detectron2.config import get_cfg
+
+from knet.data.config import add_data_config
+
+logger = logging.getLogger(__name__)
+
+
+def add_knet_config(cfg: CN) -> None:
+    """Add every key of K-Net to a Detectron2 config, in place."""
+    add_data_config(cfg)
+    _add_model_config(cfg)
+    _add_solver_config(cfg)
+
+
+def _add_model_config(cfg: CN) -> None:
+    cfg.MODEL.KNET = knet = CN()
+    # -1: taken from the metadata of the data set; any other value must agree with it
+    knet.NUM_THING_CLASSES = -1
+    knet.NUM_STUFF_CLASSES = -1
+    # learned thing kernels: at least as many as objects in an image; stuff kernels come on top
+    knet.NUM_KERNELS = 100
+    knet.NUM_ROUNDS = 3
+    knet.HIDDEN_DIM = 256
+    knet.NUM_HEADS = 8
+    knet.FFN_DIM = 2048
+    knet.NORM_GROUPS = 32
+    # pyramid levels, finest first; masks are predicted at the stride of the second
+    knet.IN_FEATURES = ["p2", "p3", "p4", "p5"]
+    knet.NECK = "build_semantic_fpn_neck"
+    # losses and results see the masks enlarged by this factor
+    knet.MASK_UPSAMPLE = 2
+    # initialisation: standard deviation of the neck's convolutions, probability of every class
+    knet.CONV_INIT_STD = 0.01
+    knet.CLASS_PRIOR = 0.01
+    # statistics of the backbone's batch norms stay as loaded; their scale and shift are trained
+    knet.FREEZE_NORM_STATS = True
+    # images are padded to a multiple of this
+    knet.SIZE_DIVISIBILITY = 32
+    knet.CHANNELS_LAST = True
+
+    knet.LOSS = CN()
+    knet.LOSS.CLASS_WEIGHT = 2.0
+    knet.LOSS.MASK_WEIGHT = 1.0
+    knet.LOSS.DICE_WEIGHT = 4.0
+    # 0 in instance models
+    knet.LOSS.RANK_WEIGHT = 0.1
+    knet.LOSS.SEG_WEIGHT = 1.0
+    knet.COST = CN()
+    knet.COST.CLASS_WEIGHT = 2.0
+    knet.COST.MASK_WEIGHT = 1.0
+    knet.COST.DICE_WEIGHT = 4.0
+
+    # which results a model gives; TEST.DETECTIONS_PER_IMAGE is the number of instances
+    knet.TEST = CN()
+    knet.TEST.INSTANCE_ON = True
+    knet.TEST.PANOPTIC_ON = True
+    knet.TEST.SEMANTIC_ON = True
+    # instances under this score are left out
+    knet.TEST.SCORE_THRESH = 0.0
+    # a pixel belongs to an instance above this probability
+    knet.TEST.MASK_THRESH = 0.5
+    # panoptic: least score of a thing, least share of its own mask that a segment must win
+    knet.TEST.THING_THRESH = 0.3
+    knet.TEST.OVERLAP_THRESH = 0.6
+
+    # a small residual network for training from scratch, see modeling/small_resnet.py
+    cfg.MODEL.SMALL_RESNET = small = CN()
+    # neighbours must differ: Detectron2's basic block has no strided identity
+    small.CHANNELS = [32, 64, 128, 160]
+    small.BLOCKS = [1, 1, 1, 1]
+    small.STEM_STRIDE = 2
+    small.NORM = "BN"
+
+
+def _add_solver_config(cfg: CN) -> None:
+    # learning rate of the backbone (without its FPN) relative to the rest
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 0.25
+    # "float16" (GPU) or "bfloat16" (GPU and CPU), with SOLVER.AMP.ENABLED
+    cfg.SOLVER.AMP.DTYPE = "bfloat16"
+    # the images of a step pass in this many parts, for less memory; must divide IMS_PER_BATCH
+    cfg.SOLVER.ACCUMULATION_STEPS = 1
+    # "full_model" limits the norm of all gradients together, as published
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "full_model"
+
+
+def get_cfg_from_file(config_file: str, opts: Sequence[str] = ()) -> CN:
+    """Config of a YAML file with overrides `KEY VALUE ...`, not frozen; on the CPU without a GPU.
+
+    Raises:
+        KeyError: for a key that no config has.
+        FileNotFoundError: for a missing file.
+    """
+    cfg = get_cfg()
+    add_knet_config(cfg)
+    cfg.merge_from_file(config_file)
+    cfg.merge_from_list(list(opts))
+    if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
+        logger.info("no GPU found: MODEL.DEVICE is set to cpu")
+        cfg.MODEL.DEVICE = "cpu"
+    return cfg

@@ -1,0 +1,45 @@
+"""Data sets: registration, derived annotations, the mapper, and the toy data set *shapes*."""
+
+from .augmentation import (
+    InvertColors,
+    PermuteChannels,
+    PhotometricDistortion,
+    build_knet_augmentation,
+)
+from .config import add_data_config
+from .derive import panoptic_to_instances, panoptic_to_semantic
+from .mapper import KNetDatasetMapper
+from .panoptic_png import read_panoptic_png, write_panoptic_png
+from .register import (
+    datasets_root,
+    load_coco_panoptic,
+    register_coco_instances,
+    register_coco_panoptic,
+    register_shapes,
+)
+from .shapes import SHAPES_CATEGORIES, write_shapes
+from .shapes_scene import STUFF_NAMES, THING_NAMES, Scene, draw_scene
+
+__all__ = [
+    "SHAPES_CATEGORIES",
+    "STUFF_NAMES",
+    "THING_NAMES",
+    "InvertColors",
+    "KNetDatasetMapper",
+    "PermuteChannels",
+    "PhotometricDistortion",
+    "Scene",
+    "add_data_config",
+    "build_knet_augmentation",
+    "datasets_root",
+    "draw_scene",
+    "load_coco_panoptic",
+    "panoptic_to_instances",
+    "panoptic_to_semantic",
+    "read_panoptic_png",
+    "register_coco_instances",
+    "register_coco_panoptic",
+    "register_shapes",
+    "write_panoptic_png",
+    "write_shapes",
+]

@@ -1,0 +1,123 @@
+"""Augmentations beyond Detectron2's, and the list that a config asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+
+__all__ = [
+    "COLOR_AUGMENTATIONS",
+    "InvertColors",
+    "PermuteChannels",
+    "PhotometricDistortion",
+    "build_knet_augmentation",
+]
+
+
+class PermuteChannels(T.Augmentation):
+    """Puts the colour channels into a random order, all orders being equally likely."""
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        """Draws the transform of an (H, W, C) image."""
+        order = np.random.permutation(image.shape[2])
+        return T.ColorTransform(lambda pixels: pixels[..., order])
+
+
+class InvertColors(T.Augmentation):
+    """Replaces each uint8 value v by 255 - v, with probability ``prob``."""
+
+    def __init__(self, prob: float = 0.5) -> None:
+        super().__init__()
+        self.prob = prob
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        """Draws the transform of an (H, W, C) uint8 image."""
+        if self._rand_range() >= self.prob:
+            return T.NoOpTransform()
+        return T.ColorTransform(lambda pixels: 255 - pixels)
+
+
+class PhotometricDistortion(T.Augmentation):
+    """Random brightness, contrast and saturation, each with probability one half.
+
+    The published ADE20K recipe turns hues too; that step is left out, since it alone would
+    require OpenCV.
+    """
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        """Draws the transform of an (H, W, 3) uint8 image."""
+        shift, gain, saturation = 0.0, 1.0, 1.0
+        if self._rand_range() < 0.5:
+            shift = self._rand_range(-32, 32)
+        if self._rand_range() < 0.5:
+            gain = self._rand_range(0.5, 1.5)
+        if self._rand_range() < 0.5:
+            saturation = self._rand_range(0.5, 1.5)
+
+        def distort(pixels: np.ndarray) -> np.ndarray:
+            result = (pixels.astype(np.float32) + shift) * gain
+            grey = result.mean(-1, keepdims=True)
+            result = grey + (result - grey) * saturation
+            return np.clip(result, 0, 255).astype(np.uint8)
+
+        return T.ColorTransform(distort)
+
+
+COLOR_AUGMENTATIONS: dict[str, Callable[[], T.Augmentation]] = {
+    "photometric": PhotometricDistortion,
+    "permute_channels": PermuteChannels,
+    "invert": InvertColors,
+}
+
+
+def build_knet_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
+    """Builds the augmentations of a config: resize, crop, flip, colour.
+
+    With Detectron2's defaults this is the published COCO recipe: the shorter side drawn from
+    ``INPUT.MIN_SIZE_TRAIN``, and a flip in half of the cases. In tests pictures are only resized.
+
+    Args:
+        cfg: a config with the keys of :func:`knet.data.add_data_config`.
+        is_train: whether to augment.
+
+    Raises:
+        ValueError: for a colour augmentation that does not exist, or an unknown flip.
+    """
+    inputs = cfg.INPUT
+    if not is_train:
+        return [T.ResizeShortestEdge(inputs.MIN_SIZE_TEST, inputs.MAX_SIZE_TEST, "choice")]
+    augmentations: list[T.Augmentation] = [
+        T.ResizeShortestEdge(
+            inputs.MIN_SIZE_TRAIN, inputs.MAX_SIZE_TRAIN, inputs.MIN_SIZE_TRAIN_SAMPLING
+        )
+    ]
+    if inputs.CROP.ENABLED:
+        # After the resize: the published ADE20K recipe crops 512x512 out of a rescaled picture.
+        if inputs.CROP.SINGLE_CATEGORY_MAX_AREA < 1:
+            augmentations.append(
+                T.RandomCrop_CategoryAreaConstraint(
+                    inputs.CROP.TYPE,
+                    inputs.CROP.SIZE,
+                    inputs.CROP.SINGLE_CATEGORY_MAX_AREA,
+                    ignored_category=255,
+                )
+            )
+        else:
+            augmentations.append(T.RandomCrop(inputs.CROP.TYPE, inputs.CROP.SIZE))
+    if inputs.RANDOM_FLIP not in ("none", "horizontal", "vertical"):
+        raise ValueError(
+            f"INPUT.RANDOM_FLIP must be none, horizontal or vertical, not {inputs.RANDOM_FLIP!r}"
+        )
+    if inputs.RANDOM_FLIP != "none":
+        horizontal = inputs.RANDOM_FLIP == "horizontal"
+        augmentations.append(T.RandomFlip(horizontal=horizontal, vertical=not horizontal))
+    for name in inputs.KNET_COLOR_AUG:
+        if name not in COLOR_AUGMENTATIONS:
+            raise ValueError(
+                f"INPUT.KNET_COLOR_AUG holds {name!r}; known are {sorted(COLOR_AUGMENTATIONS)}"
+            )
+        augmentations.append(COLOR_AUGMENTATIONS[name]())
+    return augmentations

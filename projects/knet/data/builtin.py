@@ -1,0 +1,51 @@
+"""Data sets that need no preparation: *shapes*, drawn when first asked for, and photographs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+from detectron2.data import DatasetCatalog
+
+from .register import datasets_root, register_coco_panoptic, register_shapes
+from .shapes import write_shapes
+
+__all__ = ["register_builtin"]
+
+logger = logging.getLogger(__name__)
+
+SHAPES_SCENES = {"train": 1600, "val": 200}
+_PHOTOS = Path(__file__).parents[3] / "tests" / "fixtures" / "coco_panoptic_fixture"
+
+
+def register_builtin(names: Iterable[str]) -> None:
+    """Register those of the named data sets that come with the project.
+
+    `shapes_{train,val}` and `shapes_{train,val}_instance` are written to the data sets' folder if
+    they are not there. `photos_{train,val}` are the COCO photographs of the test suite.
+
+    Raises:
+        FileNotFoundError: the photographs are missing from the checkout.
+    """
+    for name in names:
+        if name in DatasetCatalog:
+            continue
+        kind, _, rest = name.partition("_")
+        split = rest.removesuffix("_instance")
+        if kind == "shapes" and split in SHAPES_SCENES:
+            root = datasets_root() / "shapes"
+            if not (root / split / "meta.json").is_file():
+                logger.info("drawing %d scenes to %s", SHAPES_SCENES[split], root / split)
+                write_shapes(root, split=split, num_scenes=SHAPES_SCENES[split], seed=0)
+            register_shapes(root, splits=[split])
+        elif kind == "photos" and rest in ("train", "val"):
+            annotations = _PHOTOS / "annotations"
+            register_coco_panoptic(
+                name,
+                image_root=_PHOTOS / "images" / rest,
+                panoptic_root=annotations / f"panoptic_{rest}",
+                panoptic_json=annotations / f"panoptic_{rest}.json",
+                instances_json=annotations / f"instances_{rest}.json",
+                sem_seg_root=annotations / f"semantic_{rest}",
+            )

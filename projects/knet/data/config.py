@@ -1,0 +1,27 @@
+"""Config keys of the data side."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+
+__all__ = ["add_data_config"]
+
+
+def add_data_config(cfg: CfgNode) -> None:
+    """Adds the keys that :class:`knet.data.KNetDatasetMapper` reads to a config, in place.
+
+    Keys that Detectron2 has already (``INPUT.FORMAT``, ``MIN_SIZE_TRAIN``, ``RANDOM_FLIP``,
+    ``CROP.TYPE`` …) keep their meaning, but a crop is taken *after* the resize, so that
+    ``CROP.TYPE: absolute`` gives training pictures of one size.
+    """
+    # "knet" is the one mapper for all tasks.
+    cfg.INPUT.DATASET_MAPPER_NAME = "knet"
+    # Which targets a record must give: "instances", "sem_seg". Empty: those that it offers.
+    # A named target that a record cannot give stops the training with the record's name.
+    cfg.INPUT.KNET_TARGETS = []
+    # Colour augmentations by name, in this order: "photometric", "permute_channels", "invert".
+    # The last two suit training from scratch on toy data, not photographs.
+    cfg.INPUT.KNET_COLOR_AUG = []
+    # A crop in which one class covers more than this share is drawn again (10 times at most);
+    # 1.0 takes the first. Needs semantic labels.
+    cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 1.0

@@ -1,0 +1,161 @@
+"""Training batches that can be continued at any step, by any number of processes.
+
+Which images form batch i, and how each is augmented, depends on the seed and on i alone: not on
+the number of processes or of loader workers. So a resumed training sees what the uninterrupted
+one would have seen, and two processes see the halves of what one would.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import get_detection_dataset_dicts
+from detectron2.utils import comm
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+Record = dict[str, Any]
+
+
+def seed_everything(*numbers: int) -> None:
+    """Seed Python's, NumPy's and torch's generators from a few integers."""
+    seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+class SeededDataset(Dataset):
+    """Maps records; the augmentation of a sample is seeded by its position in the training.
+
+    Args:
+        records: Detectron2 dataset dicts.
+        mapper: record -> model input.
+        seed: of the training.
+    """
+
+    def __init__(
+        self, records: Sequence[Record], mapper: Callable[[Record], Record], *, seed: int
+    ) -> None:
+        self.records = records
+        self.mapper = mapper
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, key: tuple[int, int]) -> Record:
+        """`key` is (position in the training, index of the record)."""
+        position, index = key
+        seed_everything(self.seed, position)
+        return self.mapper(copy.deepcopy(self.records[index]))
+
+
+class ResumableBatchSampler(Sampler):
+    """Endless shuffled batches, each sharded over the processes.
+
+    Args:
+        groups: a label per record; a batch holds records of one label (aspect ratios).
+        batch_size: of all processes together.
+        seed: of the shuffle.
+        rank, world_size: this process gets the rank-th part of every batch.
+        start: index of the first batch.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[int],
+        *,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        start: int = 0,
+    ) -> None:
+        if batch_size % world_size:
+            raise ValueError(
+                f"SOLVER.IMS_PER_BATCH over SOLVER.ACCUMULATION_STEPS gives {batch_size} images, "
+                f"which {world_size} processes cannot share evenly"
+            )
+        self.groups = list(groups)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.start = start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        share = self.batch_size // self.world_size
+        for i, batch in enumerate(self._batches()):
+            if i >= self.start:
+                yield batch[self.rank * share : (self.rank + 1) * share]
+
+    def _batches(self) -> Iterator[list[tuple[int, int]]]:
+        generator = torch.Generator().manual_seed(self.seed)
+        waiting: dict[int, list[tuple[int, int]]] = {}
+        position = 0
+        while True:
+            for index in torch.randperm(len(self.groups), generator=generator).tolist():
+                bucket = waiting.setdefault(self.groups[index], [])
+                bucket.append((position, index))
+                position += 1
+                if len(bucket) == self.batch_size:
+                    yield bucket
+                    waiting[self.groups[index]] = []
+
+
+def _identity(batch: list[Record]) -> list[Record]:
+    return batch
+
+
+def _one_thread(_: int) -> None:
+    torch.set_num_threads(1)
+
+
+def build_train_loader(
+    cfg: CfgNode, mapper: Callable[[Record], Record], *, seed: int, start_step: int
+) -> DataLoader:
+    """Loader of this process's share of every batch, from optimiser step `start_step` on.
+
+    Raises:
+        ValueError: no data set, a sampler that cannot be continued, an uneven batch.
+    """
+    if not cfg.DATASETS.TRAIN:
+        raise ValueError("DATASETS.TRAIN is empty: name at least one registered data set")
+    if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
+        raise ValueError(
+            f"DATALOADER.SAMPLER_TRAIN is {cfg.DATALOADER.SAMPLER_TRAIN!r}; "
+            "only 'TrainingSampler' can be continued exactly after an interruption"
+        )
+    steps = cfg.SOLVER.ACCUMULATION_STEPS
+    if steps < 1 or cfg.SOLVER.IMS_PER_BATCH % steps:
+        raise ValueError(
+            f"SOLVER.ACCUMULATION_STEPS ({steps}) must divide "
+            f"SOLVER.IMS_PER_BATCH ({cfg.SOLVER.IMS_PER_BATCH})"
+        )
+    records = get_detection_dataset_dicts(
+        cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    )
+    groups = [0] * len(records)
+    if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
+        groups = [int(r.get("width", 0) > r.get("height", 0)) for r in records]
+    sampler = ResumableBatchSampler(
+        groups,
+        batch_size=cfg.SOLVER.IMS_PER_BATCH // steps,
+        seed=seed,
+        rank=comm.get_rank(),
+        world_size=comm.get_world_size(),
+        start=start_step * steps,
+    )
+    return DataLoader(
+        SeededDataset(records, mapper, seed=seed),
+        batch_sampler=sampler,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        collate_fn=_identity,
+        worker_init_fn=_one_thread,
+    )

@@ -1,0 +1,255 @@
+"""One mapper for all tasks: from a data set record to the input of a model."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import MetadataCatalog
+from detectron2.data import detection_utils as utils
+from detectron2.data import transforms as T
+from detectron2.structures import BitMasks, Instances
+
+from .augmentation import build_knet_augmentation
+from .labels import (
+    IGNORE_LABEL,
+    check_range,
+    decode_annotations,
+    read_label_png,
+    transform_labels,
+    transform_masks,
+)
+from .panoptic_png import ids_to_rows, read_panoptic_png
+
+__all__ = ["KNetDatasetMapper"]
+
+logger = logging.getLogger(__name__)
+
+_TARGETS = ("instances", "sem_seg")
+
+
+class KNetDatasetMapper:
+    """Reads, augments and packs one record of a Detectron2 data set.
+
+    Which targets it gives follows from the record:
+
+    - ``pan_seg_file_name`` with ``segments_info``: things become instances; things *and* stuff
+      are painted into ``sem_seg`` with their contiguous ids. Crowds of things are painted, but
+      are no instances. Void becomes 255.
+    - ``annotations`` (polygons or RLE): instances without crowds.
+    - ``sem_seg_file_name`` without panoptic labels: ``sem_seg`` as it is.
+
+    Label maps are resized by nearest neighbour. Polygons are rasterised before augmentation, as
+    in the published training: polygon, RLE and panoptic masks then all go the same way, and
+    crops need no polygon clipping.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        is_train: bool,
+        *,
+        augmentations: Sequence[T.Augmentation | T.Transform],
+        image_format: str,
+        targets: Sequence[str] = (),
+        num_things: int | None = None,
+        num_classes: int | None = None,
+        ignore_label: int = IGNORE_LABEL,
+    ) -> None:
+        """
+        Args:
+            is_train: without it no annotation is read.
+            augmentations: applied in this order.
+            image_format: of the picture given to the model, e.g. "RGB".
+            targets: which of "instances" and "sem_seg" each record must give; empty for
+                whatever it offers.
+            num_things: instance classes must be below; None leaves them unchecked.
+            num_classes: semantic labels must be below; None leaves them unchecked.
+            ignore_label: of label PNGs; becomes 255.
+
+        Raises:
+            ValueError: for an unknown target, or more classes than fit below 255.
+        """
+        unknown = set(targets) - set(_TARGETS)
+        if unknown:
+            raise ValueError(f"INPUT.KNET_TARGETS holds {sorted(unknown)}; known are {_TARGETS}")
+        if num_classes is not None and num_classes > IGNORE_LABEL:
+            raise ValueError(f"{num_classes} classes: label {IGNORE_LABEL} means `ignore`")
+        self.is_train = is_train
+        self.augmentations = T.AugmentationList(list(augmentations))
+        self.image_format = image_format
+        self.targets = tuple(targets)
+        self.num_things = num_things
+        self.num_classes = num_classes
+        self.ignore_label = ignore_label
+        mode = "training" if is_train else "inference"
+        logger.info("K-Net mapper for %s with %s", mode, self.augmentations)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        """Reads ``INPUT`` and, for the numbers of classes, the metadata of the data set."""
+        arguments = {
+            "is_train": is_train,
+            "augmentations": build_knet_augmentation(cfg, is_train),
+            "image_format": cfg.INPUT.FORMAT,
+            "targets": cfg.INPUT.KNET_TARGETS,
+        }
+        names = cfg.DATASETS.TRAIN if is_train else cfg.DATASETS.TEST
+        if not names:
+            return arguments
+        meta = MetadataCatalog.get(names[0])
+        stuff = meta.get("stuff_classes")
+        if stuff and stuff[0] == "things":
+            raise ValueError(
+                f"data set {names[0]!r} has all things under one semantic label, so stuff and "
+                f"thing labels collide; use its form without `_separated`, or "
+                f"knet.data.register_coco_panoptic"
+            )
+        things = meta.get("thing_dataset_id_to_contiguous_id") or meta.get("thing_classes")
+        arguments["num_things"] = len(things) if things else None
+        arguments["num_classes"] = len(stuff) if stuff else None
+        arguments["ignore_label"] = meta.get("ignore_label", IGNORE_LABEL)
+        return arguments
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        """
+        Args:
+            dataset_dict: a record in Detectron2's format; left unchanged.
+
+        Returns:
+            dict with ``image`` ((C, H, W) uint8), ``height`` and ``width`` (of the file, in
+            pixels), ``file_name``, ``image_id`` (if the record has it), and in training
+
+            - ``instances``: N things with ``gt_classes`` ((N,) int64) and ``gt_masks``
+              (BitMasks, (N, H, W) bool); those without a pixel left are dropped, N may be 0;
+            - ``sem_seg``: (H, W) int64, 255 where there is no label.
+
+        Raises:
+            FileNotFoundError: if a file is missing.
+            SizeMismatchError: if the picture has another size than its record.
+            ValueError: naming the file, if it cannot be read, labels and picture differ in size,
+                a label or a segment id is unknown, or a needed target is not there.
+        """
+        record = copy.copy(dataset_dict)  # only top-level keys are set
+        image = self._read_image(record["file_name"])
+        utils.check_image_size(record, image)
+        result = {"height": record["height"], "width": record["width"]}
+        result.update({key: record[key] for key in ("file_name", "image_id") if key in record})
+
+        if not self.is_train:
+            aug_input = T.AugInput(image)
+            self.augmentations(aug_input)
+            result["image"] = _to_tensor(aug_input.image)
+            return result
+
+        rows, masks, classes, sem_seg = self._read_targets(record, image.shape[:2])
+        # Some crops look at the labels of what they keep.
+        aug_input = T.AugInput(image, sem_seg=sem_seg)
+        transforms = self.augmentations(aug_input)
+        result["image"] = _to_tensor(aug_input.image)
+        size = aug_input.image.shape[:2]
+        if aug_input.sem_seg is not None:
+            result["sem_seg"] = torch.from_numpy(aug_input.sem_seg.astype(np.int64))
+        if classes is not None:
+            if rows is not None:
+                instances = _rows_to_instances(transform_labels(transforms, rows), classes)
+            else:
+                assert masks is not None
+                instances = _pack(transform_masks(transforms, masks, size), classes)
+            result["instances"] = instances
+        return result
+
+    def _read_image(self, path: str) -> np.ndarray:
+        try:
+            return utils.read_image(path, format=self.image_format)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"no picture at {path}") from error
+        except OSError as error:  # Pillow's error for what it cannot decode is one of these
+            raise ValueError(f"{path} cannot be read as a picture: {error}") from error
+
+    def _read_targets(
+        self, record: dict[str, Any], size: tuple[int, int]
+    ) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None, np.ndarray | None]:
+        """Labels before augmentation: rows or masks, classes of the instances, semantic map."""
+        wants_instances = not self.targets or "instances" in self.targets
+        wants_semantic = not self.targets or "sem_seg" in self.targets
+        rows = masks = classes = sem_seg = None
+        if "pan_seg_file_name" in record:
+            rows, classes, sem_seg = self._read_panoptic(record, size)
+        else:
+            if wants_instances and "annotations" in record:
+                masks, classes = decode_annotations(record["annotations"], size, record)
+                check_range(classes, self.num_things, record["file_name"], "instance class")
+            if wants_semantic and "sem_seg_file_name" in record:
+                sem_seg = read_label_png(
+                    record["sem_seg_file_name"], size, self.num_classes, self.ignore_label
+                )
+        for target, value in (("instances", classes), ("sem_seg", sem_seg)):
+            if target in self.targets and value is None:
+                raise ValueError(
+                    f"{record['file_name']}: the record has no labels for {target!r}, which "
+                    f"INPUT.KNET_TARGETS asks for; its keys are {sorted(record)}"
+                )
+        return (
+            rows,
+            masks,
+            classes if wants_instances else None,
+            sem_seg if wants_semantic else None,
+        )
+
+    def _read_panoptic(
+        self, record: dict[str, Any], size: tuple[int, int]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Map of segment rows, class of each row (-1 where it is no instance), semantic map."""
+        path = record["pan_seg_file_name"]
+        segments = record["segments_info"]
+        ids = read_panoptic_png(path)
+        if ids.shape != size:
+            raise ValueError(
+                f"{path} is {ids.shape[1]}x{ids.shape[0]} (width x height), but its picture "
+                f"{record['file_name']} is {size[1]}x{size[0]}"
+            )
+        rows = ids_to_rows(ids, segments, path)
+        labels = np.array([segment["category_id"] for segment in segments], np.int64)
+        check_range(labels, self.num_classes, path, "class")
+        is_instance = np.array(
+            [bool(s["isthing"]) and not s.get("iscrowd", 0) for s in segments], bool
+        )
+        check_range(labels[is_instance], self.num_things, path, "instance class")
+        dtype = np.uint8 if labels.max(initial=0) < IGNORE_LABEL else np.int32
+        sem_seg = np.concatenate([[IGNORE_LABEL], labels]).astype(dtype)[rows]
+        classes = np.concatenate([[-1], np.where(is_instance, labels, -1)])
+        return rows, classes, sem_seg
+
+
+def _rows_to_instances(rows: np.ndarray, classes: np.ndarray) -> Instances:
+    """Instances of the rows with a class that still own a pixel; ``classes`` has one a row."""
+    candidates = np.flatnonzero(classes >= 0)
+    masks = np.empty((len(candidates), *rows.shape), bool)
+    for mask, row in zip(masks, candidates):
+        # One vectorised pass that writes the result; counting all rows first costs more.
+        np.equal(rows, row.astype(rows.dtype), out=mask)
+    return _pack(masks, classes[candidates])
+
+
+def _pack(masks: np.ndarray, classes: np.ndarray) -> Instances:
+    kept = np.array([mask.any() for mask in masks], bool)
+    if not kept.all():
+        masks, classes = masks[kept], classes[kept]
+    return _as_instances(torch.from_numpy(masks), classes)
+
+
+def _as_instances(masks: torch.Tensor, classes: np.ndarray) -> Instances:
+    instances = Instances((masks.shape[1], masks.shape[2]))
+    instances.gt_classes = torch.from_numpy(classes.astype(np.int64))
+    instances.gt_masks = BitMasks(masks)
+    return instances
+
+
+def _to_tensor(image: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))

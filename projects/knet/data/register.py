@@ -1,0 +1,254 @@
+"""Registers data sets with Detectron2; every metadata key is derived from the annotations.
+
+Nothing is registered on import, and only the categories are read on registration.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Union
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
+
+from .categories import instance_metadata, panoptic_metadata, read_categories
+
+__all__ = [
+    "datasets_root",
+    "load_coco_panoptic",
+    "register_coco_instances",
+    "register_coco_panoptic",
+    "register_shapes",
+]
+
+PathLike = Union[str, "os.PathLike[str]"]
+
+# What each name was registered with, so that registering twice is told from a name clash.
+_registered: dict[str, dict[str, str | None]] = {}
+
+
+def datasets_root() -> Path:
+    """The folder of all data sets: ``$DETECTRON2_DATASETS``, by default ``datasets``."""
+    return Path(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))
+
+
+def register_coco_panoptic(
+    name: str,
+    *,
+    image_root: PathLike,
+    panoptic_root: PathLike,
+    panoptic_json: PathLike,
+    instances_json: PathLike | None = None,
+    sem_seg_root: PathLike | None = None,
+) -> None:
+    """Registers a data set in COCO panoptic format.
+
+    The panoptic PNGs and JSON are all that training needs. ``instances_json`` and
+    ``sem_seg_root`` serve Detectron2's instance and semantic *evaluators*; both can be derived,
+    see :func:`knet.data.panoptic_to_instances` and :func:`knet.data.panoptic_to_semantic`.
+
+    Args:
+        name: for ``cfg.DATASETS``.
+        image_root: folder of the pictures.
+        panoptic_root: folder of the panoptic PNGs.
+        panoptic_json: COCO panoptic annotations.
+        instances_json: COCO instance annotations of the thing categories.
+        sem_seg_root: folder of label PNGs with contiguous ids, 255 for void, named as the
+            panoptic PNGs.
+
+    Raises:
+        FileNotFoundError: naming what is missing.
+        ValueError: if the categories are not usable, or the name is taken.
+    """
+    paths = {
+        "image_root": _folder(image_root, "the pictures", name),
+        "panoptic_root": _folder(panoptic_root, "the panoptic PNGs", name),
+        "panoptic_json": _file(panoptic_json, "the panoptic annotations", name),
+        "json_file": _file(instances_json, "the instance annotations", name),
+        "sem_seg_root": _folder(sem_seg_root, "the semantic labels", name),
+    }
+    if _known(name, paths):
+        return
+    assert paths["panoptic_json"] is not None
+    meta = panoptic_metadata(read_categories(paths["panoptic_json"], panoptic=True))
+    _register(name, paths, lambda: load_coco_panoptic(meta=meta, **_loader_paths(paths)))
+    MetadataCatalog.get(name).set(
+        **{key: path for key, path in paths.items() if path is not None},
+        **meta,
+        evaluator_type="coco_panoptic_seg",
+        ignore_label=255,
+        label_divisor=1000,
+    )
+
+
+def register_coco_instances(name: str, *, image_root: PathLike, json_file: PathLike) -> None:
+    """Registers a data set in COCO instance format.
+
+    As Detectron2's function of this name, but class names are known before the data are loaded,
+    so that a model can be built for them, and missing files are reported here.
+
+    Args:
+        name: for ``cfg.DATASETS``.
+        image_root: folder of the pictures.
+        json_file: COCO instance annotations.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`register_coco_panoptic`.
+    """
+    images = _folder(image_root, "the pictures", name)
+    annotations = _file(json_file, "the instance annotations", name)
+    assert images is not None and annotations is not None
+    paths: dict[str, str | None] = {"image_root": images, "json_file": annotations}
+    if _known(name, paths):
+        return
+    meta = instance_metadata(read_categories(annotations, panoptic=False))
+    _register(name, paths, lambda: load_coco_json(annotations, images, name))
+    MetadataCatalog.get(name).set(**paths, **meta, evaluator_type="coco")
+
+
+def register_shapes(
+    root: PathLike | None = None, *, splits: Sequence[str] = ("train", "val")
+) -> None:
+    """Registers ``shapes_<split>`` (panoptic) and ``shapes_<split>_instance`` (instances).
+
+    Args:
+        root: where :func:`knet.data.write_shapes` wrote the splits; ``shapes`` in
+            :func:`datasets_root` by default.
+        splits: which of them.
+
+    Raises:
+        FileNotFoundError: if a split has not been written.
+    """
+    base = datasets_root() / "shapes" if root is None else Path(root)
+    for split in splits:
+        folder = base / split
+        if not (folder / "meta.json").is_file():
+            raise FileNotFoundError(
+                f"no shapes data set at {folder}; write it with `python tools/make_shapes.py` "
+                f"(it goes to $DETECTRON2_DATASETS/shapes)"
+            )
+        register_coco_panoptic(
+            f"shapes_{split}",
+            image_root=folder / "images",
+            panoptic_root=folder / "panoptic",
+            panoptic_json=folder / "panoptic.json",
+            instances_json=folder / "instances.json",
+            sem_seg_root=folder / "semantic",
+        )
+        register_coco_instances(
+            f"shapes_{split}_instance",
+            image_root=folder / "images",
+            json_file=folder / "instances.json",
+        )
+
+
+def load_coco_panoptic(
+    *,
+    panoptic_json: str,
+    image_root: str,
+    panoptic_root: str,
+    sem_seg_root: str | None,
+    meta: dict[str, Any],
+) -> list[dict[str, Any]]:
+    """Reads the records of a panoptic data set.
+
+    Args:
+        panoptic_json, image_root, panoptic_root, sem_seg_root: as in
+            :func:`register_coco_panoptic`.
+        meta: with both ``…_dataset_id_to_contiguous_id`` maps.
+
+    Returns:
+        One dict an image, as Detectron2's own COCO panoptic data sets give it: ``file_name``,
+        ``image_id``, ``height``, ``width`` (if the JSON has them), ``pan_seg_file_name``,
+        ``sem_seg_file_name`` (with ``sem_seg_root``) and ``segments_info``, a list of ``id``,
+        ``category_id`` (contiguous), ``isthing``, ``iscrowd``, ``area``, ``bbox``.
+
+    Raises:
+        ValueError: naming the record, for an image or a category that the JSON does not list.
+    """
+    with open(panoptic_json, encoding="utf-8") as stream:
+        content = json.load(stream)
+    images = {image["id"]: image for image in content["images"]}
+    things = meta["thing_dataset_id_to_contiguous_id"]
+    everything = {**meta["stuff_dataset_id_to_contiguous_id"], **things}
+    records = []
+    for annotation in content["annotations"]:
+        where = f"{panoptic_json}: annotation of image {annotation['image_id']!r}"
+        image = images.get(annotation["image_id"])
+        if image is None:
+            raise ValueError(f"{where}: no image with this id in `images`")
+        segments = []
+        for segment in annotation["segments_info"]:
+            category = segment["category_id"]
+            if category not in everything:
+                raise ValueError(
+                    f"{where}: segment {segment['id']} has unknown category {category}"
+                )
+            segments.append(
+                {
+                    "id": segment["id"],
+                    "category_id": everything[category],
+                    "isthing": category in things,
+                    "iscrowd": segment.get("iscrowd", 0),
+                    **{key: segment[key] for key in ("area", "bbox") if key in segment},
+                }
+            )
+        record = {
+            "file_name": os.path.join(image_root, image["file_name"]),
+            "image_id": annotation["image_id"],
+            **{key: image[key] for key in ("height", "width") if key in image},
+            "pan_seg_file_name": os.path.join(panoptic_root, annotation["file_name"]),
+            "segments_info": segments,
+        }
+        if sem_seg_root is not None:
+            record["sem_seg_file_name"] = os.path.join(sem_seg_root, annotation["file_name"])
+        records.append(record)
+    return records
+
+
+def _loader_paths(paths: dict[str, str | None]) -> dict[str, Any]:
+    return {k: paths[k] for k in ("panoptic_json", "image_root", "panoptic_root", "sem_seg_root")}
+
+
+def _known(name: str, paths: dict[str, str | None]) -> bool:
+    """Whether this very data set is registered; raises if another one has the name."""
+    if name not in DatasetCatalog:
+        return False
+    before = _registered.get(name)
+    if before == paths:
+        return True
+    if before is None:
+        raise ValueError(f"the name {name!r} is taken by a data set registered elsewhere")
+    changed = [f"{k}: {before.get(k)} → {paths.get(k)}" for k in paths if before.get(k) != paths[k]]
+    raise ValueError(f"{name!r} is registered already, with other paths ({'; '.join(changed)})")
+
+
+def _register(
+    name: str, paths: dict[str, str | None], loader: Callable[[], list[dict[str, Any]]]
+) -> None:
+    # A name that somebody took out of the catalog may leave metadata that would contradict ours.
+    if name in MetadataCatalog.list():
+        MetadataCatalog.remove(name)
+    DatasetCatalog.register(name, loader)
+    _registered[name] = paths
+
+
+def _folder(path: PathLike | None, what: str, name: str) -> str | None:
+    if path is not None and not os.path.isdir(path):
+        raise FileNotFoundError(
+            f"data set {name!r}: no folder {os.fspath(path)} for {what}; correct the path, or put "
+            f"the data there ($DETECTRON2_DATASETS names the folder of all data sets)"
+        )
+    return None if path is None else os.fspath(path)
+
+
+def _file(path: PathLike | None, what: str, name: str) -> str | None:
+    if path is not None and not os.path.isfile(path):
+        raise FileNotFoundError(
+            f"data set {name!r}: no file {os.fspath(path)} for {what}; correct the path, or put "
+            f"the data there ($DETECTRON2_DATASETS names the folder of all data sets)"
+        )
+    return None if path is None else os.fspath(path)

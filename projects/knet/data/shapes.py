@@ -1,0 +1,207 @@
+"""Writes the bundled toy data set *shapes* in COCO panoptic format.
+
+A split is one folder, all of it drawn from a seed::
+
+    <root>/<split>/images/000001.png     pictures
+                   panoptic/000001.png   panoptic label maps
+                   panoptic.json         COCO panoptic annotations
+                   instances.json        COCO instances, derived from the panoptic labels
+                   semantic/000001.png   uint8 labels: things 0-3, stuff 4-7
+                   meta.json             the parameters and their hash
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .derive import panoptic_to_instances, panoptic_to_semantic
+from .panoptic_png import write_panoptic_png
+from .shapes_scene import Scene, draw_scene
+
+__all__ = ["SHAPES_CATEGORIES", "write_shapes"]
+
+logger = logging.getLogger(__name__)
+
+# Part of the hash: raise it whenever the drawing or the format changes.
+_VERSION = 1
+
+
+def _category(number: int, name: str, isthing: int, color: tuple[int, int, int]) -> dict[str, Any]:
+    group = "shape" if isthing else "pattern"
+    return {
+        "id": number,
+        "name": name,
+        "isthing": isthing,
+        "color": list(color),
+        "supercategory": group,
+    }
+
+
+# Ids have gaps and mix things with stuff, as COCO's do, so that no code can take them for indices.
+SHAPES_CATEGORIES = (
+    _category(2, "plain", 0, (190, 186, 176)),
+    _category(3, "disc", 1, (214, 69, 65)),
+    _category(5, "square", 1, (244, 179, 80)),
+    _category(6, "stripes", 0, (103, 128, 159)),
+    _category(8, "triangle", 1, (52, 120, 219)),
+    _category(9, "checks", 0, (135, 150, 98)),
+    _category(13, "star", 1, (148, 82, 190)),
+    _category(14, "dots", 0, (94, 148, 141)),
+)
+
+
+def write_shapes(
+    root: str | os.PathLike[str],
+    *,
+    split: str = "train",
+    num_scenes: int,
+    seed: int,
+    size: int = 96,
+) -> Path:
+    """Draws a split and writes it to ``<root>/<split>``, unless it is there already.
+
+    The folder appears complete or not at all; several processes may call this at once. A folder
+    that an earlier call wrote with other parameters is replaced.
+
+    Args:
+        root: folder of the data set; made if missing.
+        split: name of the split; splits of one seed share no scene.
+        num_scenes: how many scenes, at least 1.
+        seed: 0 or more.
+        size: side of a picture in pixels, at least 48.
+
+    Returns:
+        The folder of the split.
+
+    Raises:
+        ValueError: for parameters out of range.
+        FileExistsError: if the folder is there and was not written by this function.
+    """
+    if num_scenes < 1 or not split or Path(split).name != split:
+        raise ValueError(
+            f"need num_scenes >= 1 and a plain split name; got {num_scenes}, {split!r}"
+        )
+    parameters = {
+        "version": _VERSION,
+        "split": split,
+        "num_scenes": num_scenes,
+        "seed": seed,
+        "size": size,
+    }
+    digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()
+    folder = Path(root) / split
+    if _is_written(folder, digest):
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{split}-", dir=folder.parent) as temporary:
+        fresh = Path(temporary) / "fresh"
+        fresh.mkdir()
+        _write_split(fresh, split=split, num_scenes=num_scenes, seed=seed, size=size)
+        meta = {"sha256": digest, **parameters}
+        (fresh / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+        _replace(folder, fresh, Path(temporary) / "old", digest)
+    return folder
+
+
+def _is_written(folder: Path, digest: str) -> bool:
+    if not folder.exists():
+        return False
+    meta = folder / "meta.json"
+    try:
+        return bool(json.loads(meta.read_text(encoding="utf-8"))["sha256"] == digest)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FileExistsError(
+            f"{folder} exists, but was not written by write_shapes (no valid {meta.name}); "
+            f"choose another folder or remove it"
+        ) from error
+
+
+def _replace(folder: Path, fresh: Path, old: Path, digest: str) -> None:
+    """Moves ``fresh`` into place; keeps an equal folder that another process put there first."""
+    try:
+        if folder.exists():
+            folder.rename(old)
+        fresh.rename(folder)
+    except OSError:
+        if not _is_written(folder, digest):
+            raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_split(folder: Path, *, split: str, num_scenes: int, seed: int, size: int) -> None:
+    for name in ("images", "panoptic", "semantic"):
+        (folder / name).mkdir()
+    started = reported = time.monotonic()
+    images, annotations = [], []
+    for index in range(num_scenes):
+        scene = draw_scene(seed, index, split=split, size=size)
+        file_name = f"{index + 1:06d}.png"
+        Image.fromarray(scene.image).save(folder / "images" / file_name, compress_level=3)
+        image = {"id": index + 1, "file_name": file_name, "height": size, "width": size}
+        images.append(image)
+        ids, segments = _segments(scene)
+        write_panoptic_png(str(folder / "panoptic" / file_name), ids)
+        annotations.append(
+            {"image_id": image["id"], "file_name": file_name, "segments_info": segments}
+        )
+        if time.monotonic() - reported > 5:
+            reported = time.monotonic()
+            logger.info("shapes %s: %d of %d scenes", split, index + 1, num_scenes)
+    content = {
+        "info": {"description": f"shapes, a toy data set drawn by K-Net; {split}, seed {seed}"},
+        "licenses": [],
+        "images": images,
+        "annotations": annotations,
+        "categories": list(SHAPES_CATEGORIES),
+    }
+    panoptic_json = folder / "panoptic.json"
+    panoptic_json.write_text(json.dumps(content), encoding="utf-8")
+    panoptic_root = str(folder / "panoptic")
+    panoptic_to_instances(str(panoptic_json), panoptic_root, str(folder / "instances.json"))
+    ordered = sorted(SHAPES_CATEGORIES, key=lambda c: (not c["isthing"], c["id"]))
+    panoptic_to_semantic(
+        str(panoptic_json),
+        panoptic_root,
+        str(folder / "semantic"),
+        class_ids={category["id"]: label for label, category in enumerate(ordered)},
+    )
+    logger.info("shapes %s: %d scenes in %.0f s", split, num_scenes, time.monotonic() - started)
+
+
+def _segments(scene: Scene) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """Segment ids (H, W) uint32 and ``segments_info`` of a scene."""
+    categories = {category["name"]: category for category in SHAPES_CATEGORIES}
+    segments: list[dict[str, Any]] = []
+    for row, name in enumerate(scene.names):
+        category = categories[name]
+        mask = scene.segments == row
+        columns, lines = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
+        # As in COCO, the code is the class colour, varied, so that the PNG is good to look at.
+        red, green, blue = (min(255, max(1, v + 7 * (row - 4))) for v in category["color"])
+        segments.append(
+            {
+                "id": red + 256 * green + 65536 * blue,
+                "category_id": category["id"],
+                "iscrowd": 0,
+                "area": int(mask.sum()),
+                "bbox": [
+                    int(columns[0]),
+                    int(lines[0]),
+                    int(columns[-1] - columns[0] + 1),
+                    int(lines[-1] - lines[0] + 1),
+                ],
+            }
+        )
+    ids = np.array([segment["id"] for segment in segments], np.uint32)
+    return ids[scene.segments], segments

@@ -1,0 +1,41 @@
+"""Evaluators of K-Net's results.
+
+Names are imported when they are first used: ``knet.evaluation.panoptic_quality`` needs numpy and
+Pillow only, while ``build_evaluator`` needs Detectron2.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .build import build_evaluator
+    from .derived import instance_dataset, semantic_dataset
+    from .panoptic_quality import PanopticStatistics, id2rgb, pq_compute, rgb2id
+
+_HOME = {
+    "build_evaluator": "build",
+    "instance_dataset": "derived",
+    "semantic_dataset": "derived",
+    "PanopticStatistics": "panoptic_quality",
+    "id2rgb": "panoptic_quality",
+    "pq_compute": "panoptic_quality",
+    "rgb2id": "panoptic_quality",
+}
+
+__all__ = [
+    "PanopticStatistics",
+    "build_evaluator",
+    "id2rgb",
+    "instance_dataset",
+    "pq_compute",
+    "rgb2id",
+    "semantic_dataset",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

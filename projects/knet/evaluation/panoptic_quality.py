@@ -1,0 +1,375 @@
+"""Panoptic quality (PQ) of predictions in COCO's panoptic format.
+
+Written from the metric's definition (Kirillov, He, Girshick, Rother, Dollár: "Panoptic
+Segmentation", CVPR 2019) and COCO's rules for void and crowd regions:
+
+* A prediction and a ground truth segment match if they have the same category and an IoU above
+  0.5. The union leaves out the prediction's pixels on void. At most one pair can match a segment.
+* Crowd segments never match; unmatched, they are no false negatives.
+* An unmatched prediction is no false positive if more than half of its area lies on void
+  together with the crowd segment of its own category.
+
+Per category, ``PQ = sum(IoU of matches) / (TP + FP / 2 + FN / 2) = SQ * RQ``; the reported
+numbers are means over the categories that occur.
+
+The functions have the names, arguments and results of COCO's own ``panopticapi``, so that
+Detectron2's ``COCOPanopticEvaluator`` can call them unchanged where that package is missing.
+This file needs numpy and Pillow only.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+__all__ = [
+    "CategoryStatistics",
+    "PanopticStatistics",
+    "id2rgb",
+    "image_statistics",
+    "pq_compute",
+    "rgb2id",
+]
+
+logger = logging.getLogger(__name__)
+
+VOID = 0
+# A segment id is a colour of three bytes, so a pair of ids fits into one 64 bit number.
+OFFSET = 256**3
+
+
+def rgb2id(color: np.ndarray | Sequence[int]) -> np.ndarray | int:
+    """Segment ids of COCO's panoptic PNG colours: ``R + 256 G + 256² B``.
+
+    Args:
+        color: ``(H, W, 3)`` integer image, or one colour of three numbers.
+
+    Returns:
+        ``(H, W)`` ids (int32 for a uint8 image, else the image's type), or one int.
+    """
+    if isinstance(color, np.ndarray) and color.ndim == 3:
+        if color.dtype.itemsize < 4:  # 256 * G would overflow
+            color = color.astype(np.int32)
+        return color[..., 0] + 256 * color[..., 1] + 256**2 * color[..., 2]
+    red, green, blue = (int(value) for value in color[:3])
+    return red + 256 * green + 256**2 * blue
+
+
+def id2rgb(id_map: np.ndarray | int) -> np.ndarray | list[int]:
+    """The colours that COCO's panoptic PNGs store for segment ids; inverse of :func:`rgb2id`.
+
+    Args:
+        id_map: integer array of any shape, or one id; ids are in ``[0, 256³)``.
+
+    Returns:
+        uint8 array of shape ``id_map.shape + (3,)``, or a list of three ints.
+
+    Raises:
+        ValueError: an id lies outside the range and would silently become another one.
+    """
+    ids = np.asarray(id_map)
+    if ids.size and (ids.min() < 0 or ids.max() >= OFFSET):
+        raise ValueError(
+            f"Segment ids must lie in [0, {OFFSET}) to be stored as colours; "
+            f"got {ids.min()} to {ids.max()}."
+        )
+    ids = ids.astype(np.uint32)
+    rgb = np.stack([ids & 255, (ids >> 8) & 255, ids >> 16], axis=-1).astype(np.uint8)
+    return rgb if isinstance(id_map, np.ndarray) else [int(value) for value in rgb]
+
+
+@dataclass
+class CategoryStatistics:
+    """Sum of the IoUs of matched pairs, and the counts of one category."""
+
+    iou: float = 0.0
+    tp: int = 0
+    fp: int = 0
+    fn: int = 0
+
+    def __iadd__(self, other: CategoryStatistics) -> CategoryStatistics:
+        self.iou += other.iou
+        self.tp += other.tp
+        self.fp += other.fp
+        self.fn += other.fn
+        return self
+
+    def quality(self) -> dict[str, float]:
+        """``{"pq", "sq", "rq"}`` in [0, 1]; all zero for a category that does not occur."""
+        weight = self.tp + 0.5 * self.fp + 0.5 * self.fn
+        if weight == 0:
+            return {"pq": 0.0, "sq": 0.0, "rq": 0.0}
+        return {
+            "pq": self.iou / weight,
+            "sq": self.iou / self.tp if self.tp else 0.0,
+            "rq": self.tp / weight,
+        }
+
+    @property
+    def occurs(self) -> bool:
+        """Whether the category has a counted segment in ground truth or prediction."""
+        return self.tp + self.fp + self.fn > 0
+
+
+@dataclass
+class PanopticStatistics:
+    """The statistics of each category id; ``a += b`` adds those of other images."""
+
+    categories: dict[int, CategoryStatistics] = field(default_factory=dict)
+
+    def __getitem__(self, category_id: int) -> CategoryStatistics:
+        return self.categories.setdefault(category_id, CategoryStatistics())
+
+    def __iadd__(self, other: PanopticStatistics) -> PanopticStatistics:
+        for category_id, statistics in other.categories.items():
+            own = self[category_id]
+            own += statistics
+        return self
+
+    def __add__(self, other: PanopticStatistics) -> PanopticStatistics:
+        total = PanopticStatistics()
+        total += self
+        total += other
+        return total
+
+    def average(self, category_ids: Iterable[int]) -> dict[str, float]:
+        """Means over those of ``category_ids`` that occur.
+
+        Returns:
+            ``{"pq", "sq", "rq"}`` in [0, 1] and ``"n"``, the number of categories averaged. All
+            are zero if none occurs (a data set without stuff, say).
+        """
+        found = [self[c].quality() for c in category_ids if self[c].occurs]
+        means: dict[str, float] = {
+            key: sum(quality[key] for quality in found) / len(found) if found else 0.0
+            for key in ("pq", "sq", "rq")
+        }
+        means["n"] = len(found)
+        return means
+
+    def summary(self, categories: Mapping[int, Mapping[str, Any]]) -> dict[str, dict]:
+        """The result of :func:`pq_compute`.
+
+        Args:
+            categories: COCO's category records by id; ``isthing`` (0 or 1) is read.
+        """
+        things = [c for c, record in categories.items() if record["isthing"] == 1]
+        stuff = [c for c, record in categories.items() if record["isthing"] != 1]
+        return {
+            "All": self.average(categories),
+            "per_class": {c: self[c].quality() for c in categories},
+            "Things": self.average(things),
+            "Stuff": self.average(stuff),
+        }
+
+
+def image_statistics(
+    gt_ids: np.ndarray,
+    pred_ids: np.ndarray,
+    gt_segments: Sequence[Mapping[str, Any]],
+    pred_segments: Sequence[Mapping[str, Any]],
+    categories: Iterable[int] | None = None,
+    *,
+    where: str = "image",
+) -> PanopticStatistics:
+    """Match the segments of one image and count.
+
+    Args:
+        gt_ids: ``(H, W)`` integers, ground truth segment id of each pixel, 0 for void.
+        pred_ids: ``(H, W)`` integers, predicted segment id of each pixel, 0 for none.
+        gt_segments: records with ``id``, ``category_id`` and optionally ``iscrowd``. Areas are
+            counted in ``gt_ids``. As in COCO's own code, at most one crowd segment of a category
+            counts (the last one).
+        pred_segments: records with ``id`` and ``category_id``.
+        categories: the known category ids; ``None`` accepts any.
+        where: name of the image or its files for error messages.
+
+    Raises:
+        ValueError: sizes differ, an id is listed twice, a predicted id is in the map but not in
+            the records or the reverse, a category is unknown.
+    """
+    if gt_ids.shape != pred_ids.shape:
+        raise ValueError(
+            f"{where}: the prediction's size (height, width) {tuple(pred_ids.shape)} "
+            f"differs from the ground truth's {tuple(gt_ids.shape)}."
+        )
+    known = None if categories is None else set(categories)
+    gt = _by_id(gt_segments, known, f"{where}, ground truth")
+    pred = _by_id(pred_segments, known, f"{where}, prediction")
+
+    pairs, counts = np.unique(
+        gt_ids.astype(np.uint64) * np.uint64(OFFSET) + pred_ids.astype(np.uint64),
+        return_counts=True,
+    )
+    # Plain ints from here: there are as many pairs as overlaps, not as pixels.
+    overlap = {divmod(int(pair), OFFSET): int(count) for pair, count in zip(pairs, counts)}
+    gt_area: dict[int, int] = {}
+    pred_area: dict[int, int] = {}
+    for (gt_id, pred_id), count in overlap.items():
+        gt_area[gt_id] = gt_area.get(gt_id, 0) + count
+        pred_area[pred_id] = pred_area.get(pred_id, 0) + count
+    _check_ids(pred_area, pred, where)
+    unlisted = sorted(set(gt_area) - set(gt) - {VOID})
+    if unlisted:
+        # COCO's code accepts this, so equal numbers need it too; but somebody should know.
+        logger.warning(
+            "%s: ground truth segments %s have pixels but no record.", where, _first(unlisted)
+        )
+
+    statistics = PanopticStatistics()
+    gt_matched, pred_matched = set(), set()
+    for (gt_id, pred_id), intersection in overlap.items():
+        if gt_id not in gt or pred_id not in pred or gt[gt_id].get("iscrowd", 0) == 1:
+            continue
+        category_id = gt[gt_id]["category_id"]
+        if category_id != pred[pred_id]["category_id"]:
+            continue
+        on_void = overlap.get((VOID, pred_id), 0)
+        iou = intersection / (gt_area[gt_id] + pred_area[pred_id] - intersection - on_void)
+        if iou > 0.5:
+            statistics[category_id].tp += 1
+            statistics[category_id].iou += iou
+            gt_matched.add(gt_id)
+            pred_matched.add(pred_id)
+
+    crowd_of_category = {}
+    for gt_id, segment in gt.items():
+        if segment.get("iscrowd", 0) == 1:
+            crowd_of_category[segment["category_id"]] = gt_id
+        elif gt_id not in gt_matched:
+            statistics[segment["category_id"]].fn += 1
+
+    for pred_id, segment in pred.items():
+        if pred_id in pred_matched:
+            continue
+        ignored = overlap.get((VOID, pred_id), 0)
+        crowd_id = crowd_of_category.get(segment["category_id"])
+        if crowd_id is not None:
+            ignored += overlap.get((crowd_id, pred_id), 0)
+        if not ignored / pred_area[pred_id] > 0.5:
+            statistics[segment["category_id"]].fp += 1
+    return statistics
+
+
+def pq_compute(
+    gt_json_file: str | os.PathLike,
+    pred_json_file: str | os.PathLike,
+    gt_folder: str | os.PathLike | None = None,
+    pred_folder: str | os.PathLike | None = None,
+    *,
+    num_workers: int | None = None,
+) -> dict[str, dict]:
+    """Panoptic quality of a data set in COCO's panoptic format (a JSON and a folder of PNGs).
+
+    Only one pair of images a worker is in memory at any time. Workers are threads: reading PNGs
+    and sorting release the interpreter's lock, and nothing is forked beside CUDA. The numbers do
+    not depend on how many there are.
+
+    Args:
+        gt_json_file: ground truth with ``categories`` and ``annotations``.
+        pred_json_file: predictions; an ``annotations`` record for each image of the ground truth.
+        gt_folder: folder of its PNGs; by default the JSON's path without ``.json``.
+        pred_folder: the same for the predictions.
+        num_workers: threads; by default the number of processors, at most 8.
+
+    Returns:
+        ``{"All": {"pq", "sq", "rq", "n"}, "Things": …, "Stuff": …, "per_class": {category id:
+        {"pq", "sq", "rq"}}}`` with qualities in [0, 1] and the number ``n`` of categories.
+
+    Raises:
+        FileNotFoundError: a file or folder does not exist.
+        ValueError: an image without prediction, or a record that contradicts its PNG; the
+            message names the file and the segment.
+    """
+    gt_json_file, pred_json_file = os.fspath(gt_json_file), os.fspath(pred_json_file)
+    gt_folder = os.path.splitext(gt_json_file)[0] if gt_folder is None else os.fspath(gt_folder)
+    pred_folder = (
+        os.path.splitext(pred_json_file)[0] if pred_folder is None else os.fspath(pred_folder)
+    )
+    for folder, content in ((gt_folder, "ground truth"), (pred_folder, "predicted")):
+        if not os.path.isdir(folder):
+            raise FileNotFoundError(f"Folder '{folder}' with {content} segments does not exist.")
+    with open(gt_json_file, encoding="utf-8") as f:
+        gt_json = json.load(f)
+    with open(pred_json_file, encoding="utf-8") as f:
+        pred_by_image = {record["image_id"]: record for record in json.load(f)["annotations"]}
+    categories = {record["id"]: record for record in gt_json["categories"]}
+
+    missing = [r["image_id"] for r in gt_json["annotations"] if r["image_id"] not in pred_by_image]
+    if missing:
+        raise ValueError(
+            f"'{pred_json_file}' has no prediction for {len(missing)} of "
+            f"{len(gt_json['annotations'])} images of '{gt_json_file}': {_first(missing)}."
+        )
+
+    def one_image(gt_record: Mapping[str, Any]) -> PanopticStatistics:
+        pred_record = pred_by_image[gt_record["image_id"]]
+        pred_file = os.path.join(pred_folder, pred_record["file_name"])
+        return image_statistics(
+            _read_ids(os.path.join(gt_folder, gt_record["file_name"])),
+            _read_ids(pred_file),
+            gt_record["segments_info"],
+            pred_record["segments_info"],
+            categories,
+            where=f"Image {gt_record['image_id']} ('{pred_file}')",
+        )
+
+    total = PanopticStatistics()
+    with ThreadPoolExecutor(num_workers or min(os.cpu_count() or 1, 8)) as pool:
+        # `map` keeps the order of the images, and with it the rounding of the sums.
+        for statistics in pool.map(one_image, gt_json["annotations"]):
+            total += statistics
+    return total.summary(categories)
+
+
+def _read_ids(path: str) -> np.ndarray:
+    with Image.open(path) as image:
+        if image.mode != "RGB":
+            raise ValueError(
+                f"'{path}' is a {image.mode} image; panoptic PNGs store segment ids as RGB."
+            )
+        ids = rgb2id(np.asarray(image))
+    assert isinstance(ids, np.ndarray)
+    return ids
+
+
+def _by_id(
+    segments: Sequence[Mapping[str, Any]], known: set[int] | None, where: str
+) -> dict[int, Mapping[str, Any]]:
+    by_id: dict[int, Mapping[str, Any]] = {}
+    for segment in segments:
+        if segment["id"] in by_id:
+            raise ValueError(f"{where}: segment id {segment['id']} is listed twice.")
+        if known is not None and segment["category_id"] not in known:
+            raise ValueError(
+                f"{where}: segment {segment['id']} has unknown category id "
+                f"{segment['category_id']}."
+            )
+        by_id[segment["id"]] = segment
+    return by_id
+
+
+def _check_ids(area: Mapping[int, int], listed: Mapping[int, Any], where: str) -> None:
+    unlisted = sorted(set(area) - set(listed) - {VOID})
+    if unlisted:
+        raise ValueError(
+            f"{where}: predicted segments {_first(unlisted)} are in the PNG but not in the JSON."
+        )
+    absent = sorted(set(listed) - set(area))
+    if absent:
+        raise ValueError(
+            f"{where}: predicted segments {_first(absent)} are in the JSON but not in the PNG."
+        )
+
+
+def _first(values: Sequence[Any], limit: int = 10) -> str:
+    shown = ", ".join(str(value) for value in values[:limit])
+    return shown if len(values) <= limit else f"{shown} and {len(values) - limit} more"

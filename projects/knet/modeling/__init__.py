@@ -1,0 +1,1 @@
+"""The K-Net model. Everything but `meta_arch` and the backbones imports torch only."""

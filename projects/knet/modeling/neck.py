@@ -1,0 +1,74 @@
+"""The semantic-FPN neck: all pyramid levels fused into two maps at the second level's stride."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from knet.modeling.layers import ConvNormReLU, init_convs
+from knet.modeling.position_encoding import SinePositionEncoding
+
+
+class SemanticFPNNeck(nn.Module):
+    """Fuses pyramid levels (K-Net §3.4, after Panoptic FPN's semantic branch).
+
+    The finest level is convolved with stride 2, the second one kept, every coarser one convolved
+    and upsampled by 2 until it has the second level's stride; their sum feeds two 1x1 blocks: one
+    locates objects, the other classifies pixels.
+
+    Args:
+        in_channels: width of each level, finest first; at least two levels.
+        hidden_dim: width C of the two outputs.
+        norm_groups: of every GroupNorm.
+        conv_std: standard deviation of the initial convolution weights.
+    """
+
+    def __init__(
+        self, *, in_channels: Sequence[int], hidden_dim: int, norm_groups: int, conv_std: float
+    ) -> None:
+        super().__init__()
+        if len(in_channels) < 2:
+            raise ValueError(
+                f"SemanticFPNNeck fuses at least two levels, got {len(in_channels)}: "
+                "see MODEL.KNET.IN_FEATURES"
+            )
+
+        def block(width: int, **kwargs: int) -> ConvNormReLU:
+            kwargs = {"kernel_size": 3, **kwargs}
+            return ConvNormReLU(width, hidden_dim, norm_groups=norm_groups, **kwargs)
+
+        self.levels = nn.ModuleList()
+        for index, width in enumerate(in_channels):
+            if index == 0:
+                convs = [block(width, stride=2)]
+            else:
+                convs = [block(width if i == 0 else hidden_dim) for i in range(index)]
+            self.levels.append(nn.ModuleList(convs))
+        self.position_encoding = SinePositionEncoding(in_channels[-1])
+        self.localise = block(hidden_dim, kernel_size=1)
+        self.classify = block(hidden_dim, kernel_size=1)
+        init_convs(self, conv_std)
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Fuse one batch.
+
+        Args:
+            features: maps (B, C_i, H_i, W_i), finest first, each half as large as the one before.
+
+        Returns:
+            The localising and the classifying map, both (B, C, H_1, W_1).
+        """
+        if len(features) != len(self.levels):
+            raise ValueError(f"expected {len(self.levels)} feature maps, got {len(features)}")
+        *finer, coarsest = features
+        coarsest = coarsest + self.position_encoding(coarsest).to(coarsest.dtype)
+        fused = None
+        for index, (level, x) in enumerate(zip(self.levels, [*finer, coarsest])):
+            for i, conv in enumerate(level.children()):
+                x = conv(x)
+                if i < index - 1:  # the number of doublings up to the second level's stride
+                    x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+            fused = x if fused is None else fused + x
+        return self.localise(fused), self.classify(fused)

@@ -1,0 +1,117 @@
+"""One-to-one matching of thing kernels to the objects of an image."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+# larger than any true cost by far, and safe to add up over thousands of rows in float64
+_NON_FINITE_COST = 1e6
+
+
+class Matches(NamedTuple):
+    """Matched pairs of one image, on the CPU, in the order of the kernels.
+
+    Attributes:
+        kernels: (M,) int64.
+        objects: (M,) int64 index into the ground truth.
+    """
+
+    kernels: Tensor
+    objects: Tensor
+
+
+class MaskMatcher:
+    """Hungarian matching on class, mask and dice cost (K-Net §3.5).
+
+    Args:
+        class_weight, mask_weight, dice_weight: factors of the cost terms.
+        alpha, gamma: of the focal class cost.
+    """
+
+    def __init__(
+        self,
+        *,
+        class_weight: float = 2.0,
+        mask_weight: float = 1.0,
+        dice_weight: float = 4.0,
+        alpha: float = 0.25,
+        gamma: float = 2.0,
+    ) -> None:
+        self.class_weight = class_weight
+        self.mask_weight = mask_weight
+        self.dice_weight = dice_weight
+        self.alpha = alpha
+        self.gamma = gamma
+        self._warned: dict[str, int] = {}
+
+    @torch.no_grad()
+    def cost(
+        self, class_logits: Tensor | None, mask_logits: Tensor, labels: Tensor, masks: Tensor
+    ) -> Tensor:
+        """Cost of every pair.
+
+        Args:
+            class_logits: (N, T) over thing classes; None before the first round.
+            mask_logits: (N, h, w).
+            labels: (G,) int64 thing class of each object.
+            masks: (G, h, w) soft masks in [0, 1].
+
+        Returns:
+            (N, G) float32.
+        """
+        p, t = mask_logits.float().sigmoid().flatten(1), masks.flatten(1)
+        pixels = p.shape[1]
+        overlap = p @ t.T
+        agreement = 2 * overlap + pixels - p.sum(1)[:, None] - t.sum(1)  # <p,t> + <1-p,1-t>
+        size = p.square().sum(1)[:, None] + t.square().sum(1) + 2e-3
+        cost = -self.mask_weight * agreement / pixels - self.dice_weight * 2 * overlap / size
+        if class_logits is not None:
+            q = class_logits.float().sigmoid()
+            positive = -(q + 1e-12).log() * self.alpha * (1 - q).pow(self.gamma)
+            negative = -(1 - q + 1e-12).log() * (1 - self.alpha) * q.pow(self.gamma)
+            cost = cost + self.class_weight * (positive - negative)[:, labels]
+        return cost
+
+    def match(self, costs: Sequence[Tensor]) -> list[Matches]:
+        """Solve every cost matrix (N, G); all of them cross to the CPU in one copy.
+
+        With more objects than kernels the cheapest N pairs are matched and the rest is left out.
+        """
+        if not costs:
+            return []
+        flat = torch.cat([cost.flatten() for cost in costs]).cpu()
+        matches = []
+        for cost, block in zip(costs, flat.split([cost.numel() for cost in costs])):
+            num_kernels, num_objects = cost.shape
+            if num_objects > num_kernels:
+                self._warn(
+                    "crowded",
+                    f"an image holds {num_objects} objects but the model has {num_kernels} "
+                    "kernels, so the surplus is not trained: raise MODEL.KNET.NUM_KERNELS",
+                )
+            block = block.double().view(num_kernels, num_objects)
+            finite = block.isfinite()
+            if not finite.all():
+                self._warn(
+                    "non-finite",
+                    f"{int((~finite).sum())} of {block.numel()} matching costs are not finite "
+                    "because mask or class logits are not: the learning rate may be too high",
+                )
+                block = torch.where(finite, block, _NON_FINITE_COST)
+            rows, columns = linear_sum_assignment(block.numpy())
+            matches.append(Matches(torch.as_tensor(rows), torch.as_tensor(columns)))
+        return matches
+
+    def _warn(self, kind: str, message: str) -> None:
+        # the 1st, 2nd, 4th, 8th, ... time: loud at first, never a flood
+        count = self._warned[kind] = self._warned.get(kind, 0) + 1
+        if count & (count - 1) == 0:
+            logger.warning("%s (seen %d times)", message, count)

@@ -1,0 +1,37 @@
+"""AdamW with its own learning rate for the backbone."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from torch import nn
+
+logger = logging.getLogger(__name__)
+
+
+def build_optimizer(cfg: CfgNode, model: Any) -> torch.optim.AdamW:
+    """AdamW over all trainable parameters, weight decay on all of them as published.
+
+    Parameters of the backbone (not of its FPN) learn at SOLVER.BACKBONE_MULTIPLIER times the rate.
+    """
+    if cfg.SOLVER.BASE_LR > 1e-3:
+        logger.warning(
+            "SOLVER.BASE_LR is %g: AdamW on K-Net diverges above about 1e-3; published is 1e-4",
+            cfg.SOLVER.BASE_LR,
+        )
+    backbone = getattr(model.backbone, "bottom_up", model.backbone)
+    in_backbone = {id(p) for p in backbone.parameters()}
+    groups: dict[float, list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            factor = cfg.SOLVER.BACKBONE_MULTIPLIER if id(parameter) in in_backbone else 1.0
+            groups.setdefault(factor, []).append(parameter)
+    return torch.optim.AdamW(
+        [{"params": p, "lr": cfg.SOLVER.BASE_LR * factor} for factor, p in groups.items()],
+        lr=cfg.SOLVER.BASE_LR,
+        weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+        fused=True,
+    )

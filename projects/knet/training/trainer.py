@@ -1,0 +1,127 @@
+"""Detectron2's DefaultTrainer with K-Net's loader, optimiser, step and evaluators."""
+
+from __future__ import annotations
+
+import logging
+import os
+import weakref
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import build_detection_test_loader
+from detectron2.engine import DefaultTrainer, TrainerBase
+from detectron2.evaluation import DatasetEvaluators
+from detectron2.utils import comm
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+from knet.checkpoint.checkpointer import KNetCheckpointer
+from knet.data.loader import build_train_loader
+from knet.data.mapper import KNetDatasetMapper
+from knet.evaluation import build_evaluator
+from knet.training.optimizer import build_optimizer
+from knet.training.step import TrainStep
+
+logger = logging.getLogger(__name__)
+
+_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def autocast_dtype(cfg: CfgNode) -> torch.dtype | None:
+    """The type of mixed precision that the config asks for, or None.
+
+    Raises:
+        ValueError: an unknown type, or float16 on a CPU.
+    """
+    if not cfg.SOLVER.AMP.ENABLED:
+        return None
+    name = cfg.SOLVER.AMP.DTYPE
+    if name not in _DTYPES:
+        raise ValueError(f"SOLVER.AMP.DTYPE is {name!r}; known are {sorted(_DTYPES)}")
+    if name == "float16" and torch.device(cfg.MODEL.DEVICE).type == "cpu":
+        raise ValueError("SOLVER.AMP.DTYPE float16 needs a GPU: use bfloat16 on a CPU")
+    return _DTYPES[name]
+
+
+def clip_norm(cfg: CfgNode) -> float | None:
+    """The limit of the norm of all gradients together, or None.
+
+    Raises:
+        ValueError: clipping of another kind.
+    """
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    if not clip.ENABLED:
+        return None
+    if clip.CLIP_TYPE != "full_model" or clip.NORM_TYPE != 2.0:
+        raise ValueError(
+            f"SOLVER.CLIP_GRADIENTS: CLIP_TYPE {clip.CLIP_TYPE!r} with NORM_TYPE "
+            f"{clip.NORM_TYPE} is not supported; K-Net clips the L2 norm of the full_model"
+        )
+    return clip.CLIP_VALUE
+
+
+def distribute(model: nn.Module) -> nn.Module:
+    """Wrap a model for several processes, on GPUs or CPUs; one process keeps it as it is."""
+    if comm.get_world_size() == 1:
+        return model
+    on_gpu = next(model.parameters()).is_cuda
+    devices = [torch.cuda.current_device()] if on_gpu else None
+    return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+
+
+class Trainer(DefaultTrainer):
+    """`DefaultTrainer` for K-Net; use it in the same way.
+
+    Training resumes exactly: weights, optimiser, schedule, data order and augmentation go on as
+    if there had been no interruption.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        TrainerBase.__init__(self)
+        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        model = distribute(model)
+        seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+        self._trainer = TrainStep(
+            model,
+            lambda seed, step: self.build_train_loader(cfg, seed=seed, start_step=step),
+            optimizer,
+            seed=seed,
+            accumulation_steps=cfg.SOLVER.ACCUMULATION_STEPS,
+            autocast_dtype=autocast_dtype(cfg),
+            clip_norm=clip_norm(cfg),
+        )
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = KNetCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """AdamW with the backbone's own rate."""
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode, *, seed: int = 0, start_step: int = 0) -> DataLoader:
+        """Batches of this process from a step on."""
+        mapper = KNetDatasetMapper(cfg, is_train=True)
+        return build_train_loader(cfg, mapper, seed=seed, start_step=start_step)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        """Detectron2's test loader with K-Net's mapper."""
+        mapper = KNetDatasetMapper(cfg, is_train=False)
+        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+
+    @classmethod
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
+    ) -> DatasetEvaluators:
+        """Evaluators that fit the data set and the results of the model."""
+        folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
+        return build_evaluator(cfg, dataset_name, folder)

@@ -1,0 +1,415 @@
+"""Sheets that show photo, ground truth and prediction side by side, one row an image.
+
+Both maps go through the same calls of Detectron2's Visualizer, in one fixed colour a class, so
+that equal results look equal and the same input gives the same pixels in every run.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import logging
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+from detectron2.data import detection_utils as utils
+from detectron2.data import transforms as T
+from detectron2.structures import BitMasks, Instances
+from detectron2.utils.visualizer import GenericMask, Visualizer
+from PIL import Image, ImageDraw, ImageFont
+
+from knet.evaluation.panoptic_quality import rgb2id
+
+__all__ = ["TASKS", "ClassColorVisualizer", "draw_result", "draw_sheet", "write_sheets"]
+
+logger = logging.getLogger(__name__)
+
+# Task → the model's output (Detectron2's names).
+TASKS = {"panoptic": "panoptic_seg", "instance": "instances", "semantic": "sem_seg"}
+
+_COLUMNS = ("photo", "ground truth", "prediction")
+_GAP = 8  # pixels between the tiles of a sheet
+_EDGE = (1.0, 1.0, 240.0 / 255)
+_FONT_SIZE = 16
+
+
+class ClassColorVisualizer(Visualizer):
+    """Detectron2's Visualizer with one colour a class.
+
+    Unlike the original it does not vary colours at random, separates neighbours of one class by
+    light outlines, leaves holes of instances open, and has labels of readable size.
+
+    Args:
+        image: ``(H, W, 3)`` RGB, values in [0, 255].
+        metadata: names and, if present, colours of the classes; missing colours are chosen.
+    """
+
+    def __init__(self, image: np.ndarray, metadata: Metadata) -> None:
+        super().__init__(image, metadata=_with_colors(metadata))
+        self._default_font_size = max(math.sqrt(image.shape[0] * image.shape[1]) / 45, 11)
+
+    def _jitter(self, color: Any) -> tuple[float, ...]:
+        return tuple(color)
+
+    def draw_text(self, text: str, position: Any, **options: Any) -> Any:
+        """As the original, which lets labels run over the image's borders."""
+        super().draw_text(text, position, **options)
+        label = self.output.ax.texts[-1]
+        box = label.get_window_extent(self.output.canvas.get_renderer())  # y upwards
+        x, y = label.get_position()
+        x += max(2 - box.x0, 0) - max(box.x1 + 2 - self.output.width, 0)
+        y += max(box.y1 + 2 - self.output.height, 0) - max(2 - box.y0, 0)
+        label.set_position((x, y))
+        return self.output
+
+    def draw_instance_predictions(self, predictions: Instances) -> Any:
+        """Draw ``pred_masks`` (N, H, W), ``pred_classes`` and, if present, ``scores``."""
+        classes = predictions.pred_classes.tolist()
+        labels = [self.metadata.thing_classes[c] for c in classes]
+        if predictions.has("scores"):
+            scores = predictions.scores.tolist()
+            labels = [f"{n} {100 * s:.0f}%" for n, s in zip(labels, scores)]
+        return self.overlay_instances(
+            masks=list(predictions.pred_masks.numpy()),
+            labels=labels,
+            assigned_colors=[[x / 255 for x in self.metadata.thing_colors[c]] for c in classes],
+            alpha=0.7,
+        )
+
+    def overlay_instances(
+        self,
+        *,
+        boxes: Any = None,
+        labels: Sequence[str] | None = None,
+        masks: Any = None,
+        keypoints: Any = None,
+        assigned_colors: Sequence[Any] | None = None,
+        alpha: float = 0.5,
+    ) -> Any:
+        """Draw masks from the largest to the smallest; the original fills the holes of masks."""
+        if masks is None or boxes is not None or keypoints is not None or assigned_colors is None:
+            return super().overlay_instances(
+                boxes=boxes,
+                labels=labels,
+                masks=masks,
+                keypoints=keypoints,
+                assigned_colors=assigned_colors,
+                alpha=alpha,
+            )
+        masks = [np.asarray(mask, dtype=np.uint8) for mask in masks]
+        for k in sorted(range(len(masks)), key=lambda k: -int(masks[k].sum())):
+            self.draw_binary_mask(
+                masks[k],
+                color=assigned_colors[k],
+                edge_color=_EDGE,
+                text=labels[k] if labels else None,
+                alpha=alpha,
+                area_threshold=0,
+            )
+        return self.output
+
+    def draw_binary_mask(
+        self, binary_mask: np.ndarray, color: Any = None, *, edge_color: Any = None, **options: Any
+    ) -> Any:
+        """As the original, which draws no outline of a mask with holes."""
+        super().draw_binary_mask(binary_mask, color=color, edge_color=edge_color, **options)
+        mask = GenericMask(binary_mask.astype(np.uint8), self.output.height, self.output.width)
+        if edge_color is not None and mask.has_holes:
+            for polygon in mask.polygons:
+                self.draw_polygon(polygon.reshape(-1, 2), color, edge_color=edge_color, alpha=0)
+        return self.output
+
+
+def draw_result(
+    image: np.ndarray,
+    result: Any,
+    metadata: Metadata,
+    *,
+    task: str = "panoptic",
+    score_threshold: float = 0.3,
+    min_side: int = 320,
+) -> np.ndarray:
+    """Draw one result over its photo.
+
+    Args:
+        image: ``(H, W, 3)`` RGB uint8.
+        result: as a Detectron2 model gives it for the task: ``(ids (H, W), segments_info)``,
+            ``Instances`` with ``pred_masks``, or ``sem_seg`` (C, H, W); also a label map (H, W).
+        metadata: the data set's.
+        task: ``panoptic``, ``instance`` or ``semantic``.
+        score_threshold: instances with a lower score are left out.
+        min_side: a smaller image is enlarged by a whole factor, so that labels are readable.
+
+    Returns:
+        ``(H', W', 3)`` RGB uint8, the size of the (enlarged) photo.
+    """
+    factor = _factor(image, min_side)
+    visualizer = ClassColorVisualizer(_enlarge_photo(image, factor), metadata)
+    if task == "panoptic":
+        ids, segments = result
+        visualizer.draw_panoptic_seg(
+            torch.as_tensor(_enlarge_labels(_numpy(ids), factor)),
+            [dict(segment) for segment in segments],  # the Visualizer writes areas into them
+            area_threshold=0,
+            alpha=0.7,
+        )
+    elif task == "instance":
+        instances = result.to("cpu")
+        if instances.has("scores"):
+            instances = instances[instances.scores >= score_threshold]
+        masks = _enlarge_labels(_numpy(instances.pred_masks).astype(np.uint8), factor)
+        enlarged = Instances(masks.shape[-2:])
+        enlarged.pred_masks = torch.as_tensor(masks)
+        enlarged.pred_classes = instances.pred_classes
+        if instances.has("scores"):
+            enlarged.scores = instances.scores
+        visualizer.draw_instance_predictions(enlarged)
+    elif task == "semantic":
+        labels = _numpy(result)
+        if labels.ndim == 3:
+            labels = labels.argmax(axis=0)
+        visualizer.draw_sem_seg(_enlarge_labels(labels, factor), area_threshold=0, alpha=0.7)
+    else:
+        raise ValueError(f"Unknown task {task!r}; known are {', '.join(TASKS)}.")
+    return visualizer.output.get_image()
+
+
+def draw_sheet(
+    records: Sequence[Mapping[str, Any]],
+    outputs: Sequence[Mapping[str, Any]],
+    metadata: Metadata,
+    *,
+    task: str = "panoptic",
+    score_threshold: float = 0.3,
+    min_side: int = 320,
+) -> np.ndarray:
+    """Photo, ground truth and prediction side by side, one row an image.
+
+    Args:
+        records: the images' records in Detectron2's standard format. Ground truth is taken from
+            ``pan_seg_file_name`` and ``segments_info``, ``annotations`` or ``sem_seg_file_name``;
+            an image without any has two columns.
+        outputs: for each record the model's output; the key for ``task`` is read
+            (``panoptic_seg``, ``instances``, ``sem_seg``), at the photo's size.
+        metadata, task, score_threshold, min_side: as for :func:`draw_result`.
+
+    Returns:
+        ``(H, W, 3)`` RGB uint8, with column titles and the names of the files.
+
+    Raises:
+        ValueError: unknown task, no image, or an output that lacks the task's key.
+    """
+    if task not in TASKS:
+        raise ValueError(f"Unknown task {task!r}; known are {', '.join(TASKS)}.")
+    if not records or len(records) != len(outputs):
+        raise ValueError(f"Got {len(records)} records and {len(outputs)} outputs.")
+    rows = []
+    for record, output in zip(records, outputs):
+        if TASKS[task] not in output:
+            raise ValueError(
+                f"The output for '{record['file_name']}' has no '{TASKS[task]}': "
+                f"turn on MODEL.KNET.TEST.{task.upper()}_ON."
+            )
+        image = utils.read_image(record["file_name"], format="RGB")
+        tiles = [(_COLUMNS[0], _enlarge_photo(image, _factor(image, min_side)))]
+        truth = _ground_truth(record, task, image.shape[:2])
+        for title, result in ((_COLUMNS[1], truth), (_COLUMNS[2], output[TASKS[task]])):
+            if result is None:
+                continue
+            drawn = draw_result(
+                image,
+                result,
+                metadata,
+                task=task,
+                score_threshold=score_threshold,
+                min_side=min_side,
+            )
+            tiles.append((title, drawn))
+        rows.append(_row(tiles, os.path.basename(record["file_name"])))
+    width = max(row.shape[1] for row in rows)
+    return np.concatenate(
+        [
+            np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=255)
+            for row in rows
+        ]
+    )
+
+
+def write_sheets(
+    model: torch.nn.Module,
+    cfg: CfgNode,
+    dataset_name: str,
+    output_dir: str,
+    image_ids_or_num: int | Sequence[int | str] = 8,
+    task: str = "panoptic",
+    score_threshold: float = 0.3,
+) -> list[str]:
+    """Run a model on images of a data set and write one sheet (PNG) for each.
+
+    Args:
+        model: a Detectron2 model; used in evaluation mode and left as it was.
+        cfg: ``INPUT.FORMAT`` and the test sizes are read.
+        dataset_name: a registered data set.
+        output_dir: made if missing; files are ``<image>_<image id>_<task>.png``.
+        image_ids_or_num: the number of images from the data set's start; or image ids, where a
+            number that is no image's id counts as a position in the data set, from 0.
+        task: ``panoptic``, ``instance`` or ``semantic``.
+        score_threshold: instances with a lower score are not drawn.
+
+    Returns:
+        The files' paths.
+
+    Raises:
+        ValueError: an image that the data set does not have, or see :func:`draw_sheet`.
+    """
+    records = _choose(DatasetCatalog.get(dataset_name), image_ids_or_num, dataset_name)
+    metadata = MetadataCatalog.get(dataset_name)
+    resize = T.AugmentationList(utils.build_augmentation(cfg, is_train=False))
+    os.makedirs(output_dir, exist_ok=True)
+    paths = []
+    was_training = model.training
+    model.eval()
+    try:
+        for position, record in enumerate(records):
+            image = utils.read_image(record["file_name"], format=cfg.INPUT.FORMAT)
+            height, width = image.shape[:2]
+            augmented = T.AugInput(image)
+            resize(augmented)
+            tensor = torch.as_tensor(augmented.image.transpose(2, 0, 1).copy())
+            with torch.no_grad():
+                output = model([{**record, "image": tensor, "height": height, "width": width}])[0]
+            sheet = draw_sheet(
+                [record], [output], metadata, task=task, score_threshold=score_threshold
+            )
+            stem = os.path.splitext(os.path.basename(record["file_name"]))[0]
+            name = f"{stem}_{record.get('image_id', position)}_{task}.png".replace(os.sep, "_")
+            paths.append(os.path.join(output_dir, name))
+            Image.fromarray(sheet).save(paths[-1])
+            logger.info("Wrote %s", paths[-1])
+    finally:
+        model.train(was_training)
+    return paths
+
+
+def _choose(
+    records: list[dict[str, Any]], wanted: int | Sequence[int | str], dataset_name: str
+) -> list[dict[str, Any]]:
+    if isinstance(wanted, int):
+        return records[:wanted]
+    by_id = {str(record["image_id"]): record for record in records if "image_id" in record}
+    chosen = []
+    for key in map(str, wanted):
+        if key in by_id:
+            chosen.append(by_id[key])
+        elif key.isdecimal() and int(key) < len(records):
+            chosen.append(records[int(key)])
+        else:
+            raise ValueError(
+                f"Data set '{dataset_name}' has no image with id {key}, "
+                f"and {len(records)} images by position."
+            )
+    return chosen
+
+
+def _ground_truth(record: Mapping[str, Any], task: str, size: tuple[int, int]) -> Any:
+    """The record's ground truth in the form of the model's output, or None if it has none."""
+    if task == "instance" and "annotations" in record:
+        annotations = record["annotations"]
+        truth = Instances(size)
+        truth.pred_classes = torch.as_tensor([a["category_id"] for a in annotations]).long()
+        truth.pred_masks = torch.zeros(len(annotations), *size, dtype=torch.bool)
+        for k, annotation in enumerate(annotations):
+            mask = annotation["segmentation"]
+            if not isinstance(mask, np.ndarray):  # polygons or RLE
+                mask = GenericMask(mask, *size).mask
+            truth.pred_masks[k] = torch.as_tensor(mask > 0)
+        return truth
+    if task == "semantic" and "sem_seg_file_name" in record:
+        return utils.read_image(record["sem_seg_file_name"]).squeeze()
+    if "pan_seg_file_name" not in record:
+        return None
+
+    ids = rgb2id(utils.read_image(record["pan_seg_file_name"], format="RGB"))
+    segments = record["segments_info"]
+    if task == "panoptic":
+        return ids, segments
+    if task == "instance":
+        things = [segment for segment in segments if segment.get("isthing", True)]
+        truth = Instances(size)
+        truth.pred_classes = torch.as_tensor([s["category_id"] for s in things]).long()
+        masks = [torch.as_tensor(ids == s["id"]) for s in things]
+        truth.pred_masks = torch.stack(masks) if masks else BitMasks(torch.zeros(0, *size)).tensor
+        return truth
+    labels = np.full(size, 255, dtype=np.int64)  # no class: not drawn
+    for segment in segments:
+        labels[ids == segment["id"]] = segment["category_id"]
+    return labels
+
+
+def _with_colors(metadata: Metadata) -> Metadata:
+    """A copy of the metadata with a colour for each class."""
+    values = {k: v for k, v in metadata.as_dict().items() if k != "name"}
+    things = list(values.get("thing_classes") or [])
+    stuff = list(values.get("stuff_classes") or [])
+    # With contiguous ids of one kind, the stuff names begin with those of the things.
+    shift = 0 if stuff[: len(things)] == things else len(things)
+    palette = _palette(shift + max(len(stuff), len(things)))
+    if len(values.get("thing_colors") or []) < len(things):
+        values["thing_colors"] = palette[: len(things)]
+    if len(values.get("stuff_colors") or []) < len(stuff):
+        values["stuff_colors"] = palette[shift:]
+        values["stuff_colors"][: len(things) if shift == 0 else 0] = values["thing_colors"][
+            : len(things)
+        ]
+    return Metadata(name=f"{metadata.get('name', 'data set')} with colours", **values)
+
+
+def _palette(number: int) -> list[tuple[int, int, int]]:
+    """Distinct colours (RGB, 0 to 255): hues a golden section apart, three brightnesses."""
+    colors = []
+    for k in range(number):
+        r, g, b = colorsys.hsv_to_rgb(
+            k * 0.618034 % 1.0, 0.85 - 0.25 * (k % 2), 1.0 - 0.2 * (k % 3)
+        )
+        colors.append((round(255 * r), round(255 * g), round(255 * b)))
+    return colors
+
+
+def _row(tiles: Sequence[tuple[str, np.ndarray]], file_name: str) -> np.ndarray:
+    height, width = tiles[0][1].shape[:2]
+    font = ImageFont.load_default(_FONT_SIZE)
+    title = _FONT_SIZE + _GAP
+    size = (len(tiles) * (width + _GAP) + _GAP, height + title + 2 * _GAP)
+    sheet = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(sheet)
+    for k, (text, tile) in enumerate(tiles):
+        left = _GAP + k * (width + _GAP)
+        if k == 0:
+            text = f"{text}: {file_name}"
+        while draw.textlength(text, font) > width and len(text) > 4:
+            text = text[:-4] + "..."
+        draw.text((left, _GAP // 2), text, fill="black", font=font)
+        sheet.paste(Image.fromarray(tile[:height, :width]), (left, title + _GAP // 2))
+    return np.asarray(sheet)
+
+
+def _factor(image: np.ndarray, min_side: int) -> int:
+    return max(1, math.ceil(min_side / min(image.shape[:2])))
+
+
+def _enlarge_photo(image: np.ndarray, factor: int) -> np.ndarray:
+    size = (image.shape[1] * factor, image.shape[0] * factor)
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+
+
+def _enlarge_labels(labels: np.ndarray, factor: int) -> np.ndarray:
+    return labels.repeat(factor, axis=-2).repeat(factor, axis=-1)
+
+
+def _numpy(values: Any) -> np.ndarray:
+    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)

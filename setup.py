@@ -1,0 +1,45 @@
+"""Packaging of ``knet``, found under ``projects/`` as in other Detectron2 projects."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+INIT = (HERE / "projects" / "knet" / "__init__.py").read_text(encoding="utf-8")
+VERSION = re.search(r'^__version__ = "([^"]+)"', INIT, re.MULTILINE)
+assert VERSION is not None, "projects/knet/__init__.py has no __version__"
+
+setup(
+    name="knet",
+    version=VERSION.group(1),
+    description="K-Net for Detectron2: instance, panoptic and semantic segmentation with kernels",
+    license="Apache-2.0",
+    package_dir={"": "projects"},
+    packages=find_packages("projects"),
+    python_requires=">=3.9",
+    # Ranges only; constraints.txt holds the tested set that `make install` uses.
+    # Detectron2 is not named: it has no release on PyPI under its own name, and naming it would
+    # let pip replace an official build. knet checks for it at import and says what to do.
+    install_requires=[
+        "torch>=2.1",
+        "torchvision>=0.16",
+        "numpy>=1.23",
+        "scipy>=1.9",
+        "Pillow>=9.1",
+        "fvcore>=0.1.5,<0.1.6",
+        "pycocotools>=2.0.6",
+        "tensorboard",
+        "tqdm>4.29.0",
+        # fvcore and Detectron2 use it to crop polygon masks, and neither declares it.
+        "shapely>=1.8",
+    ],
+    extras_require={
+        # OpenCV is left to an extra, as Detectron2 leaves it to its users: opencv-python,
+        # -headless and -contrib-python all install the same `cv2`, pip does not know that one
+        # satisfies another, and two of them overwrite each other's files. Headless needs no
+        # system libraries for windows, so it is the one that works on servers and in CI.
+        "opencv": ["opencv-python-headless>=4.5"],
+        "dev": ["pytest>=7.4", "ruff", "mypy"],
+    },
+)

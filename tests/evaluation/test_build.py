@@ -1,0 +1,225 @@
+"""Detectron2's evaluators as ``build_evaluator`` chooses them, on a data set of four images."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import knet  # noqa: F401  (has to come before detectron2)
+
+# isort: split
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import Boxes, Instances
+from PIL import Image
+
+from knet.evaluation import build_evaluator, id2rgb, instance_dataset, semantic_dataset
+
+SIZE = 40
+THINGS, STUFF = ["cat", "dog"], ["grass", "sky"]
+# Data set id → contiguous id.
+THING_IDS, STUFF_IDS = {3: 0, 7: 1}, {20: 2, 31: 3}
+
+
+def config(panoptic=True, instance=True, semantic=True):
+    test = {"PANOPTIC_ON": panoptic, "INSTANCE_ON": instance, "SEMANTIC_ON": semantic}
+    return CfgNode({"MODEL": {"KNET": {"TEST": test}}})
+
+
+def labels_of(image_id):
+    """Ids of the four segments 1 … 4, of the classes 0 … 3; each image is shifted a bit."""
+    ids = np.full((SIZE, SIZE), 3)
+    ids[SIZE // 2 :] = 4
+    ids[2 + image_id : 14 + image_id, 3:15] = 1
+    ids[18:34, 20 + image_id : 30 + image_id] = 2
+    ids[-1] = 0  # void
+    return ids
+
+
+@pytest.fixture
+def make_dataset(tmp_path):
+    """Register a panoptic data set without instances JSON and without semantic PNGs."""
+    names = []
+
+    def make(name, **metadata):
+        (tmp_path / "panoptic").mkdir(exist_ok=True)
+        content = {
+            "images": [],
+            "annotations": [],
+            "categories": [
+                {"id": key, "name": (THINGS + STUFF)[k], "isthing": int(k < 2)}
+                for key, k in {**THING_IDS, **STUFF_IDS}.items()
+            ],
+        }
+        records = []
+        for image_id in range(4):
+            ids = labels_of(image_id)
+            Image.fromarray(id2rgb(ids)).save(tmp_path / "panoptic" / f"{image_id}.png")
+            contiguous = dict(enumerate(THING_IDS | STUFF_IDS))
+            segments = [
+                {
+                    "id": k + 1,
+                    "category_id": contiguous[k],
+                    "iscrowd": 0,
+                    "area": int((ids == k + 1).sum()),
+                    "bbox": [0, 0, SIZE, SIZE],
+                }
+                for k in range(4)
+            ]
+            content["images"].append(
+                {"id": image_id, "file_name": f"{image_id}.jpg", "height": SIZE, "width": SIZE}
+            )
+            content["annotations"].append(
+                {"image_id": image_id, "file_name": f"{image_id}.png", "segments_info": segments}
+            )
+            records.append(
+                {
+                    "file_name": str(tmp_path / f"{image_id}.jpg"),
+                    "image_id": image_id,
+                    "height": SIZE,
+                    "width": SIZE,
+                    "pan_seg_file_name": str(tmp_path / "panoptic" / f"{image_id}.png"),
+                    "segments_info": [
+                        dict(s, category_id=k, isthing=k < 2) for k, s in enumerate(segments)
+                    ],
+                }
+            )
+        (tmp_path / "panoptic.json").write_text(json.dumps(content), encoding="utf-8")
+        DatasetCatalog.register(name, lambda: records)
+        values = {
+            "panoptic_json": str(tmp_path / "panoptic.json"),
+            "panoptic_root": str(tmp_path / "panoptic"),
+            "thing_classes": THINGS,
+            "stuff_classes": THINGS + STUFF,
+            "thing_dataset_id_to_contiguous_id": THING_IDS,
+            "stuff_dataset_id_to_contiguous_id": THING_IDS | STUFF_IDS,
+            "evaluator_type": "coco_panoptic_seg",
+            "ignore_label": 255,
+            **metadata,
+        }
+        MetadataCatalog.get(name).set(**values)
+        names.append(name)
+        return records
+
+    yield make
+    for catalog in (DatasetCatalog, MetadataCatalog):
+        for name in [n for n in catalog.list() if n.split("/")[0] in names]:
+            catalog.remove(name)
+
+
+def outputs_of(ids):
+    """What a model gives that finds the segments 1 … 4 of ``ids``."""
+    things = [k for k in (1, 2) if (ids == k).any()]
+    instances = Instances((SIZE, SIZE))
+    instances.pred_masks = torch.stack([torch.as_tensor(ids == k) for k in things])
+    instances.pred_classes = torch.as_tensor(things) - 1
+    instances.scores = torch.linspace(0.9, 0.8, len(things))
+    instances.pred_boxes = Boxes(torch.zeros(len(things), 4))
+    segments = [
+        {"id": k, "category_id": k - 1, "isthing": k < 3} for k in range(1, 5) if (ids == k).any()
+    ]
+    semantic = torch.nn.functional.one_hot(torch.as_tensor(np.maximum(ids - 1, 0)), 4)
+    return {
+        "panoptic_seg": (torch.as_tensor(ids, dtype=torch.int32), segments),
+        "instances": instances,
+        "sem_seg": semantic.permute(2, 0, 1).float(),
+    }
+
+
+def evaluate(evaluator, records, ids_of=labels_of):
+    evaluator.reset()
+    for record in records:
+        evaluator.process([dict(record)], [outputs_of(ids_of(record["image_id"]))])
+    return evaluator.evaluate()
+
+
+STANDARD = {  # the form of Detectron2's own coco_2017_val_panoptic
+    "thing_classes": THINGS + STUFF,
+    "stuff_dataset_id_to_contiguous_id": STUFF_IDS,
+    "json_file": None,
+}
+
+
+@pytest.mark.parametrize("metadata", [{}, STANDARD], ids=["knet", "standard"])
+def test_perfect_results(make_dataset, tmp_path, metadata):
+    records = make_dataset("evaluated", **metadata)
+    out = str(tmp_path / "out")
+    results = evaluate(build_evaluator(config(), "evaluated", out), records)
+    assert results["panoptic_seg"]["PQ"] == results["panoptic_seg"]["PQ_st"] == 100
+    assert results["segm"]["AP"] == pytest.approx(100)
+    assert results["segm"]["AP-cat"] == pytest.approx(100)
+    assert results["sem_seg"]["mIoU"] == 100
+    # A second evaluation finds the derived files, also by another name for the same folder.
+    derived = tmp_path / "out" / "derived" / "evaluated"
+    times = {p: p.stat().st_mtime_ns for p in derived.rglob("*")}
+    assert {p.name for p in times} >= {"instances.json", "semantic", "0.png"}
+    results = evaluate(build_evaluator(config(), "evaluated", out), records)
+    assert results["segm"]["AP"] == pytest.approx(100)
+    assert times == {p: p.stat().st_mtime_ns for p in derived.rglob("*")}
+
+
+def test_wrong_results(make_dataset, tmp_path):
+    records = make_dataset("evaluated")
+
+    def ids_of(image_id):
+        ids = labels_of(image_id)
+        ids[ids == 2] = 4  # the dog is taken for sky
+        return ids
+
+    results = evaluate(build_evaluator(config(), "evaluated", str(tmp_path)), records, ids_of)
+    dog, sky = 160, [int((labels_of(k) == 4).sum()) for k in range(4)]
+    iou_sky = np.mean([pixels / (pixels + dog) for pixels in sky])
+    panoptic = results["panoptic_seg"]
+    assert panoptic["PQ_th"] == pytest.approx(50)  # cat 100, dog 0
+    assert panoptic["PQ_st"] == pytest.approx(50 * (1 + iou_sky))
+    assert results["segm"]["AP"] == pytest.approx(50)
+    assert results["segm"]["AP-dog"] == 0
+    assert results["sem_seg"]["IoU-dog"] == 0
+    sky_over_all = sum(sky) / (sum(sky) + 4 * dog)
+    assert results["sem_seg"]["mIoU"] == pytest.approx(100 * (2 + sky_over_all) / 4)
+
+
+def test_switches_choose(make_dataset, tmp_path):
+    make_dataset("evaluated")
+    for switches, expected in (
+        ((True, False, False), ["COCOPanopticEvaluator"]),
+        ((False, True, False), ["COCOEvaluator"]),
+        ((False, False, True), ["SemSegEvaluator"]),
+    ):
+        evaluators = build_evaluator(config(*switches), "evaluated", str(tmp_path))._evaluators
+        assert [type(e).__name__ for e in evaluators] == expected
+    with pytest.raises(ValueError, match=r"'evaluated'.*PANOPTIC_ON or .*INSTANCE_ON"):
+        build_evaluator(config(False, False, False), "evaluated", str(tmp_path))
+
+
+def test_newer_annotations_are_derived_again(make_dataset, tmp_path):
+    make_dataset("evaluated")
+    alias = instance_dataset("evaluated", str(tmp_path / "out"))
+    json_file = tmp_path / "out" / "derived" / "evaluated" / "instances.json"
+    assert MetadataCatalog.get(alias).json_file == str(json_file)
+    json_file.write_text("old", encoding="utf-8")
+    instance_dataset("evaluated", str(tmp_path / "out"))
+    assert json_file.read_text(encoding="utf-8") == "old"
+    (tmp_path / "panoptic.json").touch()
+    instance_dataset("evaluated", str(tmp_path / "out"))
+    assert len(json.loads(json_file.read_text(encoding="utf-8"))["annotations"]) == 8
+
+
+def test_complete_data_set_is_taken_as_it_is(make_dataset, tmp_path):
+    records = make_dataset("evaluated", json_file=str(tmp_path / "instances.json"))
+    (tmp_path / "instances.json").write_text("{}", encoding="utf-8")
+    for record in records:
+        record["sem_seg_file_name"] = record["pan_seg_file_name"]
+    assert instance_dataset("evaluated", None) == "evaluated"
+    assert semantic_dataset("evaluated", None) == "evaluated"
+
+
+def test_errors_say_what_is_missing(make_dataset):
+    make_dataset("evaluated", evaluator_type="lvis")
+    with pytest.raises(ValueError, match=r"'evaluated' has evaluator_type 'lvis'.*sem_seg"):
+        build_evaluator(config(), "evaluated")
+    with pytest.raises(ValueError, match=r"'evaluated'.*output folder"):
+        instance_dataset("evaluated", None)

@@ -1,0 +1,158 @@
+"""Sheets of photo, ground truth and prediction."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import knet  # noqa: F401  (has to come before detectron2)
+
+# isort: split
+import torch
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+from detectron2.structures import Instances
+from PIL import Image
+
+from knet.evaluation.panoptic_quality import id2rgb
+from knet.visualization import TASKS, draw_result, draw_sheet, write_sheets
+
+RED, BLUE = (250, 20, 20), (20, 20, 250)
+CLASSES = {
+    "thing_classes": ["disc"],
+    "thing_colors": [RED],
+    "stuff_classes": ["disc", "wall"],
+    "stuff_colors": [RED, BLUE],
+}
+METADATA = Metadata(name="two classes", **CLASSES)
+H, W = 40, 60
+
+
+def ring():
+    """Segment ids: a square thing 1 with a hole, stuff 2 elsewhere."""
+    ids = np.full((H, W), 2, dtype=np.int32)
+    ids[5:35, 5:35] = 1
+    ids[14:26, 14:26] = 2
+    return ids
+
+
+def output(score=0.9):
+    ids = torch.as_tensor(ring())
+    instances = Instances((H, W))
+    instances.pred_masks = (ids == 1)[None]
+    instances.pred_classes = torch.tensor([0])
+    instances.scores = torch.tensor([score])
+    segments = [
+        {"id": 1, "category_id": 0, "isthing": True},
+        {"id": 2, "category_id": 1, "isthing": False},
+    ]
+    semantic = torch.stack([ids == 1, ids == 2]).float()
+    return {"panoptic_seg": (ids, segments), "instances": instances, "sem_seg": semantic}
+
+
+@pytest.fixture
+def records(tmp_path):
+    Image.new("RGB", (W, H), (128, 128, 128)).save(tmp_path / "photo.png")
+    Image.fromarray(id2rgb(ring())).save(tmp_path / "panoptic.png")
+    return [
+        {
+            "file_name": str(tmp_path / "photo.png"),
+            "image_id": image_id,
+            "pan_seg_file_name": str(tmp_path / "panoptic.png"),
+            "segments_info": output()["panoptic_seg"][1],
+        }
+        for image_id in (7, 9)
+    ]
+
+
+def tiles(sheet, rows=1):
+    """The three drawings of a sheet's first row, without titles."""
+    height, width = 8 * H, 8 * W  # enlarged until the short side has 320 pixels
+    top = (sheet.shape[0] // rows) - height - 12
+    return [sheet[top : top + height, 8 + k * (width + 8) :][:, :width] for k in range(3)]
+
+
+@pytest.mark.parametrize("task", list(TASKS))
+def test_equal_results_look_equal(records, task):
+    sheet = draw_sheet(records[:1], [output()], METADATA, task=task)
+    assert sheet.dtype == np.uint8 and sheet.shape == (320 + 40, 3 * (480 + 8) + 8, 3)
+    photo, truth, prediction = tiles(sheet)
+    assert (photo == 128).all()
+    if task == "instance":  # the prediction's label has a score
+        truth, prediction = truth[:, 240:], prediction[:, 240:]
+    assert (truth == prediction).all()
+
+
+@pytest.mark.parametrize("task", list(TASKS))
+def test_classes_have_their_colors_and_holes_stay_open(records, task):
+    _, truth, prediction = tiles(draw_sheet(records[:1], [output()], METADATA, task=task))
+    for tile in (truth, prediction):
+        disc, wall, hole = tile[60, 60].astype(int), tile[60, 440].astype(int), tile[118, 118]
+        assert disc[0] > disc[2] + 100
+        if task == "instance":
+            assert (wall == 128).all() and (hole == 128).all()
+        else:
+            assert wall[2] > wall[0] + 100 and hole[2] > hole[0]
+
+
+def test_sheet_is_deterministic_and_leaves_outputs_alone(records):
+    out = [output(), output()]
+    np.random.seed(1)
+    first = draw_sheet(records, out, METADATA)
+    np.random.seed(2)
+    assert (draw_sheet(records, out, METADATA) == first).all()
+    assert first.shape[0] == 2 * 360
+    assert all(set(s) == {"id", "category_id", "isthing"} for s in out[0]["panoptic_seg"][1])
+
+
+def test_classes_without_colors_get_distinct_ones(records):
+    names = {key: CLASSES[key] for key in ("thing_classes", "stuff_classes")}
+    metadata = Metadata(name="plain", **names)
+    tile = tiles(draw_sheet(records[:1], [output()], metadata))[2].astype(int)
+    assert abs(tile[60, 60] - tile[60, 440]).sum() > 100
+
+
+def test_low_scores_are_not_drawn():
+    image = np.full((400, 400, 3), 128, dtype=np.uint8)
+    instances = Instances((400, 400))
+    instances.pred_masks = torch.ones(1, 400, 400, dtype=torch.bool)
+    instances.pred_classes, instances.scores = torch.tensor([0]), torch.tensor([0.2])
+    options = {"metadata": METADATA, "task": "instance"}
+    assert (draw_result(image, instances, **options) == image).all()
+    assert (draw_result(image, instances[:0], **options) == image).all()
+    assert (draw_result(image, instances, score_threshold=0.1, **options) != image).any()
+
+
+def test_missing_output_names_the_switch(records):
+    with pytest.raises(ValueError, match=r"photo\.png.*SEMANTIC_ON"):
+        draw_sheet(records[:1], [{}], METADATA, task="semantic")
+    with pytest.raises(ValueError, match="depth"):
+        draw_sheet(records[:1], [output()], METADATA, task="depth")
+
+
+class Model(torch.nn.Module):
+    def forward(self, batched_inputs):
+        assert not self.training
+        assert batched_inputs[0]["image"].shape == (3, 80, 120)
+        assert (batched_inputs[0]["height"], batched_inputs[0]["width"]) == (H, W)
+        return [output()]
+
+
+def test_write_sheets(records, tmp_path):
+    DatasetCatalog.register("sheets", lambda: records)
+    MetadataCatalog.get("sheets").set(**CLASSES)
+    try:
+        cfg = get_cfg()
+        cfg.INPUT.MIN_SIZE_TEST = 80
+        model, folder = Model(), str(tmp_path / "sheets")
+        names = ["photo_7_panoptic.png", "photo_9_panoptic.png"]
+        for chosen, expected in ((1, names[:1]), ([9, 0], names[::-1]), (["7"], names[:1])):
+            paths = write_sheets(model, cfg, "sheets", folder, chosen)
+            assert paths == [f"{folder}/{name}" for name in expected]
+        assert model.training
+        assert np.asarray(Image.open(paths[0])).shape == (360, 1472, 3)
+        with pytest.raises(ValueError, match="'sheets' has no image with id 5"):
+            write_sheets(model, cfg, "sheets", folder, [5])
+    finally:
+        DatasetCatalog.remove("sheets")
+        MetadataCatalog.remove("sheets")

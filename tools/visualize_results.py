@@ -1,0 +1,71 @@
+"""Draw a model's results on images of a data set beside photo and ground truth.
+
+    python tools/visualize_results.py --config-file configs/coco/panoptic/knet_r50_fpn_3x.yaml \\
+        --dataset coco_2017_val_panoptic --images 139 285 \\
+        --output sheets MODEL.WEIGHTS model_final.pth
+
+Each image gives one PNG; their paths are printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+
+import knet  # noqa: F401  (registers the model; has to come before detectron2)
+
+# isort: split
+from detectron2.modeling import build_model
+from detectron2.utils.logger import setup_logger
+
+from knet.checkpoint.checkpointer import KNetCheckpointer
+from knet.config import get_cfg_from_file
+from knet.data.builtin import register_builtin
+from knet.visualization import TASKS, write_sheets
+
+
+def main(arguments: Sequence[str] | None = None) -> list[str]:
+    """Parse arguments, run the model, write and list the sheets."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True)
+    parser.add_argument(
+        "--dataset", help="registered data set; by default the config's first test data set"
+    )
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--images", nargs="+", metavar="ID", help="image ids, or positions in the data set from 0"
+    )
+    which.add_argument("--num", type=int, default=8, help="number of images from the start")
+    parser.add_argument("--task", choices=list(TASKS), default="panoptic")
+    parser.add_argument("--score-threshold", type=float, default=0.3, help="of drawn instances")
+    parser.add_argument("--output", default="sheets", help="folder for the PNGs")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config keys and values")
+    args = parser.parse_args(arguments)
+    for k, value in enumerate(args.images or []):
+        if re.fullmatch(r"[A-Z_]+(\.\w+)+", value):  # config keys right behind the images
+            args.images, args.opts = args.images[:k], args.images[k:] + args.opts
+            break
+
+    setup_logger(name="knet")
+    cfg = get_cfg_from_file(args.config_file, args.opts)
+    register_builtin([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+    model = build_model(cfg)
+    KNetCheckpointer(model, strict=True).load(cfg.MODEL.WEIGHTS)
+    paths = write_sheets(
+        model,
+        cfg,
+        args.dataset or cfg.DATASETS.TEST[0],
+        args.output,
+        args.images or args.num,
+        args.task,
+        args.score_threshold,
+    )
+    print("\n".join(paths))
+    return paths
+
+
+if __name__ == "__main__":
+    main()

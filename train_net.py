@@ -1,0 +1,72 @@
+#!/usr/bin/env python3
+"""Train or evaluate K-Net.
+
+    python train_net.py --config-file configs/coco/panoptic/knet_r50_fpn_1x.yaml --num-gpus 8
+    python train_net.py --config-file ... --eval-only MODEL.WEIGHTS model_final.pth
+    torchrun --nproc-per-node 8 train_net.py --config-file ...
+
+`--num-gpus` is the number of processes on this machine; with MODEL.DEVICE cpu they use no GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import knet  # noqa: F401  (before Detectron2, which it fits to current libraries)
+
+# isort: split
+from detectron2.config import CfgNode
+from detectron2.engine import default_argument_parser, default_setup
+from detectron2.evaluation import verify_results
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from knet.checkpoint.checkpointer import KNetCheckpointer
+from knet.config import get_cfg_from_file
+from knet.data.builtin import register_builtin
+from knet.training.launch import launch
+from knet.training.trainer import Trainer
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """Config from file and command line, logging and data sets."""
+    cfg = get_cfg_from_file(args.config_file, args.opts)
+    cfg.freeze()
+    return cfg
+
+
+def main(args: argparse.Namespace) -> dict:
+    """What one process does; returns the results of the last evaluation."""
+    cfg = setup(args)
+    default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="knet")
+    register_builtin([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+    if args.eval_only:
+        model = Trainer.build_model(cfg)
+        checkpointer = KNetCheckpointer(model, cfg.OUTPUT_DIR, strict=True)
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        results = Trainer.test(cfg, model)
+        if comm.is_main_process():
+            verify_results(cfg, results)
+        return results
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
+
+
+if __name__ == "__main__":
+    arguments = default_argument_parser(epilog=__doc__).parse_args()
+    if not arguments.config_file:
+        sys.exit(
+            "train_net.py: name a config with --config-file, e.g. configs/shapes/panoptic.yaml"
+        )
+    launch(
+        main,
+        arguments.num_gpus,
+        num_machines=arguments.num_machines,
+        machine_rank=arguments.machine_rank,
+        dist_url=arguments.dist_url,
+        on_gpu=setup(arguments).MODEL.DEVICE.startswith("cuda"),
+        args=(arguments,),
+    )
