@@ -96,7 +96,7 @@ def get_cfg_from_file(config_file: str, opts: Sequence[str] = ()) -> CN:
     """Config of a YAML file with overrides `KEY VALUE ...`, not frozen; on the CPU without a GPU.
 
     Raises:
-        KeyError: for a key that no config has.
+        KeyError: the file has a key that no config has; AssertionError if it is in `opts`.
         FileNotFoundError: for a missing file.
     """
     cfg = get_cfg()

@@ -1,4 +1,6 @@
-"""Draws one scene of the toy data set *shapes*: things that differ by outline, stuff by pattern.
+"""Draws one scene of the toy data set *shapes*.
+
+Things differ by outline and by a fine marking, stuff by a coarser pattern.
 
 Colours are drawn from one distribution for everything, so a model must look at form. All
 geometry comes from signed distances in numpy; labels are exact and hard, only the picture has
@@ -20,7 +22,7 @@ STUFF_NAMES = ("plain", "stripes", "checks", "dots")
 
 MAX_THINGS = 6
 THING_COUNT_SHARES = (0.06, 0.12, 0.16, 0.18, 0.18, 0.16, 0.14)  # of 0 … 6 things; some do not fit
-DIAMETER_RANGE = (13.0, 40.0)  # at 96 px; pixels across the circumscribed circle, scaled by size
+DIAMETER_RANGE = (18.0, 44.0)  # at 96 px; pixels across the circumscribed circle, scaled by size
 MIN_VISIBLE_FRACTION = 0.5  # a thing hidden further could be of any class
 MIN_VISIBLE_PIXELS = 40  # at 96 px
 MIN_REGION_FRACTION = 0.10  # a narrower piece of a pattern shows too little of it
@@ -97,7 +99,8 @@ def draw_scene(seed: int, index: int, *, split: str = "train", size: int = 96) -
         names.append(name)
         colour = _pick_colour(rng, colours)
         colours.append(colour)
-        _paint_thing(rng, image, distance, colour, xs, ys, scale)
+        marking = _marking(rng, name, distance, xs, ys, scale)
+        _paint_thing(rng, image, distance, colour * marking[..., None], xs, ys, scale)
 
     light = rng.uniform(-0.12, 0.12, 2)
     image *= (1 + light[0] * (xs / size - 0.5) + light[1] * (ys / size - 0.5))[..., None]
@@ -232,6 +235,29 @@ def _polygon_distance(polygon: np.ndarray, dx: np.ndarray, dy: np.ndarray) -> np
         crosses = (wy >= 0) != (dy - np.float32(by) >= 0)
         inside ^= crosses & ((ex * wy - ey * wx) * (1 if ey > 0 else -1) < 0)
     return np.where(inside, -1, 1) * np.sqrt(squared)
+
+
+def _marking(
+    rng: np.random.Generator,
+    name: str,
+    distance: np.ndarray,
+    xs: np.ndarray,
+    ys: np.ndarray,
+    scale: float,
+) -> np.ndarray:
+    """Brightness factor (H, W) of a thing's fill, finer than any pattern of stuff."""
+    angle = rng.uniform(0, np.pi)
+    u = (xs * np.cos(angle) + ys * np.sin(angle)) / scale
+    v = (ys * np.cos(angle) - xs * np.sin(angle)) / scale
+    if name == "disc":  # rings
+        wave = np.cos(2 * np.pi * distance / (6 * scale))
+    elif name == "square":  # a weave
+        wave = np.sin(2 * np.pi * u / 7) * np.sin(2 * np.pi * v / 7) * 1.6
+    elif name == "triangle":  # lines
+        wave = np.sin(2 * np.pi * u / 6)
+    else:  # a star is plain
+        wave = np.zeros_like(u)
+    return 1 + 0.26 * np.clip(wave, -1, 1)
 
 
 def _paint_thing(

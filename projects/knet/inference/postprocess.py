@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from knet.inference.instances import InstanceResult, InstanceSelection
@@ -42,6 +43,7 @@ class ImageResult:
     semantic: Tensor | None = None
 
 
+@torch.no_grad()
 def postprocess(
     class_logits: Tensor,
     mask_logits: Tensor,

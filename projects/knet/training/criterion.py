@@ -113,6 +113,9 @@ class KNetCriterion:
 
     def upsample(self, masks: Tensor) -> Tensor:
         """(B, N, H, W) -> float32 at the targets' resolution."""
+        if not masks.numel():  # interpolate refuses it, but the graph must reach every parameter
+            height, width = (n * self.mask_upsample for n in masks.shape[-2:])
+            return masks.float().sum().expand(*masks.shape[:2], height, width)
         return F.interpolate(
             masks.float(), scale_factor=self.mask_upsample, mode="bilinear", align_corners=False
         )

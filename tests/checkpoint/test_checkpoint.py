@@ -1,0 +1,61 @@
+"""Published names and the checkpointer."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+
+from knet.checkpoint.checkpointer import KNetCheckpointer
+from knet.checkpoint.published_names import import_published, to_our_name, to_published_name
+
+SHAPES = Path(__file__).parents[1] / "golden" / "published_shapes.json"
+
+
+@pytest.mark.parametrize("task", ["instance", "panoptic"])
+def test_names_translate_both_ways(task):
+    names = json.loads(SHAPES.read_text())[task]["parameters"]
+    heads = [name for name in names if not name.startswith("backbone.")]
+    ours = [to_our_name(name) for name in heads]
+    assert None not in ours and len(set(ours)) == len(heads)
+    assert [to_published_name(name) for name in ours] == heads
+
+
+def test_unknown_published_names_are_all_listed():
+    state = {"roi_head.mask_head.0.fc_mask.bias": torch.zeros(2), "a.b": torch.zeros(1),
+             "c": torch.zeros(1)}  # fmt: skip
+    with pytest.raises(KeyError, match=r"a\.b, c"):
+        import_published(state)
+    assert to_our_name("rpn_head.conv_seg.extra.weight") is None
+
+
+def test_feature_transforms_become_matrices():
+    name = "roi_head.mask_head.2.feat_transform.conv.weight"
+    renamed = import_published({name: torch.zeros(4, 4, 1, 1)})
+    assert renamed["heads.rounds.2.feature_transform.weight"].shape == (4, 4)
+
+
+def test_backbone_alone_may_be_loaded_for_training_but_not_for_scoring(tiny_cfg, tmp_path):
+    model = build_model(tiny_cfg)
+    state = {k: v for k, v in model.state_dict().items() if k.startswith("backbone.")}
+    torch.save({"model": state}, tmp_path / "backbone.pth")
+    other = build_model(tiny_cfg)
+    KNetCheckpointer(other).load(str(tmp_path / "backbone.pth"))
+    for name, value in other.backbone.state_dict().items():
+        assert torch.equal(value, state[f"backbone.{name}"]), name
+    with pytest.raises(ValueError, match=r"backbone\.pth: checkpoint of another model: \d+ of"):
+        KNetCheckpointer(other, strict=True).load(str(tmp_path / "backbone.pth"))
+
+
+def test_other_shapes_are_named(tiny_cfg, tmp_path):
+    KNetCheckpointer(build_model(tiny_cfg), str(tmp_path)).save("model")
+    tiny_cfg.MODEL.KNET.NUM_KERNELS = 7
+    checkpointer = KNetCheckpointer(build_model(tiny_cfg), strict=True)
+    with pytest.raises(ValueError, match=r"init_kernels\.weight \(is \(12, .*should be \(7, "):
+        checkpointer.load(str(tmp_path / "model.pth"))
+
+
+def test_missing_file(tiny_cfg):
+    with pytest.raises(FileNotFoundError, match=r"lost\.pth.*MODEL\.WEIGHTS"):
+        KNetCheckpointer(build_model(tiny_cfg)).load("lost.pth")

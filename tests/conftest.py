@@ -1,0 +1,53 @@
+"""Shared by all tests."""
+
+# isort: off
+import knet  # noqa: F401  (before Detectron2)
+
+# isort: on
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def tiny_opts(tmp_path):
+    """Overrides that make configs/shapes/panoptic.yaml small and its output temporary."""
+    return [
+        "OUTPUT_DIR", str(tmp_path / "out"), "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "",
+        "MODEL.SMALL_RESNET.CHANNELS", "[16, 32, 48, 64]", "MODEL.FPN.OUT_CHANNELS", "16",
+        "MODEL.FPN.IN_FEATURES", "['res2', 'res3', 'res4', 'res5']",
+        "MODEL.KNET.HIDDEN_DIM", "16", "MODEL.KNET.FFN_DIM", "32", "MODEL.KNET.NORM_GROUPS", "4",
+        "MODEL.KNET.NUM_HEADS", "4", "SOLVER.IMS_PER_BATCH", "4", "SOLVER.MAX_ITER", "6",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_shapes(tmp_path_factory):
+    """Registered data sets tiny_train and tiny_val of 12 and 4 scenes."""
+    from knet.data import register_coco_panoptic, write_shapes
+
+    root = tmp_path_factory.mktemp("tiny_shapes")
+    for split, count in (("train", 12), ("val", 4)):
+        folder = write_shapes(root, split=split, num_scenes=count, seed=3)
+        register_coco_panoptic(
+            f"tiny_{split}",
+            image_root=folder / "images",
+            panoptic_root=folder / "panoptic",
+            panoptic_json=folder / "panoptic.json",
+            instances_json=folder / "instances.json",
+            sem_seg_root=folder / "semantic",
+        )
+    return root
+
+
+@pytest.fixture
+def tiny_cfg(tiny_opts, tiny_shapes):
+    """A small panoptic config on the tiny shapes."""
+    from knet.config import get_cfg_from_file
+
+    data = ["DATASETS.TRAIN", "('tiny_train',)", "DATASETS.TEST", "('tiny_val',)"]
+    return get_cfg_from_file("configs/shapes/panoptic.yaml", [*tiny_opts, *data])

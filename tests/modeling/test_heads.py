@@ -1,0 +1,106 @@
+"""Neck, kernel head and rounds: shapes, published initialisation, gradients."""
+
+import math
+
+import pytest
+import torch
+
+from knet.modeling.kernel_head import KernelHead
+from knet.modeling.kernel_rounds import KernelRounds
+from knet.modeling.kernel_update import UpdateRound
+from knet.modeling.neck import SemanticFPNNeck
+from knet.modeling.position_encoding import SinePositionEncoding
+
+
+def make_head(stuff=3, kernels=6, dim=64):
+    return KernelHead(
+        hidden_dim=dim, num_kernels=kernels, num_thing_classes=5, num_stuff_classes=stuff,
+        norm_groups=8, conv_std=0.01, class_prior=0.01,
+    )  # fmt: skip
+
+
+def make_round(classes=8, dim=64):
+    return UpdateRound(dim=dim, num_heads=4, ffn_dim=128, num_classes=classes)
+
+
+@pytest.mark.parametrize("levels", [2, 3, 4])
+def test_neck_fuses_at_the_second_stride(levels):
+    neck = SemanticFPNNeck(
+        in_channels=[8 * (i + 1) for i in range(levels)], hidden_dim=16, norm_groups=4, conv_std=1
+    )
+    maps = [torch.randn(2, 8 * (i + 1), 48 >> i, 32 >> i) for i in range(levels)]
+    for out in neck(maps):
+        assert out.shape == (2, 16, 24, 16)
+        assert out.min() >= 0  # both end in a ReLU
+    # p2: one convolution, p3: one, p4: two, p5: three
+    assert [len(level) for level in neck.levels] == [1, 1, 2, 3][:levels]
+
+
+def test_neck_needs_matching_maps_and_groups():
+    with pytest.raises(ValueError, match="at least two levels"):
+        SemanticFPNNeck(in_channels=[8], hidden_dim=16, norm_groups=4, conv_std=1)
+    with pytest.raises(ValueError, match="5 norm groups do not divide 16"):
+        SemanticFPNNeck(in_channels=[8, 8], hidden_dim=16, norm_groups=5, conv_std=1)
+    neck = SemanticFPNNeck(in_channels=[8, 8], hidden_dim=16, norm_groups=4, conv_std=1)
+    with pytest.raises(ValueError, match="expected 2 feature maps, got 1"):
+        neck([torch.zeros(1, 8, 4, 4)])
+
+
+def test_position_encoding_by_hand():
+    encoding = SinePositionEncoding(4)(torch.zeros(1, 4, 2, 3))
+    y, x = 2 * math.pi * 2 / (2 + 1e-6), 2 * math.pi * 1 / (3 + 1e-6)
+    expected = torch.tensor([math.sin(y), math.cos(y), math.sin(x), math.cos(x)])
+    torch.testing.assert_close(encoding[:, 1, 0], expected, atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="multiple of 4"):
+        SinePositionEncoding(6)
+
+
+def test_kernel_head_joins_stuff_behind_things():
+    head = make_head()
+    out = head(torch.randn(2, 64, 6, 5), torch.randn(2, 64, 6, 5))
+    assert out.kernels.shape == (2, 9, 64)
+    assert out.masks.shape == (2, 9, 6, 5)
+    assert out.seg_logits.shape == (2, 8, 6, 5)
+    assert torch.equal(out.masks[:, 6:], out.seg_logits[:, 5:])
+    rows = head.seg_predictor.weight.flatten(1)[5:]
+    assert torch.equal(out.kernels[1, 6:], rows)
+    instance = make_head(stuff=0)(torch.randn(1, 64, 6, 5), torch.randn(1, 64, 6, 5))
+    assert instance.kernels.shape == (1, 6, 64)
+
+
+def test_published_initialisation():
+    head = make_head(kernels=200)
+    assert head.init_kernels.weight.std().item() == pytest.approx(1, abs=0.03)
+    assert head.seg_predictor.weight.std().item() == pytest.approx(0.01, abs=0.002)
+    assert head.localise.conv.weight.std().item() == pytest.approx(0.01, abs=0.001)
+    assert head.seg_predictor.bias.sigmoid().tolist() == pytest.approx([0.01] * 8)
+    update = make_round()
+    assert update.class_predictor.bias.sigmoid().tolist() == pytest.approx([0.01] * 8)
+    for name, parameter in update.named_parameters():
+        if parameter.dim() > 1:  # Xavier uniform: variance 2 / (fan in + fan out)
+            expected = math.sqrt(2 / sum(parameter.shape))
+            assert parameter.std().item() == pytest.approx(expected, rel=0.1), name
+
+
+def test_gradient_reaches_features_but_not_the_masks_that_gathered():
+    x = torch.randn(2, 64, 6, 5, requires_grad=True)
+    masks = torch.randn(2, 9, 6, 5, requires_grad=True)
+    kernels = torch.randn(2, 9, 64, requires_grad=True)
+    out = make_round()(x, kernels, masks)
+    assert out.class_logits.shape == (2, 9, 8)
+    assert out.masks.shape == masks.shape and out.kernels.shape == kernels.shape
+    (out.masks.sum() + out.class_logits.sum()).backward()
+    assert masks.grad is None
+    assert x.grad.abs().sum() > 0 and kernels.grad.abs().sum() > 0
+
+
+def test_rounds_chain_and_share_nothing():
+    rounds = KernelRounds(make_round() for _ in range(3))
+    x, kernels, masks = torch.randn(1, 64, 4, 4), torch.randn(1, 9, 64), torch.randn(1, 9, 4, 4)
+    outputs = rounds(x, kernels, masks)
+    by_hand = rounds[1](x, outputs[0].kernels, outputs[0].masks)
+    torch.testing.assert_close(outputs[1].masks, by_hand.masks)
+    storages = [p.data_ptr() for p in rounds.parameters()]
+    assert len(storages) == len(set(storages))
+    with pytest.raises(ValueError, match="at least one update round"):
+        KernelRounds([])

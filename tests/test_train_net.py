@@ -1,0 +1,94 @@
+"""The command line, as a user types it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*arguments, env=None, launcher=()):
+    command = [sys.executable, "-W", "ignore", *launcher, "train_net.py", *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **(env or {})}, capture_output=True, text=True
+    )
+
+
+@pytest.fixture
+def data(tiny_shapes, tmp_path):
+    """A data folder whose `shapes` are the tiny ones."""
+    root = tmp_path / "data"
+    root.mkdir()
+    (root / "shapes").symlink_to(tiny_shapes)
+    return {"DETECTRON2_DATASETS": str(root)}
+
+
+CONFIG = ("--config-file", "configs/shapes/panoptic.yaml")
+
+
+def test_train_evaluate_and_refuse_foreign_weights(data, tiny_opts, tmp_path):
+    done = run(*CONFIG, "--num-gpus", 2, *tiny_opts, env=data)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "eta:" in done.stdout
+    out = tmp_path / "out"
+    scores = json.loads((out / "metrics.json").read_text().splitlines()[-1])
+    assert {"panoptic_seg/PQ", "segm/AP", "sem_seg/mIoU"} <= set(scores)
+    assert list(out.glob("events.out.tfevents.*"))
+
+    again = [*tiny_opts, "MODEL.WEIGHTS", out / "model_final.pth"]
+    evaluated = run(*CONFIG, "--eval-only", *again, env=data)
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert f"{scores['panoptic_seg/PQ']:.4f}" in evaluated.stdout
+
+    foreign = run(*CONFIG, "--eval-only", *again, "MODEL.KNET.NUM_KERNELS", 9, env=data)
+    assert foreign.returncode != 0
+    assert "checkpoint of another model" in foreign.stderr and "init_kernels" in foreign.stderr
+
+
+def test_torchrun(data, tiny_opts):
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    done = run(
+        *CONFIG, *tiny_opts, "SOLVER.MAX_ITER", 2, "DATASETS.TEST", "()", env=data,
+        launcher=launcher,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "iter: 1" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ((), "name a config with --config-file"),
+        (("--config-file", "configs/none.yaml"), "configs/none.yaml"),
+        ((*CONFIG, "MODEL.KNET.KERNELS", "3"), "KERNELS"),
+        ((*CONFIG, "DATASETS.TRAIN", "('nowhere',)"), "'nowhere'"),
+        ((*CONFIG, "MODEL.KNET.NUM_THING_CLASSES", "80"), "80, but the data set"),
+        ((*CONFIG, "MODEL.WEIGHTS", "lost.pth"), "lost.pth: no such checkpoint"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_named(data, tmp_path, arguments, message):
+    opts = ("OUTPUT_DIR", tmp_path / "out") if arguments else ()
+    done = run(*arguments, *opts, env=data)
+    assert done.returncode != 0
+    assert message in done.stderr.strip().splitlines()[-1] or message in done.stderr
+
+
+def test_missing_data_folder_is_named(tmp_path):
+    done = run(
+        "--config-file", "configs/coco/panoptic/knet_r50_fpn_1x.yaml", "MODEL.WEIGHTS", "",
+        "OUTPUT_DIR", tmp_path / "out", env={"DETECTRON2_DATASETS": str(tmp_path / "none")},
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert str(tmp_path / "none") in done.stderr
+
+
+def test_checkpoint_of_nothing_in_common_is_refused(data, tiny_opts, tmp_path):
+    torch.save({"model": {"some.weight": torch.zeros(3)}}, tmp_path / "other.pth")
+    done = run(*CONFIG, *tiny_opts, "MODEL.WEIGHTS", tmp_path / "other.pth", env=data)
+    assert done.returncode != 0
+    assert "other.pth: checkpoint of another model" in done.stderr

@@ -1,0 +1,53 @@
+"""Soft targets."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from knet.training.targets import build_targets, shrink_masks
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3, 4, 8])
+def test_shrinking_is_bilinear_interpolation(factor):
+    masks = torch.rand(5, 24 * factor // 2 * 2, 8 * factor) > 0.5
+    masks = masks[:, : masks.shape[1] // factor * factor]
+    expected = F.interpolate(
+        masks[None].float(), scale_factor=1 / factor, mode="bilinear", align_corners=False
+    )[0]
+    assert torch.equal(shrink_masks(masks, factor), expected)
+
+
+def test_targets_of_one_image():
+    things = torch.zeros(2, 6, 10, dtype=torch.bool)
+    things[0, :4, :4] = True
+    sem_seg = torch.full((6, 10), 255)
+    sem_seg[:, 4:] = 7
+    sem_seg[:2, :4] = 3  # a thing's label is no stuff
+    targets = build_targets(
+        thing_labels=torch.tensor([3, 1]),
+        thing_masks=things,
+        sem_seg=sem_seg,
+        stuff_ids=torch.tensor([5, 6, 7, 8]),
+        padded_size=(8, 16),
+        stride=4,
+        device=torch.device("cpu"),
+    )
+    assert targets.thing_labels.tolist() == [3, 1]
+    assert targets.thing_masks[0].tolist() == [[1, 0, 0, 0], [0, 0, 0, 0]]
+    assert targets.thing_masks[1].sum() == 0
+    assert targets.stuff_labels.tolist() == [2]
+    # rows 4-7 sample rows 5 and 6, of which 6 is padding: coverage one half
+    assert targets.stuff_masks.tolist() == [[[0, 1, 0.5, 0], [0, 0.5, 0.25, 0]]]
+
+
+def test_targets_without_objects_or_stuff():
+    targets = build_targets(
+        thing_labels=torch.zeros(0, dtype=torch.int64),
+        thing_masks=torch.zeros(0, 8, 8, dtype=torch.bool),
+        sem_seg=None,
+        stuff_ids=torch.tensor([], dtype=torch.int64),
+        padded_size=(16, 8),
+        stride=4,
+        device=torch.device("cpu"),
+    )
+    assert targets.thing_masks.shape == (0, 4, 2) and targets.stuff_masks.shape == (0, 4, 2)

@@ -1,0 +1,256 @@
+"""The trainer: resuming, several processes, accumulation, clipping, mixed precision."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+
+from knet.training.launch import launch
+from knet.training.trainer import Trainer, autocast_dtype, clip_norm
+
+
+def weights(trainer):
+    model = trainer._trainer.model
+    model = getattr(model, "module", model)
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def steps(trainer, count):
+    """Run some steps without the hooks; returns the losses of each."""
+    history = []
+    with EventStorage(0) as storage:
+        for i in range(count):
+            storage.iter = trainer._trainer.iter = i
+            trainer._trainer.run_step()
+            if comm.is_main_process():
+                latest = storage.latest()
+                history.append({k: v[0] for k, v in latest.items() if "loss" in k})
+    return history
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_resumed_training_ends_with_the_weights_of_an_uninterrupted_one(tiny_cfg, tmp_path):
+    tiny_cfg.SOLVER.CHECKPOINT_PERIOD = 2
+    tiny_cfg.DATASETS.TEST = ()
+    tiny_cfg.OUTPUT_DIR = str(tmp_path / "whole")
+    whole = Trainer(tiny_cfg)
+    whole.resume_or_load(resume=False)
+    start = weights(whole)
+    whole.train()
+
+    tiny_cfg.OUTPUT_DIR = str(tmp_path / "parts")
+    first = Trainer(tiny_cfg)
+    first.resume_or_load(resume=False)
+    first._trainer.model.load_state_dict(start, strict=False)
+
+    def interrupt():
+        if first.iter == 4:
+            raise Interrupted
+        type(first).after_step(first)
+
+    first.after_step = interrupt
+    with pytest.raises(Interrupted):
+        first.train()
+    assert (Path(tiny_cfg.OUTPUT_DIR) / "model_0000003.pth").is_file()
+
+    torch.manual_seed(99)  # whatever happened in between
+    tiny_cfg.SEED = -1  # the checkpoint's seed counts
+    second = Trainer(tiny_cfg)
+    second.resume_or_load(resume=True)
+    assert second.start_iter == 4
+    second.train()
+    assert second.iter == whole.iter
+    for name, value in weights(whole).items():
+        assert torch.equal(value, weights(second)[name]), name
+    changed = [n for n, v in weights(whole).items() if not torch.equal(v, start[n])]
+    assert len(changed) == len(start)
+    lines = (tmp_path / "parts" / "metrics.json").read_text().splitlines()
+    assert json.loads(lines[-1])["iteration"] == 5
+
+
+def _distributed_steps(cfg, path):
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    history = steps(trainer, 3)
+    if comm.is_main_process():
+        torch.save({"weights": weights(trainer), "losses": history}, path)
+
+
+@pytest.mark.parametrize("empty_rank", [False, True])
+def test_two_processes_compute_what_one_does(tiny_cfg, tiny_shapes, tmp_path, empty_rank):
+    if empty_rank:
+        # one object in one scene: the other process of the first step has no ground truth
+        _write_sparse(tiny_shapes, tmp_path)
+        _register_sparse(tiny_shapes, tmp_path)
+        tiny_cfg.DATASETS.TRAIN = ("sparse_train",)
+        tiny_cfg.SOLVER.IMS_PER_BATCH = 2
+    tiny_cfg.DATALOADER.NUM_WORKERS = 0
+    tiny_cfg.MODEL.KNET.FREEZE_NORM_STATS = True  # batch statistics are a process's own
+    initial = Trainer.build_model(tiny_cfg)
+    torch.save({"model": initial.state_dict()}, tmp_path / "initial.pth")
+    tiny_cfg.MODEL.WEIGHTS = str(tmp_path / "initial.pth")
+
+    _distributed_steps(tiny_cfg, tmp_path / "one.pth")
+    worker = _Worker(tmp_path if empty_rank else None, tiny_shapes)
+    launch(worker, 2, on_gpu=False, args=(tiny_cfg, tmp_path / "two.pth"))
+    one, two = (torch.load(tmp_path / f"{n}.pth", weights_only=True) for n in ("one", "two"))
+    for a, b in zip(one["losses"], two["losses"]):
+        assert set(a) == set(b)
+        for name in a:
+            assert b[name] == pytest.approx(a[name], rel=1e-5, abs=1e-6), name
+    for name, value in one["weights"].items():
+        torch.testing.assert_close(two["weights"][name], value, rtol=1e-5, atol=1e-5, msg=name)
+
+
+class _Worker:
+    """Registers the data sets in a spawned process, then trains."""
+
+    def __init__(self, sparse_root, shapes_root):
+        self.sparse_root, self.shapes_root = sparse_root, shapes_root
+
+    def __call__(self, cfg, path):
+        torch.set_num_threads(1)
+        _register_tiny(self.shapes_root)
+        if self.sparse_root is not None:
+            _register_sparse(self.shapes_root, self.sparse_root)
+        _distributed_steps(cfg, path)
+
+
+def _register_tiny(root):
+    from knet.data import register_coco_panoptic
+
+    for split in ("train", "val"):
+        folder = root / split
+        register_coco_panoptic(
+            f"tiny_{split}", image_root=folder / "images", panoptic_root=folder / "panoptic",
+            panoptic_json=folder / "panoptic.json", instances_json=folder / "instances.json",
+            sem_seg_root=folder / "semantic",
+        )  # fmt: skip
+
+
+def _write_sparse(shapes_root, tmp_path):
+    """Two scenes: one as drawn, one all void."""
+    import numpy as np
+
+    from knet.data import write_panoptic_png
+
+    folder, pngs = shapes_root / "train", tmp_path / "sparse"
+    content = json.loads((folder / "panoptic.json").read_text())
+    full = max(content["annotations"], key=lambda a: len(a["segments_info"]))
+    void = next(a for a in content["annotations"] if a is not full)
+    pngs.mkdir(exist_ok=True)
+    source = folder / "panoptic" / full["file_name"]
+    (pngs / full["file_name"]).write_bytes(source.read_bytes())
+    write_panoptic_png(str(pngs / void["file_name"]), np.zeros((96, 96), dtype=np.uint32))
+    content["annotations"] = [full, {**void, "segments_info": []}]
+    kept = {full["image_id"], void["image_id"]}
+    content["images"] = [i for i in content["images"] if i["id"] in kept]
+    (tmp_path / "sparse.json").write_text(json.dumps(content))
+
+
+def _register_sparse(shapes_root, tmp_path):
+    from knet.data import register_coco_panoptic
+
+    images = shapes_root / "train" / "images"
+    register_coco_panoptic(
+        "sparse_train", image_root=images, panoptic_root=tmp_path / "sparse",
+        panoptic_json=tmp_path / "sparse.json",
+    )  # fmt: skip
+
+
+def test_accumulated_parts_average(tiny_cfg):
+    tiny_cfg.MODEL.KNET.FREEZE_NORM_STATS = True
+    tiny_cfg.SOLVER.ACCUMULATION_STEPS = 2
+    trainer = Trainer(tiny_cfg)
+    trainer._trainer.clip_norm = None
+    parts = list(_batches(trainer, 2))
+    expected = {}
+    for batch in parts:
+        assert len(batch) == 2
+        losses = trainer._trainer.model(batch)
+        (sum(losses.values()) / 2).backward()
+        for name, value in losses.items():
+            expected[name] = expected.get(name, 0) + value.item() / 2
+    model = trainer._trainer.model
+    gradients = {n: p.grad.clone() for n, p in model.named_parameters()}
+    (history,) = steps(trainer, 1)
+    assert {k: history[k] for k in expected} == pytest.approx(expected, rel=1e-5)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-4, atol=1e-6)
+
+
+def _batches(trainer, count):
+    step = trainer._trainer
+    loader = iter(step._make_loader(step.seed, 0))
+    return (next(loader) for _ in range(count))
+
+
+def test_all_gradients_together_are_clipped(tiny_cfg):
+    trainer = Trainer(tiny_cfg)
+    trainer._trainer.clip_norm = 0.5
+    steps(trainer, 1)
+    norms = [p.grad.norm() for p in trainer._trainer.model.parameters()]
+    assert torch.stack(norms).norm().item() == pytest.approx(0.5, rel=1e-4)
+
+
+def test_bfloat16_on_the_cpu_trains(tiny_cfg):
+    tiny_cfg.SOLVER.AMP.ENABLED = True
+    trainer = Trainer(tiny_cfg)
+    before = weights(trainer)
+    (losses, _) = steps(trainer, 2)
+    assert losses["total_loss"] > 0
+    assert all(v.dtype == torch.float32 for v in weights(trainer).values())
+    assert any(not torch.equal(v, before[n]) for n, v in weights(trainer).items())
+
+
+def test_non_finite_loss_stops_with_its_name(tiny_cfg):
+    trainer = Trainer(tiny_cfg)
+    with torch.no_grad():
+        trainer._trainer.model.heads.rounds[2].mask_predictor.bias.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match=r"'loss_round3_mask': \S*nan"):
+        steps(trainer, 1)
+
+
+def test_backbone_learns_at_its_own_rate(tiny_cfg, caplog):
+    tiny_cfg.SOLVER.BASE_LR = 0.01
+    tiny_cfg.SOLVER.BACKBONE_MULTIPLIER = 0.25
+    tiny_cfg.MODEL.BACKBONE.NAME = "build_small_resnet_fpn_backbone"
+    tiny_cfg.MODEL.KNET.IN_FEATURES = ["p1", "p2", "p3", "p4"]
+    with caplog.at_level(logging.WARNING):
+        trainer = Trainer(tiny_cfg)
+    assert "SOLVER.BASE_LR is 0.01" in caplog.text
+    groups = {g["initial_lr"]: g["params"] for g in trainer._trainer.optimizer.param_groups}
+    assert set(groups) == {0.01, 0.0025}
+    model = trainer._trainer.model
+    slow = {id(p) for p in groups[0.0025]}
+    assert slow == {id(p) for p in model.backbone.bottom_up.parameters()}
+    assert id(model.backbone.fpn_lateral1.weight) not in slow
+    assert sum(map(len, groups.values())) == len(list(model.parameters()))
+    assert {g["weight_decay"] for g in trainer._trainer.optimizer.param_groups} == {0.05}
+
+
+def test_precision_and_clipping_keys(tiny_cfg):
+    assert autocast_dtype(tiny_cfg) is None
+    tiny_cfg.SOLVER.AMP.ENABLED = True
+    assert autocast_dtype(tiny_cfg) is torch.bfloat16
+    tiny_cfg.SOLVER.AMP.DTYPE = "float16"
+    with pytest.raises(ValueError, match="float16 needs a GPU"):
+        autocast_dtype(tiny_cfg)
+    tiny_cfg.MODEL.DEVICE = "cuda"
+    assert autocast_dtype(tiny_cfg) is torch.float16
+    tiny_cfg.SOLVER.AMP.DTYPE = "float8"
+    with pytest.raises(ValueError, match="'float8'"):
+        autocast_dtype(tiny_cfg)
+    assert clip_norm(tiny_cfg) == 1.0
+    tiny_cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "value"
+    with pytest.raises(ValueError, match="'value'"):
+        clip_norm(tiny_cfg)
+    tiny_cfg.SOLVER.CLIP_GRADIENTS.ENABLED = False
+    assert clip_norm(tiny_cfg) is None
