@@ -22,11 +22,11 @@ setup(
     # Detectron2 is not named: it has no release on PyPI under its own name, and naming it would
     # let pip replace an official build. knet checks for it at import and says what to do.
     install_requires=[
-        "torch>=2.1",
-        "torchvision>=0.16",
+        "torch>=2.4",
+        "torchvision>=0.19",
         "numpy>=1.23",
         "scipy>=1.9",
-        "Pillow>=9.1",
+        "Pillow>=10.1",
         "fvcore>=0.1.5,<0.1.6",
         "pycocotools>=2.0.6",
         "tensorboard",

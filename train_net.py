@@ -30,7 +30,7 @@ from knet.training.trainer import Trainer
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """Config from file and command line, logging and data sets."""
+    """Config from file and command line."""
     cfg = get_cfg_from_file(args.config_file, args.opts)
     cfg.freeze()
     return cfg

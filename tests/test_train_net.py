@@ -12,8 +12,8 @@ import torch
 ROOT = Path(__file__).parents[1]
 
 
-def run(*arguments, env=None, launcher=()):
-    command = [sys.executable, "-W", "ignore", *launcher, "train_net.py", *map(str, arguments)]
+def run(*arguments, env=None, launcher=(), script="train_net.py"):
+    command = [sys.executable, "-W", "ignore", *launcher, script, *map(str, arguments)]
     return subprocess.run(
         command, cwd=ROOT, env={**os.environ, **(env or {})}, capture_output=True, text=True
     )
@@ -44,6 +44,12 @@ def test_train_evaluate_and_refuse_foreign_weights(data, tiny_opts, tmp_path):
     evaluated = run(*CONFIG, "--eval-only", *again, env=data)
     assert evaluated.returncode == 0, evaluated.stderr
     assert f"{scores['panoptic_seg/PQ']:.4f}" in evaluated.stdout
+
+    sheets = tmp_path / "sheets"
+    script = "tools/visualize_results.py"
+    drawn = run(*CONFIG, "--num", 2, "--output", sheets, *again, env=data, script=script)
+    assert drawn.returncode == 0, drawn.stderr
+    assert len(list(sheets.glob("*.png"))) == 2
 
     foreign = run(*CONFIG, "--eval-only", *again, "MODEL.KNET.NUM_KERNELS", 9, env=data)
     assert foreign.returncode != 0

@@ -167,6 +167,25 @@ def _check_matching(name, criterion, initial, rounds, targets, num_things, golde
             assigned[matches[s][b].kernels] = matches[s][b].objects
             key = f"{stage}.assigned_gt_inds.img{b}"
             report.compare(f"{name}/{key}", assigned, golden[key], "exact")
+    _check_targets(name, criterion, initial, matches, targets, num_things, golden, report)
+
+
+def _check_targets(name, criterion, initial, matches, targets, num_things, golden, report):
+    """Mask, class and pixel targets that follow from the matches."""
+    num_classes = criterion.num_classes
+    for stage, s in [("init", 0), *((f"s{s}", s) for s in range(len(matches)))]:
+        rows = criterion._rows(matches[s], targets, None if stage == "init" else num_things)
+        masks, labels = golden[f"{stage}.mask_targets"], golden[f"{stage}.labels"]
+        slot = rows.image * (len(labels) // len(targets)) + rows.kernel
+        ours = torch.zeros_like(masks)
+        ours[slot] = rows.target
+        report.compare(f"{name}/{stage}.mask_targets", ours, masks, "exact")
+        ours = torch.full_like(labels, num_classes)
+        ours[slot] = rows.label
+        report.compare(f"{name}/{stage}.labels", ours, labels, "exact")
+        if stage == "init":
+            ours = criterion._seg_labels(rows, targets, initial.seg_logits)
+            report.compare(f"{name}/init.seg_targets", ours, golden["init.seg_targets"], "exact")
 
 
 def _check_inference(case, meta, heads, features, golden, report):

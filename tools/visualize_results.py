@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> list[str]:
 
     setup_logger(name="knet")
     cfg = get_cfg_from_file(args.config_file, args.opts)
-    register_builtin([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+    register_builtin([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST, args.dataset or ""])
     model = build_model(cfg)
     KNetCheckpointer(model, strict=True).load(cfg.MODEL.WEIGHTS)
     paths = write_sheets(

@@ -52,8 +52,20 @@ def test_other_shapes_are_named(tiny_cfg, tmp_path):
     KNetCheckpointer(build_model(tiny_cfg), str(tmp_path)).save("model")
     tiny_cfg.MODEL.KNET.NUM_KERNELS = 7
     checkpointer = KNetCheckpointer(build_model(tiny_cfg), strict=True)
-    with pytest.raises(ValueError, match=r"init_kernels\.weight \(is \(12, .*should be \(7, "):
+    with pytest.raises(
+        ValueError, match=r"1 of \d+ weights.*init_kernels\.weight \(is \(12, .*should be \(7, "
+    ):
         checkpointer.load(str(tmp_path / "model.pth"))
+
+
+def test_unknown_weights_and_empty_path_are_refused_for_scoring(tiny_cfg, tmp_path):
+    KNetCheckpointer(build_model(tiny_cfg), str(tmp_path)).save("model")
+    tiny_cfg.MODEL.KNET.NUM_ROUNDS = 2
+    checkpointer = KNetCheckpointer(build_model(tiny_cfg), strict=True)
+    with pytest.raises(ValueError, match=r"heads\.rounds\.2\.\S+ \(unknown\)"):
+        checkpointer.load(str(tmp_path / "model.pth"))
+    with pytest.raises(ValueError, match=r"MODEL\.WEIGHTS is empty"):
+        checkpointer.load("")
 
 
 def test_missing_file(tiny_cfg):

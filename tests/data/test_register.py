@@ -249,6 +249,6 @@ def test_config_keys():
 
     cfg = get_cfg()
     add_data_config(cfg)
-    assert cfg.INPUT.DATASET_MAPPER_NAME == "knet"
+    assert cfg.INPUT.KNET_TARGETS == []
     assert cfg.INPUT.KNET_COLOR_AUG == [] and cfg.INPUT.KNET_TARGETS == []
     assert cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA == 1.0

@@ -58,7 +58,8 @@ def test_training_step_of_any_batch(tiny_cfg, batch, objects):
 def test_instance_model_has_no_rank_loss_and_no_stuff(tiny_cfg):
     tiny_cfg.merge_from_list(
         ["DATASETS.TRAIN", "()", "DATASETS.TEST", "()", "MODEL.KNET.NUM_THING_CLASSES", 4,
-         "MODEL.KNET.NUM_STUFF_CLASSES", 0, "MODEL.KNET.LOSS.RANK_WEIGHT", 0.0]
+         "MODEL.KNET.NUM_STUFF_CLASSES", 0, "MODEL.KNET.LOSS.RANK_WEIGHT", 0.0,
+         "MODEL.KNET.TEST.PANOPTIC_ON", False, "MODEL.KNET.TEST.SEMANTIC_ON", False]
     )  # fmt: skip
     model = build_model(tiny_cfg).train()
     for objects in (2, 0):
@@ -71,6 +72,8 @@ def test_instance_model_has_no_rank_loss_and_no_stuff(tiny_cfg):
 
 
 def test_results_follow_detectron2(tiny_cfg):
+    tiny_cfg.MODEL.KNET.TEST.THING_THRESH = 0.0
+    tiny_cfg.MODEL.KNET.TEST.OVERLAP_THRESH = 0.0
     model = build_model(tiny_cfg).eval()
     inputs = [example(48, 64), example(32, 40)]
     with torch.no_grad():
@@ -84,6 +87,7 @@ def test_results_follow_detectron2(tiny_cfg):
         assert instances.scores.tolist() == sorted(instances.scores.tolist(), reverse=True)
         id_map, segments = out["panoptic_seg"]
         assert id_map.shape == size and id_map.dtype == torch.int32
+        assert segments
         assert {s["id"] for s in segments} == set(id_map.unique().tolist()) - {0}
         for s in segments:
             assert s["isthing"] == (s["category_id"] < 4)

@@ -13,10 +13,12 @@ from knet.training.launch import launch
 from knet.training.trainer import Trainer, autocast_dtype, clip_norm
 
 
+def unwrap(trainer):
+    return getattr(trainer._trainer.model, "module", trainer._trainer.model)
+
+
 def weights(trainer):
-    model = trainer._trainer.model
-    model = getattr(model, "module", model)
-    return {name: p.detach().clone() for name, p in model.named_parameters()}
+    return {name: p.detach().clone() for name, p in unwrap(trainer).named_parameters()}
 
 
 def steps(trainer, count):
@@ -80,7 +82,9 @@ def _distributed_steps(cfg, path):
     trainer.resume_or_load(resume=False)
     history = steps(trainer, 3)
     if comm.is_main_process():
-        torch.save({"weights": weights(trainer), "losses": history}, path)
+        norms = {n: p.grad.norm() for n, p in unwrap(trainer).named_parameters()}
+        saved = {"weights": weights(trainer), "losses": history, "gradients": norms}
+        torch.save(saved, path)
 
 
 @pytest.mark.parametrize("empty_rank", [False, True])
@@ -92,6 +96,8 @@ def test_two_processes_compute_what_one_does(tiny_cfg, tiny_shapes, tmp_path, em
         tiny_cfg.DATASETS.TRAIN = ("sparse_train",)
         tiny_cfg.SOLVER.IMS_PER_BATCH = 2
     tiny_cfg.DATALOADER.NUM_WORKERS = 0
+    tiny_cfg.SOLVER.WARMUP_FACTOR = 1.0
+    tiny_cfg.SOLVER.BASE_LR = 1e-4  # three steps move weights by up to 3e-4
     tiny_cfg.MODEL.KNET.FREEZE_NORM_STATS = True  # batch statistics are a process's own
     initial = Trainer.build_model(tiny_cfg)
     torch.save({"model": initial.state_dict()}, tmp_path / "initial.pth")
@@ -105,6 +111,8 @@ def test_two_processes_compute_what_one_does(tiny_cfg, tiny_shapes, tmp_path, em
         assert set(a) == set(b)
         for name in a:
             assert b[name] == pytest.approx(a[name], rel=1e-5, abs=1e-6), name
+    for name, value in one["gradients"].items():
+        torch.testing.assert_close(two["gradients"][name], value, rtol=1e-3, atol=1e-6, msg=name)
     for name, value in one["weights"].items():
         torch.testing.assert_close(two["weights"][name], value, rtol=1e-5, atol=1e-5, msg=name)
 

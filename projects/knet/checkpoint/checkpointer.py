@@ -35,6 +35,8 @@ class KNetCheckpointer(DetectionCheckpointer):
             ValueError: the checkpoint is of another model.
         """
         self._path = path
+        if self.strict and not path:
+            raise ValueError("MODEL.WEIGHTS is empty: name the checkpoint to evaluate")
         if path and "://" not in path and not self.path_manager.isfile(path):
             raise FileNotFoundError(
                 f"{path}: no such checkpoint (MODEL.WEIGHTS); to train from scratch set it to ''"
@@ -51,15 +53,19 @@ class KNetCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: Any) -> Any:
         incompatible = super()._load_model(checkpoint)
-        names = {name for name, _ in self.model.named_parameters()}
-        missing = names & set(incompatible.missing_keys)
-        wrong = [entry for entry in incompatible.incorrect_shapes if entry[0] in names]
+        names = set(self.model.state_dict())
+        wrong = {entry[0]: entry for entry in incompatible.incorrect_shapes}
+        # a key of another shape counts as missing too
+        missing = (names & set(incompatible.missing_keys)) - set(wrong)
+        surplus = set(incompatible.unexpected_keys)
         lost = len(missing) + len(wrong)
-        if lost == len(names) or (self.strict and lost):
-            examples = [f"{name} (missing)" for name in sorted(missing)[:3]]
-            examples += [f"{e[0]} (is {e[1]}, should be {e[2]})" for e in wrong[:3]]
+        if lost == len(names) or (self.strict and (lost or surplus)):
+            examples = [f"{e[0]} (is {e[1]}, should be {e[2]})" for e in list(wrong.values())[:3]]
+            examples += [f"{name} (missing)" for name in sorted(missing)[:3]]
+            examples += [f"{name} (unknown)" for name in sorted(surplus)[:3]]
             raise ValueError(
                 f"{self._path}: checkpoint of another model: {lost} of {len(names)} weights do "
-                f"not fit, such as {'; '.join(examples)}. Use the config it was trained with"
+                f"not fit and {len(surplus)} are unknown, such as {'; '.join(examples)}. "
+                "Use the config it was trained with"
             )
         return incompatible

@@ -7,9 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog
+from detectron2.utils import comm
 
 from .register import datasets_root, register_coco_panoptic, register_shapes
-from .shapes import write_shapes
+from .shapes import is_current, write_shapes
 
 __all__ = ["register_builtin"]
 
@@ -35,9 +36,10 @@ def register_builtin(names: Iterable[str]) -> None:
         split = rest.removesuffix("_instance")
         if kind == "shapes" and split in SHAPES_SCENES:
             root = datasets_root() / "shapes"
-            if not (root / split / "meta.json").is_file():
+            if comm.is_main_process() and not is_current(root / split):
                 logger.info("drawing %d scenes to %s", SHAPES_SCENES[split], root / split)
                 write_shapes(root, split=split, num_scenes=SHAPES_SCENES[split], seed=0)
+            comm.synchronize()
             register_shapes(root, splits=[split])
         elif kind == "photos" and rest in ("train", "val"):
             annotations = _PHOTOS / "annotations"

@@ -14,8 +14,6 @@ def add_data_config(cfg: CfgNode) -> None:
     ``CROP.TYPE`` …) keep their meaning, but a crop is taken *after* the resize, so that
     ``CROP.TYPE: absolute`` gives training pictures of one size.
     """
-    # "knet" is the one mapper for all tasks.
-    cfg.INPUT.DATASET_MAPPER_NAME = "knet"
     # Which targets a record must give: "instances", "sem_seg". Empty: those that it offers.
     # A named target that a record cannot give stops the training with the record's name.
     cfg.INPUT.KNET_TARGETS = []

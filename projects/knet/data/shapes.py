@@ -29,7 +29,7 @@ from .derive import panoptic_to_instances, panoptic_to_semantic
 from .panoptic_png import write_panoptic_png
 from .shapes_scene import Scene, draw_scene
 
-__all__ = ["SHAPES_CATEGORIES", "write_shapes"]
+__all__ = ["SHAPES_CATEGORIES", "is_current", "write_shapes"]
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +112,12 @@ def write_shapes(
         (fresh / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
         _replace(folder, fresh, Path(temporary) / "old", digest)
     return folder
+
+
+def is_current(folder: str | os.PathLike[str]) -> bool:
+    """Whether this version of the generator wrote a split there, with whatever parameters."""
+    meta = Path(folder) / "meta.json"
+    return meta.is_file() and json.loads(meta.read_text())["version"] == _VERSION
 
 
 def _is_written(folder: Path, digest: str) -> bool:

@@ -1,1 +1,1 @@
-"""The K-Net model. Everything but `meta_arch` and the backbones imports torch only."""
+"""The K-Net model. Only meta_arch, classes, build_neck and the backbones import Detectron2."""

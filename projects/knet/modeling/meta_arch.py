@@ -45,8 +45,6 @@ class KNet(nn.Module):
 
     pixel_mean: Tensor
     pixel_std: Tensor
-    thing_ids: Tensor
-    stuff_ids: Tensor
 
     @configurable
     def __init__(
@@ -80,8 +78,9 @@ class KNet(nn.Module):
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
-        self.register_buffer("thing_ids", torch.tensor(class_ids.things, dtype=torch.int64), False)
-        self.register_buffer("stuff_ids", torch.tensor(class_ids.stuff, dtype=torch.int64), False)
+        # on the CPU, where the loader's labels are
+        self.thing_ids = torch.tensor(class_ids.things, dtype=torch.int64)
+        self.stuff_ids = torch.tensor(class_ids.stuff, dtype=torch.int64)
         self.to(memory_format=self.memory_format)
 
     @classmethod
@@ -151,9 +150,8 @@ class KNet(nn.Module):
             "class_ids": class_ids,
             "options": InferenceOptions(
                 instance=knet.TEST.INSTANCE_ON,
-                # without stuff kernels there is nothing to fuse or to label every pixel with
-                panoptic=knet.TEST.PANOPTIC_ON and stuff > 0,
-                semantic=knet.TEST.SEMANTIC_ON and stuff > 0,
+                panoptic=knet.TEST.PANOPTIC_ON,
+                semantic=knet.TEST.SEMANTIC_ON,
                 top_k=cfg.TEST.DETECTIONS_PER_IMAGE,
                 score_threshold=knet.TEST.SCORE_THRESH,
                 mask_threshold=knet.TEST.MASK_THRESH,
@@ -199,11 +197,12 @@ class KNet(nn.Module):
             scores; those that `MODEL.KNET.TEST` asks for.
         """
         images = self._images(batched_inputs)
+        padded_size = tuple(images.tensor.shape[-2:])
+        # before the forward pass, so that preparing them does not wait for it
+        targets = [self._targets(x, padded_size) for x in batched_inputs] if self.training else []
         features = self.backbone(images.tensor)
         initial, rounds = self.heads([features[name] for name in self.in_features])
-        padded_size = tuple(images.tensor.shape[-2:])
         if self.training:
-            targets = [self._targets(x, padded_size) for x in batched_inputs]
             return self.criterion(initial, rounds, targets)
         last, results = rounds[-1], []
         for b, (x, size) in enumerate(zip(batched_inputs, images.image_sizes)):
@@ -236,11 +235,11 @@ class KNet(nn.Module):
             if key not in x:
                 raise ValueError(
                     f"{x.get('file_name', 'an image')}: training needs {key!r}, which the data "
-                    "set does not give: see INPUT.DATASET_MAPPER_NAME and the annotations"
+                    "set does not give: see INPUT.KNET_TARGETS and the annotations"
                 )
         classes = x["instances"].gt_classes
         # ids of the data set -> K-Net's thing classes; ids are sorted
-        labels = torch.searchsorted(self.thing_ids.to(classes.device), classes)
+        labels = torch.searchsorted(self.thing_ids, classes.cpu())
         return build_targets(
             thing_labels=labels,
             thing_masks=x["instances"].gt_masks.tensor,
@@ -262,7 +261,7 @@ class KNet(nn.Module):
             instances.pred_masks = found.masks
             instances.pred_boxes = Boxes(found.boxes)
             instances.scores = found.scores
-            instances.pred_classes = self.thing_ids[found.labels]
+            instances.pred_classes = found.labels.new_tensor(things)[found.labels]
             out["instances"] = instances
         if result.panoptic is not None:
             id_map, segments = result.panoptic

@@ -138,7 +138,7 @@ class KNetCriterion:
         rows = [self._rows(matches[0], targets, None)]
         rows += [self._rows(m, targets, num_things) for m in matches]
         seg_labels = self._seg_labels(rows[0], targets, seg_logits)
-        divisors = self._divisors(rows, seg_labels, large_size=targets[0].thing_masks.shape[-2:])
+        divisors = self._divisors(rows, seg_labels)
 
         losses: dict[str, Tensor] = {}
         names = ["init", *(f"round{s}" for s in range(1, len(rounds) + 1))]
@@ -214,9 +214,7 @@ class KNetCriterion:
                 target.append(t.stuff_masks)
         return _Rows(torch.cat(image), torch.cat(kernel), torch.cat(label), torch.cat(target))
 
-    def _divisors(
-        self, rows: Sequence[_Rows], seg_labels: Tensor, large_size: Sequence[int]
-    ) -> dict[str, Tensor]:
+    def _divisors(self, rows: Sequence[_Rows], seg_labels: Tensor) -> dict[str, Tensor]:
         pixels = seg_labels.numel()
         counts = torch.tensor(
             [pixels, *(len(row.image) for row in rows)],

@@ -52,9 +52,9 @@ def pixel_focal_loss(
     probability = logits.sigmoid()
     total = ((1 - alpha) * probability.pow(gamma) * F.softplus(logits)).sum()
     foreground = labels < num_classes
-    chosen = logits.gather(1, labels.clamp(max=num_classes - 1)[:, None])[:, 0][foreground]
+    chosen = logits.gather(1, labels.clamp(max=num_classes - 1)[:, None])[:, 0]
     positive, negative = focal_terms(chosen, alpha=alpha, gamma=gamma)
-    return total + (positive - negative).sum()
+    return total + ((positive - negative) * foreground).sum()
 
 
 def mask_bce_loss(logits: Tensor, targets: Tensor) -> Tensor:

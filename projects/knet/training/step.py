@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-from detectron2.engine import SimpleTrainer, TrainerBase
+from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import nn
@@ -41,10 +41,7 @@ class TrainStep(SimpleTrainer):
         autocast_dtype: torch.dtype | None = None,
         clip_norm: float | None = None,
     ) -> None:
-        TrainerBase.__init__(self)  # SimpleTrainer's would start the loader now
-        model.train()
-        self.model = model
-        self.optimizer = optimizer
+        super().__init__(model, (), optimizer)  # the true loader starts with the first step
         self.seed = seed
         self.accumulation_steps = accumulation_steps
         self.autocast_dtype = autocast_dtype
@@ -96,11 +93,16 @@ class TrainStep(SimpleTrainer):
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         limit = float("inf") if self.clip_norm is None else self.clip_norm
         norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
-        # one copy for all figures of the step; stops the training if one is not finite
+        # one copy for all figures of the step; stops the training if a loss is not finite
         names = list(losses)
         *values, norm_value = torch.stack([*(losses[n].float() for n in names), norm]).cpu()
         self._write_metrics(dict(zip(names, values)), data_time)
-        if comm.is_main_process():
+        if not self.grad_scaler.is_enabled() and not norm_value.isfinite():
+            raise FloatingPointError(
+                f"the gradient norm became {norm_value} at iteration {self.iter} although all "
+                "losses are finite: lower SOLVER.BASE_LR; the weights are as before this step"
+            )
+        if comm.is_main_process() and norm_value.isfinite():
             get_event_storage().put_scalar("grad_norm", float(norm_value), smoothing_hint=True)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()

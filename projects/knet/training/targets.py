@@ -62,8 +62,8 @@ def build_targets(
     Args:
         thing_labels: (G,) int64 in [0, T).
         thing_masks: boolean (G, H, W) at input resolution, before padding.
-        sem_seg: (H, W) integer label map, or None without stuff classes.
-        stuff_ids: (S,) label that each stuff class has in `sem_seg`.
+        sem_seg: (H, W) int64 label map on the CPU, or None without stuff classes.
+        stuff_ids: (S,) label that each stuff class has in `sem_seg`, on the CPU.
         padded_size: (height, width) of the padded batch, divisible by `stride`.
         stride: of the losses.
         device: where the targets are wanted.
@@ -78,10 +78,10 @@ def build_targets(
         stuff_labels = torch.zeros(0, dtype=torch.int64)
         stuff_masks = thing_masks.new_zeros((0, *thing_masks.shape[-2:]))
     else:
-        # on the loader's device, where asking which classes occur costs no synchronisation
-        present = torch.isin(stuff_ids.to(sem_seg.device), sem_seg)
-        stuff_labels = present.nonzero()[:, 0]
-        stuff_masks = sem_seg == stuff_ids.to(sem_seg.device)[stuff_labels][:, None, None]
+        # labels and ids lie on the CPU, so asking which classes occur waits for no GPU
+        occurring = torch.bincount(sem_seg.flatten(), minlength=int(stuff_ids.max()) + 1) > 0
+        stuff_labels = occurring[stuff_ids].nonzero()[:, 0]
+        stuff_masks = sem_seg == stuff_ids[stuff_labels][:, None, None]
     return ImageTargets(
         thing_labels=thing_labels.to(device, non_blocking=True),
         thing_masks=reduce(thing_masks),

@@ -1,0 +1,33 @@
+"""Every shipped config."""
+
+from pathlib import Path
+
+import pytest
+
+from knet.config import get_cfg_from_file
+
+CONFIGS = sorted(Path("configs").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=str)
+def test_config_loads_and_clips_as_published(path):
+    cfg = get_cfg_from_file(str(path))
+    assert cfg.MODEL.META_ARCHITECTURE == "KNet"
+    assert cfg.SOLVER.CLIP_GRADIENTS.ENABLED
+    assert cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE == "full_model"
+    assert cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE == 1.0
+    assert cfg.SOLVER.WEIGHT_DECAY == 0.05
+
+
+@pytest.mark.parametrize("task, images", [("panoptic", 118_287), ("instance", 117_266)])
+@pytest.mark.parametrize("schedule, epochs, drops", [("1x", 12, (8, 11)), ("3x", 36, (27, 33))])
+def test_schedules_are_the_published_epochs(task, images, schedule, epochs, drops):
+    cfg = get_cfg_from_file(f"configs/coco/{task}/knet_r50_fpn_{schedule}.yaml")
+    steps_an_epoch = images / cfg.SOLVER.IMS_PER_BATCH
+    assert pytest.approx(steps_an_epoch * epochs, abs=2) == cfg.SOLVER.MAX_ITER
+    assert pytest.approx([steps_an_epoch * d for d in drops], abs=2) == cfg.SOLVER.STEPS
+    assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.BACKBONE_MULTIPLIER) == (1e-4, 0.25)
+    assert (cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.WARMUP_FACTOR) == (1000, 0.001)
+    assert ((800,) if schedule == "1x" else (640, 800)) == cfg.INPUT.MIN_SIZE_TRAIN
+    assert (cfg.MODEL.KNET.LOSS.RANK_WEIGHT == 0.1) == (task == "panoptic")
+    assert (cfg.MODEL.KNET.NUM_KERNELS, cfg.MODEL.KNET.NUM_ROUNDS) == (100, 3)
