@@ -22,7 +22,7 @@ from detectron2.structures import BitMasks, Instances
 from detectron2.utils.visualizer import GenericMask
 from PIL import Image, ImageDraw, ImageFont
 
-from knet.evaluation.panoptic_quality import rgb2id
+from knet.data.panoptic_png import read_panoptic_png
 from knet.visualizer import ClassColorVisualizer
 
 __all__ = ["TASKS", "draw_result", "draw_sheet", "write_sheets"]
@@ -246,7 +246,7 @@ def _ground_truth(record: Mapping[str, Any], task: str, size: tuple[int, int]) -
     if "pan_seg_file_name" not in record:
         return None
 
-    ids = rgb2id(utils.read_image(record["pan_seg_file_name"], format="RGB"))
+    ids = read_panoptic_png(record["pan_seg_file_name"])
     segments = record["segments_info"]
     if task == "panoptic":
         return ids, segments

@@ -138,9 +138,15 @@ def build_train_loader(
             f"SOLVER.ACCUMULATION_STEPS ({steps}) must divide "
             f"SOLVER.IMS_PER_BATCH ({cfg.SOLVER.IMS_PER_BATCH})"
         )
-    records = get_detection_dataset_dicts(
-        cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-    )
+    try:
+        records = get_detection_dataset_dicts(
+            cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+        )
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{error.filename or error}: part of {', '.join(cfg.DATASETS.TRAIN)} (DATASETS.TRAIN) "
+            "is missing; datasets/README.md shows where data sets go"
+        ) from error
     groups = [0] * len(records)
     if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
         groups = [int(r.get("width", 0) > r.get("height", 0)) for r in records]

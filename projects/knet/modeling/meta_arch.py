@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
+from detectron2.modeling.backbone import FPN
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
@@ -88,6 +89,9 @@ class KNet(nn.Module):
         """Everything the constructor takes, out of a config."""
         knet = cfg.MODEL.KNET
         backbone = build_backbone(cfg)
+        if isinstance(backbone, FPN):  # published initialisation; Detectron2's differs
+            for conv in [*backbone.lateral_convs, *backbone.output_convs]:
+                nn.init.xavier_uniform_(conv.weight)
         shapes = backbone.output_shape()
         neck = build_neck(cfg, shapes)
         class_ids = class_ids_from_config(cfg)
