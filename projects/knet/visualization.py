@@ -246,7 +246,7 @@ def _ground_truth(record: Mapping[str, Any], task: str, size: tuple[int, int]) -
     if "pan_seg_file_name" not in record:
         return None
 
-    ids = read_panoptic_png(record["pan_seg_file_name"])
+    ids = read_panoptic_png(record["pan_seg_file_name"]).astype(np.int64)
     segments = record["segments_info"]
     if task == "panoptic":
         return ids, segments
