@@ -59,7 +59,9 @@ class KNetCheckpointer(DetectionCheckpointer):
         missing = (names & set(incompatible.missing_keys)) - set(wrong)
         surplus = set(incompatible.unexpected_keys)
         lost = len(missing) + len(wrong)
-        if lost == len(names) or (self.strict and (lost or surplus)):
+        parameters = {name for name, _ in self.model.named_parameters()}
+        nothing_fits = parameters <= missing | set(wrong)
+        if nothing_fits or (self.strict and (lost or surplus)):
             examples = [f"{e[0]} (is {e[1]}, should be {e[2]})" for e in list(wrong.values())[:3]]
             examples += [f"{name} (missing)" for name in sorted(missing)[:3]]
             examples += [f"{name} (unknown)" for name in sorted(surplus)[:3]]
