@@ -163,6 +163,15 @@ def test_wrong_class_count_names_both(tiny_cfg, kind, given, found):
         build_model(tiny_cfg)
 
 
+def test_data_sets_with_other_classes_do_not_mix(tiny_cfg):
+    tiny_cfg.DATASETS.TEST = ("coco_2017_val_panoptic",)
+    with pytest.raises(ValueError, match="4 things and 4 stuff classes against 80 and 53"):
+        build_model(tiny_cfg)
+    tiny_cfg.DATASETS.TRAIN = tiny_cfg.DATASETS.TEST = ("coco_2017_val_panoptic_separated",)
+    with pytest.raises(ValueError, match="without '_separated'"):
+        build_model(tiny_cfg)
+
+
 def test_unregistered_data_set_and_missing_counts(tiny_cfg):
     tiny_cfg.DATASETS.TRAIN = ("nowhere_train",)
     with pytest.raises(ValueError, match=r"'nowhere_train'.*not registered"):

@@ -17,10 +17,11 @@ class ClassIds:
 
 
 def class_ids_from_config(cfg: CfgNode) -> ClassIds:
-    """Read the classes off the metadata of the first data set of the config.
+    """Read the classes off the metadata of the config's data sets, which must agree.
 
     Raises:
-        ValueError: the config gives another number of classes, or no data set and no number.
+        ValueError: the data sets disagree, the config gives another number of classes, or there
+            is neither data set nor number.
     """
     names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
     given = (cfg.MODEL.KNET.NUM_THING_CLASSES, cfg.MODEL.KNET.NUM_STUFF_CLASSES)
@@ -31,25 +32,43 @@ def class_ids_from_config(cfg: CfgNode) -> ClassIds:
                 f"must be given; they are {given[0]} and {given[1]}"
             )
         return ClassIds(tuple(range(given[0])), tuple(range(given[0], sum(given))))
-    if names[0] not in DatasetCatalog:
-        raise ValueError(
-            f"the data set {names[0]!r} (DATASETS) is not registered: register it before the "
-            "model is built"
-        )
-    metadata = MetadataCatalog.get(names[0])
-    things = _ids(metadata, "thing_dataset_id_to_contiguous_id", "thing_classes")
-    if metadata.get("panoptic_json") or metadata.get("panoptic_root"):
-        stuff = _ids(metadata, "stuff_dataset_id_to_contiguous_id", "stuff_classes")
-        stuff = tuple(i for i in stuff if i not in set(things))
-    else:  # instance annotations only
-        stuff = ()
+    ids = _class_ids(names[0])
+    things, stuff = ids.things, ids.stuff
+    for other in names[1:]:
+        theirs = _class_ids(other)
+        # a data set without stuff may still score the things of a panoptic model
+        if theirs.things != things or (theirs.stuff and theirs.stuff != stuff):
+            raise ValueError(
+                f"the data sets {names[0]!r} and {other!r} (DATASETS) have other classes: "
+                f"{len(things)} things and {len(stuff)} stuff classes against "
+                f"{len(theirs.things)} and {len(theirs.stuff)}, or other ids"
+            )
     for kind, wanted, found in zip(("THING", "STUFF"), given, (len(things), len(stuff))):
         if wanted not in (-1, found):
             raise ValueError(
                 f"MODEL.KNET.NUM_{kind}_CLASSES is {wanted}, but the data set {names[0]!r} has "
                 f"{found} {kind.lower()} classes: set it to {found}, or to -1 to follow the data"
             )
-    return ClassIds(things, stuff)
+    return ids
+
+
+def _class_ids(name: str) -> ClassIds:
+    if name not in DatasetCatalog:
+        raise ValueError(
+            f"the data set {name!r} (DATASETS) is not registered: register it before the "
+            "model is built"
+        )
+    metadata = MetadataCatalog.get(name)
+    things = _ids(metadata, "thing_dataset_id_to_contiguous_id", "thing_classes")
+    if not (metadata.get("panoptic_json") or metadata.get("panoptic_root")):
+        return ClassIds(things, ())  # instance annotations only
+    if "things" in metadata.get("stuff_classes", ())[:1]:
+        raise ValueError(
+            f"the data set {name!r} counts all things as one stuff class; name the one without "
+            "'_separated', in which things and stuff share their ids"
+        )
+    stuff = _ids(metadata, "stuff_dataset_id_to_contiguous_id", "stuff_classes")
+    return ClassIds(things, tuple(i for i in stuff if i not in set(things)))
 
 
 def _ids(metadata, mapping: str, names: str) -> tuple[int, ...]:
