@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Train K-Net on the toy data set *shapes*, score it and draw what it sees, in minutes on a CPU.
 
-    python demo/run_demo.py [--seed 1] [--output output/demo]
+    python demo/run_demo.py [--seed 2] [--output output/demo]
 
 Runs the commands that a user would type and shows them. At the end `metrics.json` in the output
 folder holds the scores, and `sheets/` pictures: scene, ground truth, prediction.
@@ -36,7 +36,7 @@ def run(*command: str) -> None:
 def main() -> int:
     """The whole demo; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seed", type=int, default=1, help="of weights and batches")
+    parser.add_argument("--seed", type=int, default=2, help="of weights and batches")
     parser.add_argument("--output", type=Path, default=Path("output/demo"))
     parser.add_argument("--sheets", type=int, default=8, help="scenes to draw for each task")
     args = parser.parse_args()
@@ -49,7 +49,7 @@ def main() -> int:
     print(
         "K-Net demo: 1,800 toy scenes are drawn, K-Net learns 1,600 of them and is scored on 200."
     )
-    print("About 10 minutes on 2 cores; training and scoring print their time left as `eta`.")
+    print("About 11 minutes on 2 cores; training and scoring print their time left as `eta`.")
     config = ["--config-file", "configs/shapes/panoptic.yaml"]
     weights = ["MODEL.WEIGHTS", str(output / "model_final.pth")]
     sheets = ["--num", str(args.sheets), "--output", str(output / "sheets")]
