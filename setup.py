@@ -40,6 +40,8 @@ setup(
         # satisfies another, and two of them overwrite each other's files. Headless needs no
         # system libraries for windows, so it is the one that works on servers and in CI.
         "opencv": ["opencv-python-headless>=4.5"],
-        "dev": ["pytest>=7.4", "ruff", "mypy"],
+        # For datasets/prepare_cityscapes.py alone.
+        "cityscapes": ["cityscapesscripts>=2.2"],
+        "dev": ["pytest>=7.4", "ruff", "mypy", "cityscapesscripts>=2.2"],
     },
 )

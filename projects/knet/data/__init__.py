@@ -3,20 +3,21 @@
 from .augmentation import (
     InvertColors,
     PermuteChannels,
-    PhotometricDistortion,
     build_knet_augmentation,
 )
+from .catalog import datasets_root
 from .config import add_data_config
+from .custom import register_custom
 from .derive import panoptic_to_instances, panoptic_to_semantic
 from .mapper import KNetDatasetMapper
 from .panoptic_png import read_panoptic_png, write_panoptic_png
 from .register import (
-    datasets_root,
     load_coco_panoptic,
     register_coco_instances,
     register_coco_panoptic,
     register_shapes,
 )
+from .register_semantic import register_sem_seg
 from .shapes import SHAPES_CATEGORIES, write_shapes
 from .shapes_scene import STUFF_NAMES, THING_NAMES, Scene, draw_scene
 
@@ -27,7 +28,6 @@ __all__ = [
     "InvertColors",
     "KNetDatasetMapper",
     "PermuteChannels",
-    "PhotometricDistortion",
     "Scene",
     "add_data_config",
     "build_knet_augmentation",
@@ -39,6 +39,8 @@ __all__ = [
     "read_panoptic_png",
     "register_coco_instances",
     "register_coco_panoptic",
+    "register_custom",
+    "register_sem_seg",
     "register_shapes",
     "write_panoptic_png",
     "write_shapes",

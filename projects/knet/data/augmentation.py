@@ -12,8 +12,8 @@ __all__ = [
     "COLOR_AUGMENTATIONS",
     "InvertColors",
     "PermuteChannels",
-    "PhotometricDistortion",
     "build_knet_augmentation",
+    "photometric_distortion",
 ]
 
 
@@ -40,40 +40,37 @@ class InvertColors(T.Augmentation):
         return T.ColorTransform(lambda pixels: 255 - pixels)
 
 
-class PhotometricDistortion(T.Augmentation):
-    """Random brightness, contrast and saturation, each with probability one half.
+def photometric_distortion(image_format: str) -> T.Transform:
+    """Random brightness, contrast, saturation and hue, as in the published ADE20K recipe.
 
-    The published ADE20K recipe turns hues too; that step is left out, since it alone would
-    require OpenCV.
+    Args:
+        image_format: of the (H, W, 3) uint8 pictures, "RGB" or "BGR".
+
+    Returns:
+        Detectron2's transform, which draws anew for each picture, from Python's ``random``.
+
+    Raises:
+        ValueError: for another format.
     """
+    if image_format not in ("RGB", "BGR"):
+        raise ValueError(
+            f"INPUT.KNET_COLOR_AUG: photometric needs INPUT.FORMAT RGB or BGR, not {image_format!r}"
+        )
+    # Here, since it needs OpenCV and registers all of PointRend.
+    from detectron2.projects.point_rend import ColorAugSSDTransform
 
-    def get_transform(self, image: np.ndarray) -> T.Transform:
-        """Draws the transform of an (H, W, 3) uint8 image."""
-        shift, gain, saturation = 0.0, 1.0, 1.0
-        if self._rand_range() < 0.5:
-            shift = self._rand_range(-32, 32)
-        if self._rand_range() < 0.5:
-            gain = self._rand_range(0.5, 1.5)
-        if self._rand_range() < 0.5:
-            saturation = self._rand_range(0.5, 1.5)
-
-        def distort(pixels: np.ndarray) -> np.ndarray:
-            result = (pixels.astype(np.float32) + shift) * gain
-            grey = result.mean(-1, keepdims=True)
-            result = grey + (result - grey) * saturation
-            return np.clip(result, 0, 255).astype(np.uint8)
-
-        return T.ColorTransform(distort)
+    return ColorAugSSDTransform(image_format)
 
 
-COLOR_AUGMENTATIONS: dict[str, Callable[[], T.Augmentation]] = {
-    "photometric": PhotometricDistortion,
-    "permute_channels": PermuteChannels,
-    "invert": InvertColors,
+# Each is made for pictures of INPUT.FORMAT.
+COLOR_AUGMENTATIONS: dict[str, Callable[[str], T.Augmentation | T.Transform]] = {
+    "photometric": photometric_distortion,
+    "permute_channels": lambda _: PermuteChannels(),
+    "invert": lambda _: InvertColors(),
 }
 
 
-def build_knet_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
+def build_knet_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation | T.Transform]:
     """Builds the augmentations of a config: resize, crop, flip, colour.
 
     With Detectron2's defaults this is the published COCO recipe: the shorter side drawn from
@@ -84,12 +81,13 @@ def build_knet_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation
         is_train: whether to augment.
 
     Raises:
-        ValueError: for a colour augmentation that does not exist, or an unknown flip.
+        ValueError: for a colour augmentation that does not exist or does not fit INPUT.FORMAT, or
+            an unknown flip.
     """
     inputs = cfg.INPUT
     if not is_train:
         return [T.ResizeShortestEdge(inputs.MIN_SIZE_TEST, inputs.MAX_SIZE_TEST, "choice")]
-    augmentations: list[T.Augmentation] = [
+    augmentations: list[T.Augmentation | T.Transform] = [
         T.ResizeShortestEdge(
             inputs.MIN_SIZE_TRAIN, inputs.MAX_SIZE_TRAIN, inputs.MIN_SIZE_TRAIN_SAMPLING
         )
@@ -119,5 +117,5 @@ def build_knet_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation
             raise ValueError(
                 f"INPUT.KNET_COLOR_AUG holds {name!r}; known are {sorted(COLOR_AUGMENTATIONS)}"
             )
-        augmentations.append(COLOR_AUGMENTATIONS[name]())
+        augmentations.append(COLOR_AUGMENTATIONS[name](inputs.FORMAT))
     return augmentations

@@ -9,7 +9,8 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
 
-from .register import datasets_root, register_coco_panoptic, register_shapes
+from .catalog import datasets_root
+from .register import register_coco_panoptic, register_shapes
 from .shapes import is_current, write_shapes
 
 __all__ = ["register_builtin"]

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-__all__ = ["instance_metadata", "panoptic_metadata", "read_categories"]
+__all__ = ["category_colors", "instance_metadata", "panoptic_metadata", "read_categories"]
 
 
 def read_categories(json_file: str, *, panoptic: bool) -> list[dict[str, Any]]:
@@ -88,7 +88,7 @@ def panoptic_metadata(categories: list[dict[str, Any]]) -> dict[str, Any]:
     ordered = [c for c in categories if c["isthing"]] + [c for c in categories if not c["isthing"]]
     num_things = sum(bool(c["isthing"]) for c in categories)
     names = [c["name"] for c in ordered]
-    colors = _colors(ordered)
+    colors = category_colors(ordered)
     contiguous = {c["id"]: index for index, c in enumerate(ordered)}
     return {
         "thing_classes": names[:num_things],
@@ -106,12 +106,12 @@ def instance_metadata(categories: list[dict[str, Any]]) -> dict[str, Any]:
     """Metadata of an instance data set: T names, T colours and the map of category ids."""
     return {
         "thing_classes": [c["name"] for c in categories],
-        "thing_colors": _colors(categories),
+        "thing_colors": category_colors(categories),
         "thing_dataset_id_to_contiguous_id": {c["id"]: i for i, c in enumerate(categories)},
     }
 
 
-def _colors(categories: list[dict[str, Any]]) -> list[list[int]]:
+def category_colors(categories: list[dict[str, Any]]) -> list[list[int]]:
     """RGB in 0 … 255 of each category; where none is given, hues a golden angle apart."""
     colors = []
     for index, category in enumerate(categories):

@@ -14,11 +14,15 @@ def add_data_config(cfg: CfgNode) -> None:
     ``CROP.TYPE`` …) keep their meaning, but a crop is taken *after* the resize, so that
     ``CROP.TYPE: absolute`` gives training pictures of one size.
     """
+    # Data sets of one's own, registered without a line of Python: a list of dicts with NAME, FORMAT
+    # and the arguments of that format, see knet.data.register_custom and datasets/README.md.
+    cfg.DATASETS.CUSTOM = []
     # Which targets a record must give: "instances", "sem_seg". Empty: those that it offers.
     # A named target that a record cannot give stops the training with the record's name.
     cfg.INPUT.KNET_TARGETS = []
-    # Colour augmentations by name, in this order: "photometric", "permute_channels", "invert".
-    # The last two suit training from scratch on toy data, not photographs.
+    # Colour augmentations by name, in this order: "photometric" (brightness, contrast, saturation
+    # and hue, as in the published ADE20K recipe), "permute_channels", "invert". The last two suit
+    # training from scratch on toy data, not photographs.
     cfg.INPUT.KNET_COLOR_AUG = []
     # A crop in which one class covers more than this share is drawn again (10 times at most);
     # 1.0 takes the first. Needs semantic labels.

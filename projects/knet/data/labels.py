@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 __all__ = [
     "IGNORE_LABEL",
-    "check_range",
+    "check_classes",
     "decode_annotations",
     "read_label_png",
     "transform_labels",
@@ -22,6 +22,8 @@ __all__ = [
 
 IGNORE_LABEL = 255
 
+_MODES = {"P": "palette", "1": "1 bit", "F": "floating point"}
+
 
 def read_label_png(
     path: str, size: tuple[int, int], num_classes: int | None, ignore_label: int
@@ -29,50 +31,75 @@ def read_label_png(
     """Reads a semantic label PNG.
 
     Args:
-        path: of a picture with one channel, the values being labels.
+        path: of an 8 bit greyscale picture, the values being labels.
         size: (H, W) that it must have.
         num_classes: labels must be below, or equal to ``ignore_label``; None: unchecked.
         ignore_label: value of pixels without a label.
 
     Returns:
-        (H, W), uint8 for 8 bit files, else int32, with 255 for ``ignore_label``.
+        (H, W) uint8, with 255 for ``ignore_label``.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no label map of this size, or holds other labels.
+        ValueError: if it is no label map of this size and kind, or holds other labels.
     """
     try:
         with PathManager.open(path, "rb") as stream, Image.open(stream) as image:
-            labels = np.array(image)  # palettes stay indices
+            mode = image.mode
+            labels = np.array(image)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"no semantic labels at {path}") from error
     except (UnidentifiedImageError, OSError) as error:
         raise ValueError(f"{path} cannot be read as an image: {error}") from error
-    if labels.ndim != 2:
-        raise ValueError(f"{path}: a label map has one channel, this one {labels.shape[2]}")
+    if mode != "L":
+        raise ValueError(f"{path}: {_wrong_mode(mode, labels)}")
     if labels.shape != size:
         raise ValueError(
             f"{path} is {labels.shape[1]}x{labels.shape[0]} (width x height), but its picture is "
             f"{size[1]}x{size[0]}"
         )
-    if labels.dtype != np.uint8:
-        labels = labels.astype(np.int32)
     ignored = labels == ignore_label
     if num_classes is not None:
-        wrong = ((labels < 0) | (labels >= num_classes)) & ~ignored
+        wrong = (labels >= num_classes) & ~ignored
         if wrong.any():
-            check_range(np.unique(labels[wrong]), num_classes, path, "label")
+            check_classes(np.unique(labels[wrong]), range(num_classes), path, "label")
     if ignore_label != IGNORE_LABEL:
         labels[ignored] = IGNORE_LABEL
     return labels
 
 
-def check_range(values: np.ndarray, count: int | None, path: str, what: str) -> None:
-    """Raises ValueError, naming file and value, unless all values are in [0, count)."""
-    wrong = (values < 0) if count is None else (values < 0) | (values >= count)
+def _wrong_mode(mode: str, values: np.ndarray) -> str:
+    """What is wrong with an image that is not 8 bit greyscale, and what to do about it."""
+    if values.ndim == 3:
+        return (
+            f"a label map has one channel, this one has {values.shape[2]} (mode {mode}); write "
+            f"the class index of each pixel into an 8 bit greyscale PNG"
+        )
+    kind = _MODES.get(mode, "16 or 32 bit greyscale")
+    return (
+        f"a label map is an 8 bit greyscale PNG, this one is a {kind} image (mode {mode}; largest "
+        f"value {float(values.max()):g}); convert the folder with "
+        f"`python datasets/prepare_label_pngs.py IN OUT`"
+    )
+
+
+def check_classes(values: np.ndarray, known: Sequence[int] | None, path: str, what: str) -> None:
+    """Raises ValueError, naming file and value, unless all values are known ids.
+
+    Args:
+        values: ids.
+        known: sorted ids; None allows any that is not negative.
+        path: of the file, for messages.
+        what: the ids are, for messages.
+    """
+    wrong = values < 0 if known is None else ~np.isin(values, known)
     if wrong.any():
-        known = "must not be negative" if count is None else f"there are {count}, 0 to {count - 1}"
-        raise ValueError(f"{path}: {what} {int(values[wrong][0])}, but {known}")
+        allowed = "must not be negative"
+        if known is not None:
+            gaps = known[-1] - known[0] >= len(known) if known else True
+            ids = ", ".join(map(str, known)) if gaps else f"{known[0]} to {known[-1]}"
+            allowed = f"there are {len(known)}, {ids}"
+        raise ValueError(f"{path}: {what} {int(values[wrong][0])}, but {allowed}")
 
 
 def decode_annotations(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from detectron2.structures import BitMasks, Instances
 from .augmentation import build_knet_augmentation
 from .labels import (
     IGNORE_LABEL,
-    check_range,
+    check_classes,
     decode_annotations,
     read_label_png,
     transform_labels,
@@ -38,7 +38,8 @@ class KNetDatasetMapper:
 
     Which targets it gives follows from the record:
 
-    - ``pan_seg_file_name`` with ``segments_info``: things become instances; things *and* stuff
+    - ``pan_seg_file_name`` with ``segments_info``: things (``isthing`` of the segment, else the
+      data set's thing classes) become instances; things *and* stuff
       are painted into ``sem_seg`` with their contiguous ids. Crowds of things are painted, but
       are no instances. Void becomes 255.
     - ``annotations`` (polygons or RLE): instances without crowds.
@@ -57,7 +58,7 @@ class KNetDatasetMapper:
         augmentations: Sequence[T.Augmentation | T.Transform],
         image_format: str,
         targets: Sequence[str] = (),
-        num_things: int | None = None,
+        thing_ids: Collection[int] | None = None,
         num_classes: int | None = None,
         ignore_label: int = IGNORE_LABEL,
     ) -> None:
@@ -68,7 +69,7 @@ class KNetDatasetMapper:
             image_format: of the picture given to the model, e.g. "RGB".
             targets: which of "instances" and "sem_seg" each record must give; empty for
                 whatever it offers.
-            num_things: instance classes must be below; None leaves them unchecked.
+            thing_ids: the classes that instances may have; None leaves them unchecked.
             num_classes: semantic labels must be below; None leaves them unchecked.
             ignore_label: of label PNGs; becomes 255.
 
@@ -84,8 +85,9 @@ class KNetDatasetMapper:
         self.augmentations = T.AugmentationList(list(augmentations))
         self.image_format = image_format
         self.targets = tuple(targets)
-        self.num_things = num_things
+        self.thing_ids = None if thing_ids is None else sorted(set(thing_ids))
         self.num_classes = num_classes
+        self._class_ids = None if num_classes is None else range(num_classes)
         self.ignore_label = ignore_label
         mode = "training" if is_train else "inference"
         logger.info("K-Net mapper for %s with %s", mode, self.augmentations)
@@ -110,8 +112,13 @@ class KNetDatasetMapper:
                 f"thing labels collide; use its form without `_separated`, or "
                 f"knet.data.register_coco_panoptic"
             )
-        things = meta.get("thing_dataset_id_to_contiguous_id") or meta.get("thing_classes")
-        arguments["num_things"] = len(things) if things else None
+        # Cityscapes numbers its things 11 to 18, after the stuff, so their count is no bound.
+        things = meta.get("thing_dataset_id_to_contiguous_id")
+        names_of_things = meta.get("thing_classes")
+        if things:
+            arguments["thing_ids"] = list(things.values())
+        elif names_of_things:
+            arguments["thing_ids"] = range(len(names_of_things))
         arguments["num_classes"] = len(stuff) if stuff else None
         arguments["ignore_label"] = meta.get("ignore_label", IGNORE_LABEL)
         return arguments
@@ -184,7 +191,7 @@ class KNetDatasetMapper:
         else:
             if wants_instances and "annotations" in record:
                 masks, classes = decode_annotations(record["annotations"], size, record)
-                check_range(classes, self.num_things, record["file_name"], "instance class")
+                check_classes(classes, self.thing_ids, record["file_name"], "instance class")
             if wants_semantic and "sem_seg_file_name" in record:
                 sem_seg = read_label_png(
                     record["sem_seg_file_name"], size, self.num_classes, self.ignore_label
@@ -216,15 +223,25 @@ class KNetDatasetMapper:
             )
         rows = ids_to_rows(ids, segments, path)
         labels = np.array([segment["category_id"] for segment in segments], np.int64)
-        check_range(labels, self.num_classes, path, "class")
+        check_classes(labels, self._class_ids, path, "class")
         is_instance = np.array(
-            [bool(s["isthing"]) and not s.get("iscrowd", 0) for s in segments], bool
+            [self._is_thing(s, path) and not s.get("iscrowd", 0) for s in segments], bool
         )
-        check_range(labels[is_instance], self.num_things, path, "instance class")
+        check_classes(labels[is_instance], self.thing_ids, path, "instance class")
         dtype = np.uint8 if labels.max(initial=0) < IGNORE_LABEL else np.int32
         sem_seg = np.concatenate([[IGNORE_LABEL], labels]).astype(dtype)[rows]
         classes = np.concatenate([[-1], np.where(is_instance, labels, -1)])
         return rows, classes, sem_seg
+
+    def _is_thing(self, segment: dict[str, Any], path: str) -> bool:
+        # Records of Detectron2's Cityscapes do not say it.
+        if "isthing" in segment:
+            return bool(segment["isthing"])
+        if self.thing_ids is None:
+            raise ValueError(
+                f"{path}: segment {segment['id']} has no `isthing`, and the metadata name no things"
+            )
+        return segment["category_id"] in self.thing_ids
 
 
 def _rows_to_instances(rows: np.ndarray, classes: np.ndarray) -> Instances:

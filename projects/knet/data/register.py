@@ -7,32 +7,29 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
+from .catalog import (
+    PathLike,
+    datasets_root,
+    is_registered,
+    optional_file,
+    optional_folder,
+    register_loader,
+)
 from .categories import instance_metadata, panoptic_metadata, read_categories
 
 __all__ = [
-    "datasets_root",
     "load_coco_panoptic",
     "register_coco_instances",
     "register_coco_panoptic",
     "register_shapes",
 ]
-
-PathLike = Union[str, "os.PathLike[str]"]
-
-# What each name was registered with, so that registering twice is told from a name clash.
-_registered: dict[str, dict[str, str | None]] = {}
-
-
-def datasets_root() -> Path:
-    """The folder of all data sets: ``$DETECTRON2_DATASETS``, by default ``datasets``."""
-    return Path(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))
 
 
 def register_coco_panoptic(
@@ -64,17 +61,17 @@ def register_coco_panoptic(
         ValueError: if the categories are not usable, or the name is taken.
     """
     paths = {
-        "image_root": _folder(image_root, "the pictures", name),
-        "panoptic_root": _folder(panoptic_root, "the panoptic PNGs", name),
-        "panoptic_json": _file(panoptic_json, "the panoptic annotations", name),
-        "json_file": _file(instances_json, "the instance annotations", name),
-        "sem_seg_root": _folder(sem_seg_root, "the semantic labels", name),
+        "image_root": optional_folder(image_root, "the pictures", name),
+        "panoptic_root": optional_folder(panoptic_root, "the panoptic PNGs", name),
+        "panoptic_json": optional_file(panoptic_json, "the panoptic annotations", name),
+        "json_file": optional_file(instances_json, "the instance annotations", name),
+        "sem_seg_root": optional_folder(sem_seg_root, "the semantic labels", name),
     }
-    if _known(name, paths):
+    if is_registered(name, paths):
         return
     assert paths["panoptic_json"] is not None
     meta = panoptic_metadata(read_categories(paths["panoptic_json"], panoptic=True))
-    _register(name, paths, lambda: load_coco_panoptic(meta=meta, **_loader_paths(paths)))
+    register_loader(name, paths, lambda: load_coco_panoptic(meta=meta, **_loader_paths(paths)))
     MetadataCatalog.get(name).set(
         **{key: path for key, path in paths.items() if path is not None},
         **meta,
@@ -98,14 +95,14 @@ def register_coco_instances(name: str, *, image_root: PathLike, json_file: PathL
     Raises:
         FileNotFoundError, ValueError: as :func:`register_coco_panoptic`.
     """
-    images = _folder(image_root, "the pictures", name)
-    annotations = _file(json_file, "the instance annotations", name)
+    images = optional_folder(image_root, "the pictures", name)
+    annotations = optional_file(json_file, "the instance annotations", name)
     assert images is not None and annotations is not None
     paths: dict[str, str | None] = {"image_root": images, "json_file": annotations}
-    if _known(name, paths):
+    if is_registered(name, paths):
         return
     meta = instance_metadata(read_categories(annotations, panoptic=False))
-    _register(name, paths, lambda: load_coco_json(annotations, images, name))
+    register_loader(name, paths, lambda: load_coco_json(annotations, images, name))
     MetadataCatalog.get(name).set(**paths, **meta, evaluator_type="coco")
 
 
@@ -211,44 +208,3 @@ def load_coco_panoptic(
 
 def _loader_paths(paths: dict[str, str | None]) -> dict[str, Any]:
     return {k: paths[k] for k in ("panoptic_json", "image_root", "panoptic_root", "sem_seg_root")}
-
-
-def _known(name: str, paths: dict[str, str | None]) -> bool:
-    """Whether this very data set is registered; raises if another one has the name."""
-    if name not in DatasetCatalog:
-        return False
-    before = _registered.get(name)
-    if before == paths:
-        return True
-    if before is None:
-        raise ValueError(f"the name {name!r} is taken by a data set registered elsewhere")
-    changed = [f"{k}: {before.get(k)} → {paths.get(k)}" for k in paths if before.get(k) != paths[k]]
-    raise ValueError(f"{name!r} is registered already, with other paths ({'; '.join(changed)})")
-
-
-def _register(
-    name: str, paths: dict[str, str | None], loader: Callable[[], list[dict[str, Any]]]
-) -> None:
-    # A name that somebody took out of the catalog may leave metadata that would contradict ours.
-    if name in MetadataCatalog.list():
-        MetadataCatalog.remove(name)
-    DatasetCatalog.register(name, loader)
-    _registered[name] = paths
-
-
-def _folder(path: PathLike | None, what: str, name: str) -> str | None:
-    if path is not None and not os.path.isdir(path):
-        raise FileNotFoundError(
-            f"data set {name!r}: no folder {os.fspath(path)} for {what}; correct the path, or put "
-            f"the data there ($DETECTRON2_DATASETS names the folder of all data sets)"
-        )
-    return None if path is None else os.fspath(path)
-
-
-def _file(path: PathLike | None, what: str, name: str) -> str | None:
-    if path is not None and not os.path.isfile(path):
-        raise FileNotFoundError(
-            f"data set {name!r}: no file {os.fspath(path)} for {what}; correct the path, or put "
-            f"the data there ($DETECTRON2_DATASETS names the folder of all data sets)"
-        )
-    return None if path is None else os.fspath(path)

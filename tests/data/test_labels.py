@@ -1,0 +1,79 @@
+"""Label PNGs: what is refused, and with which words."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from knet.data.labels import check_classes, read_label_png
+
+SIZE = (4, 6)
+
+
+def read(tmp_path, image: Image.Image, **arguments):
+    path = tmp_path / "sem.png"
+    image.save(path)
+    arguments = {"num_classes": 3, "ignore_label": 255, **arguments}
+    return read_label_png(str(path), SIZE, **arguments)
+
+
+def test_greyscale(tmp_path):
+    labels = np.zeros(SIZE, np.uint8)
+    labels[0, :3] = 2, 255, 9
+    read_back = read(tmp_path, Image.fromarray(labels), num_classes=None)
+    np.testing.assert_array_equal(read_back, labels)
+    assert read_back.dtype == np.uint8
+    labels[0, 1] = 1
+    read_back = read(tmp_path, Image.fromarray(labels), ignore_label=9)
+    assert read_back[0].tolist() == [2, 1, 255, 0, 0, 0]
+
+
+def _palette(largest):
+    image = Image.fromarray(np.full(SIZE, largest, np.uint8), mode=None)
+    image = image.convert("L")
+    image.putpalette([value for index in range(256) for value in (index, 0, 255 - index)])
+    return image
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (_palette(7), r"palette image \(mode P; largest value 7\)"),
+        (
+            Image.fromarray(np.full(SIZE, 300, np.uint16)),
+            r"16 or 32 bit greyscale image \(mode I\S*; largest value 300\)",
+        ),
+        (Image.fromarray(np.ones(SIZE, bool)), r"1 bit image \(mode 1; largest value 1\)"),
+    ],
+)
+def test_other_kinds_are_refused_with_the_mend(tmp_path, image, words):
+    mend = r"`python datasets/prepare_label_pngs\.py IN OUT`"
+    with pytest.raises(ValueError, match=rf"sem\.png: a label map is .*{words}; convert .*{mend}"):
+        read(tmp_path, image)
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("RGB", 3), ("RGBA", 4), ("LA", 2)])
+def test_colours_are_refused(tmp_path, mode, channels):
+    message = rf"sem\.png: a label map has one channel, this one has {channels} \(mode {mode}\)"
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path, Image.new(mode, SIZE[::-1]))
+
+
+def test_size_and_range(tmp_path):
+    with pytest.raises(ValueError, match=r"sem\.png is 6x5 \(width x height\), but .* 6x4"):
+        read(tmp_path, Image.new("L", (6, 5)))
+    with pytest.raises(ValueError, match=r"sem\.png: label 3, but there are 3, 0 to 2"):
+        read(tmp_path, Image.new("L", SIZE[::-1], 3))
+
+
+def test_known_classes():
+    check_classes(np.array([11, 18]), range(11, 19), "x", "class")
+    check_classes(np.array([]), range(2), "x", "class")
+    check_classes(np.array([5]), None, "x", "class")
+    for values, known, message in (
+        ([11, 8], range(11, 19), r"x: class 8, but there are 8, 11 to 18"),
+        ([2], [1, 3], r"x: class 2, but there are 2, 1, 3"),
+        ([-1], None, "x: class -1, but must not be negative"),
+        ([0], [], "x: class 0, but there are 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_classes(np.array(values), known, "x", "class")
