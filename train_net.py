@@ -25,6 +25,7 @@ from detectron2.utils.logger import setup_logger
 from knet.checkpoint.checkpointer import KNetCheckpointer
 from knet.config import get_cfg_from_file
 from knet.data.builtin import register_builtin
+from knet.data.custom import register_custom
 from knet.training.launch import launch
 from knet.training.trainer import Trainer
 
@@ -42,11 +43,14 @@ def main(args: argparse.Namespace) -> dict:
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="knet")
     register_builtin([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+    register_custom(cfg)
     if args.eval_only:
         model = Trainer.build_model(cfg)
         checkpointer = KNetCheckpointer(model, cfg.OUTPUT_DIR, strict=True)
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         results = Trainer.test(cfg, model)
+        if cfg.TEST.AUG.ENABLED:
+            results.update(Trainer.test_with_tta(cfg, model))
         if comm.is_main_process():
             verify_results(cfg, results)
         return results

@@ -51,3 +51,13 @@ def tiny_cfg(tiny_opts, tiny_shapes):
 
     data = ["DATASETS.TRAIN", "('tiny_train',)", "DATASETS.TEST", "('tiny_val',)"]
     return get_cfg_from_file("configs/shapes/panoptic.yaml", [*tiny_opts, *data])
+
+
+@pytest.fixture
+def semantic_cfg(tiny_opts, tiny_shapes):
+    """A small semantic config on the tiny shapes."""
+    from knet.config import get_cfg_from_file
+
+    opts = ["DATASETS.TRAIN", "('tiny_train',)", "DATASETS.TEST", "('tiny_val',)",
+            "MODEL.KNET.SEMANTIC.AUX_DIM", 16]  # fmt: skip
+    return get_cfg_from_file("configs/shapes/semantic.yaml", [*tiny_opts, *opts])

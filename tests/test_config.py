@@ -16,7 +16,31 @@ def test_config_loads_and_clips_as_published(path):
     assert cfg.SOLVER.CLIP_GRADIENTS.ENABLED
     assert cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE == "full_model"
     assert cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE == 1.0
-    assert cfg.SOLVER.WEIGHT_DECAY == 0.05
+    published_semantic = path.parent.name == "semantic" or path.name.startswith(
+        ("Base-Semantic", "semantic_scratch")
+    )
+    assert (0.0005 if published_semantic else 0.05) == cfg.SOLVER.WEIGHT_DECAY
+
+
+@pytest.mark.parametrize("head", ["fcn", "pspnet", "deeplabv3", "upernet"])
+def test_semantic_recipe_is_the_published_one(head):
+    cfg = get_cfg_from_file(f"configs/ade20k/semantic/knet_{head}_r50.yaml")
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS) == (80000, (60000, 72000))
+    assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.BACKBONE_MULTIPLIER) == (1e-4, 1.0)
+    assert (cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.WARMUP_FACTOR) == (1000, 0.001)
+    assert (cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING) == ((256, 1024), "range")
+    crop = cfg.INPUT.CROP
+    assert (crop.ENABLED, tuple(crop.SIZE), crop.SINGLE_CATEGORY_MAX_AREA) == (
+        True,
+        (512, 512),
+        0.75,
+    )
+    assert cfg.INPUT.KNET_COLOR_AUG == ["photometric"]
+    knet = cfg.MODEL.KNET
+    assert (knet.SEMANTIC.DROPOUT, knet.LOSS.AUX_WEIGHT, knet.LOSS.SEG_WEIGHT) == (0.1, 0.4, 1.0)
+    assert cfg.MODEL.RESNETS.NORM == knet.SEMANTIC.NORM == "SyncBN"
+    assert ((256, -1) if head == "upernet" else (512, 256)) == (knet.HIDDEN_DIM, knet.UPDATER_DIM)
+    assert (32 if head == "upernet" else 8) == cfg.MODEL.RESNET_V1C.OUTPUT_STRIDE
 
 
 @pytest.mark.parametrize("task, images", [("panoptic", 118_287), ("instance", 117_266)])

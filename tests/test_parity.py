@@ -1,5 +1,6 @@
 """The golden numbers of the published implementation."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,13 @@ from check_parity import main
 from parity_report import Report
 
 GOLDEN = Path(__file__).parent / "golden"
-CASES = ["instance_small", "panoptic_batch1", "panoptic_empty", "modules"]
+CASES = [
+    "instance_small",
+    "panoptic_batch1",
+    "panoptic_empty",
+    *(f"semantic_{kind}" for kind in ("small", "psp", "aspp", "uper")),
+    "modules",
+]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -18,17 +25,24 @@ def test_case_agrees(case, capsys):
     assert last.startswith("worst: value ") and " 0 of " in last
 
 
-def test_disturbed_weight_fails(tmp_path, capsys):
+@pytest.mark.parametrize(
+    "name, weight, quantity",
+    [
+        ("panoptic_batch1", "roi_head.mask_head.1.fc_mask.bias", "s1.mask_preds"),
+        ("semantic_small", "decode_head.kernel_update_head.1.fc_mask.bias", "s1.logits"),
+    ],
+)
+def test_disturbed_weight_fails(tmp_path, capsys, name, weight, quantity):
     case = tmp_path / "case"
     case.mkdir()
-    for file in (GOLDEN / "panoptic_batch1").iterdir():
+    for file in (GOLDEN / name).iterdir():
         (case / file.name).write_bytes(file.read_bytes())
     weights = dict(np.load(case / "weights.npz"))
-    weights["roi_head.mask_head.1.fc_mask.bias"] += 0.01
+    weights[weight] += 0.01
     np.savez(case / "weights.npz", **weights)
     assert main([str(case)]) == 1
     out = capsys.readouterr().out
-    assert "FAIL value" in out and "s1.mask_preds" in out
+    assert re.search(rf"FAIL value.*{re.escape(quantity)}", out)
 
 
 def test_folder_without_case_is_refused(tmp_path, capsys):

@@ -57,6 +57,31 @@ def test_train_evaluate_and_refuse_foreign_weights(data, tiny_opts, tmp_path):
     assert "checkpoint of another model" in foreign.stderr and "init_kernels" in foreign.stderr
 
 
+def test_semantic_model(data, tiny_opts, tmp_path):
+    config = ("--config-file", "configs/shapes/semantic.yaml")
+    # one view of the test size is the plain image, and scores as it does
+    opts = [*tiny_opts, "MODEL.KNET.SEMANTIC.AUX_DIM", 16, "TEST.AUG.ENABLED", True,
+            "TEST.AUG.MIN_SIZES", "(96,)", "TEST.AUG.FLIP", False]  # fmt: skip
+    done = run(*config, *opts, env=data)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Evaluation with test-time augmentation" in done.stdout
+    out = tmp_path / "out"
+    scores = {}
+    for line in (out / "metrics.json").read_text().splitlines():
+        scores.update(json.loads(line))
+    assert scores["sem_seg/mIoU"] > 0
+    assert scores["sem_seg_TTA/mIoU"] == pytest.approx(scores["sem_seg/mIoU"])
+    assert {"loss_init_seg", "loss_round3_seg", "loss_auxiliary_seg"} <= set(scores)
+
+    expected = [[task, "mIoU", scores["sem_seg/mIoU"], 0.01] for task in ("sem_seg", "sem_seg_TTA")]
+    evaluated = run(
+        *config, "--eval-only", *opts, "MODEL.WEIGHTS", out / "model_final.pth",
+        "TEST.EXPECTED_RESULTS", expected, env=data,
+    )  # fmt: skip
+    assert evaluated.returncode == 0, evaluated.stdout + evaluated.stderr
+    assert "Results verification passed" in evaluated.stdout
+
+
 def test_torchrun(data, tiny_opts):
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     done = run(

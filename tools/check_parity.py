@@ -12,12 +12,14 @@ relative, a loss by 1e-4, a gradient norm by 1e-3, or if any assignment, label o
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
 from parity_cases import check_case
 from parity_modules import check_modules
 from parity_report import Report
+from parity_semantic import check_semantic_case
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -30,7 +32,8 @@ def main(argv: list[str] | None = None) -> int:
     for folder in parser.parse_args(argv).folders:
         try:
             if (folder / "meta.json").is_file():
-                check_case(folder, report)
+                semantic = "kind" in json.loads((folder / "meta.json").read_text())["dims"]
+                (check_semantic_case if semantic else check_case)(folder, report)
             elif list(folder.glob("*.npz")):
                 check_modules(folder, report)
             else:

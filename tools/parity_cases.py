@@ -1,4 +1,4 @@
-"""Whole-model golden cases: a training step and inference of the heads."""
+"""Golden cases of instance and panoptic models: a training step and inference of the heads."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from parity_report import Report
 
 from knet.checkpoint.published_names import import_published, to_published_name
 from knet.inference.postprocess import InferenceOptions, postprocess
+from knet.inference.predictions import Frame, MaskPredictions
 from knet.modeling.heads import KNetHeads
 from knet.modeling.kernel_head import KernelHead
 from knet.modeling.kernel_rounds import KernelRounds
@@ -196,13 +197,16 @@ def _check_inference(case, meta, heads, features, golden, report):
     dims, panoptic = meta["dims"], meta["panoptic"]
     _check_predictions(name, initial, rounds, dims["N"], golden, report, joined=True)
     for b, sizes in enumerate(meta["img_metas"]):
+        predictions = MaskPredictions(
+            class_scores=rounds[-1].class_logits[b].sigmoid(),
+            masks=rounds[-1].masks[b],
+            frame=Frame(sizes["batch_input_shape"], sizes["img_shape"][:2]),
+            upsample=2,
+        )
         result = postprocess(
-            rounds[-1].class_logits[b],
-            rounds[-1].masks[b],
+            predictions,
             num_thing_classes=dims["nt"],
             num_stuff_classes=dims["ns"] if panoptic else 0,
-            padded_size=sizes["batch_input_shape"],
-            image_size=sizes["img_shape"][:2],
             output_size=sizes["ori_shape"][:2],
             options=InferenceOptions(
                 instance=not panoptic, panoptic=panoptic, semantic=False, top_k=dims["max_per_img"]

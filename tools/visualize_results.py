@@ -22,6 +22,8 @@ from detectron2.utils.logger import setup_logger
 from knet.checkpoint.checkpointer import KNetCheckpointer
 from knet.config import get_cfg_from_file
 from knet.data.builtin import register_builtin
+from knet.data.custom import register_custom
+from knet.modeling.test_time_augmentation import KNetWithTTA
 from knet.visualization import TASKS, write_sheets
 
 
@@ -39,7 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> list[str]:
         "--images", nargs="+", metavar="ID", help="image ids, or positions in the data set from 0"
     )
     which.add_argument("--num", type=int, default=8, help="number of images from the start")
-    parser.add_argument("--task", choices=list(TASKS), default="panoptic")
+    parser.add_argument(
+        "--task", choices=list(TASKS), help="by default the richest that the model gives"
+    )
     parser.add_argument("--score-threshold", type=float, default=0.3, help="of drawn instances")
     parser.add_argument("--output", default="sheets", help="folder for the PNGs")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config keys and values")
@@ -52,15 +56,19 @@ def main(arguments: Sequence[str] | None = None) -> list[str]:
     setup_logger(name="knet")
     cfg = get_cfg_from_file(args.config_file, args.opts)
     register_builtin([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST, args.dataset or ""])
+    register_custom(cfg)
     model = build_model(cfg)
     KNetCheckpointer(model, strict=True).load(cfg.MODEL.WEIGHTS)
+    if cfg.TEST.AUG.ENABLED:
+        cfg.INPUT.MIN_SIZE_TEST = 0  # the views are made from the original image
+        model = KNetWithTTA(cfg, model)
     paths = write_sheets(
         model,
         cfg,
         args.dataset or cfg.DATASETS.TEST[0],
         args.output,
         args.images or args.num,
-        args.task,
+        args.task or next(task for task in TASKS if cfg.MODEL.KNET.TEST[f"{task.upper()}_ON"]),
         args.score_threshold,
     )
     print("\n".join(paths))

@@ -29,7 +29,12 @@ def _add_model_config(cfg: CN) -> None:
     # learned thing kernels: at least as many as objects in an image; stuff kernels come on top
     knet.NUM_KERNELS = 100
     knet.NUM_ROUNDS = 3
+    # where the first kernels come from: "learned" (instance and panoptic models), or in semantic
+    # models the classifier of an "fcn", "psp", "aspp" (DeepLabV3) or "uper" head
+    knet.KERNEL_HEAD = "learned"
     knet.HIDDEN_DIM = 256
+    # the kernel updater's width if it is not HIDDEN_DIM: kernels are updated in parts of it
+    knet.UPDATER_DIM = -1
     knet.NUM_HEADS = 8
     knet.FFN_DIM = 2048
     knet.NORM_GROUPS = 32
@@ -45,7 +50,17 @@ def _add_model_config(cfg: CN) -> None:
     knet.FREEZE_NORM_STATS = True
     # images are padded to a multiple of this
     knet.SIZE_DIVISIBILITY = 32
+    # training batches are padded to at least this (height, width), as published with crops
+    knet.MIN_TRAIN_SIZE = (0, 0)
     knet.CHANNELS_LAST = True
+
+    # semantic models only
+    knet.SEMANTIC = CN()
+    knet.SEMANTIC.NORM = "SyncBN"
+    knet.SEMANTIC.DROPOUT = 0.1
+    # the auxiliary head, a training aid: on this feature, this wide; see LOSS.AUX_WEIGHT
+    knet.SEMANTIC.AUX_FEATURE = "res4"
+    knet.SEMANTIC.AUX_DIM = 256
 
     knet.LOSS = CN()
     knet.LOSS.CLASS_WEIGHT = 2.0
@@ -53,7 +68,10 @@ def _add_model_config(cfg: CN) -> None:
     knet.LOSS.DICE_WEIGHT = 4.0
     # 0 in instance models
     knet.LOSS.RANK_WEIGHT = 0.1
+    # semantic models: of the initial and of every round's logits
     knet.LOSS.SEG_WEIGHT = 1.0
+    # semantic models: 0 leaves the auxiliary head out
+    knet.LOSS.AUX_WEIGHT = 0.4
     knet.COST = CN()
     knet.COST.CLASS_WEIGHT = 2.0
     knet.COST.MASK_WEIGHT = 1.0
@@ -71,6 +89,17 @@ def _add_model_config(cfg: CN) -> None:
     # panoptic: least score of a thing, least share of its own mask that a segment must win
     knet.TEST.THING_THRESH = 0.3
     knet.TEST.OVERLAP_THRESH = 0.6
+    # semantic models: predict large images in windows of this (height, width), whose logits are
+    # averaged where they overlap; empty: whole images. STRIDE is 2/3 of SIZE by default
+    knet.TEST.WINDOW = CN()
+    knet.TEST.WINDOW.SIZE = ()
+    knet.TEST.WINDOW.STRIDE = ()
+    knet.TEST.WINDOW.BATCH_SIZE = 1
+
+    # ResNet with a deep stem, see modeling/resnet_v1c.py
+    cfg.MODEL.RESNET_V1C = CN()
+    # 8 (res4 and res5 dilated), 16 (res5 dilated) or 32; depth, norm … are those of MODEL.RESNETS
+    cfg.MODEL.RESNET_V1C.OUTPUT_STRIDE = 8
 
     # a small residual network for training from scratch, see modeling/small_resnet.py
     cfg.MODEL.SMALL_RESNET = small = CN()
@@ -88,6 +117,8 @@ def _add_solver_config(cfg: CN) -> None:
     cfg.SOLVER.AMP.DTYPE = "bfloat16"
     # the images of a step pass in this many parts, for less memory; must divide IMS_PER_BATCH
     cfg.SOLVER.ACCUMULATION_STEPS = 1
+    # with LR_SCHEDULER_NAME "WarmupPolyLR": the rate falls as (1 - step / MAX_ITER) ** this
+    cfg.SOLVER.POLY_LR_POWER = 0.9
     # "full_model" limits the norm of all gradients together, as published
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "full_model"
 

@@ -49,8 +49,11 @@ def test_stream_covers_the_chosen_kernels_in_chunks(monkeypatch):
         grid_size=(12, 16), padded_size=(48, 64), image_size=(40, 60), output_size=(30, 40),
         device=logits.device,
     )  # fmt: skip
-    chunks = list(resizer.stream(logits, [5, 1, 6], upsample=2))
+
+    def probabilities(index):
+        return F.interpolate(logits[None, index], scale_factor=2, mode="bilinear")[0].sigmoid()
+
+    chunks = list(resizer.stream([5, 1, 6], probabilities))
     assert [index for index, _ in chunks] == [[5, 1], [6]]
-    enlarged = F.interpolate(logits[None], scale_factor=2, mode="bilinear")[0].sigmoid()
-    expected = literal(enlarged[[5, 1, 6]], (48, 64), (40, 60), (30, 40))
+    expected = literal(probabilities([5, 1, 6]), (48, 64), (40, 60), (30, 40))
     torch.testing.assert_close(torch.cat([p for _, p in chunks]), expected, rtol=0, atol=1e-6)

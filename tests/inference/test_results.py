@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from knet.inference.instances import InstanceSelection, mask_boxes
 from knet.inference.panoptic import PanopticFusion, kernel_scores
 from knet.inference.postprocess import InferenceOptions, postprocess
+from knet.inference.predictions import Frame, MaskPredictions, PixelPredictions
 from knet.inference.semantic import SemanticScores
 
 
@@ -108,10 +110,32 @@ def test_semantic_argmax_is_the_label_of_the_panoptic_winner():
 
 def test_only_what_is_asked_for():
     result = postprocess(
-        torch.randn(6, 4), torch.randn(6, 4, 4), num_thing_classes=3, num_stuff_classes=1,
-        padded_size=(32, 32), image_size=(30, 20), output_size=(15, 10),
+        MaskPredictions(torch.rand(6, 4), torch.randn(6, 4, 4), Frame((32, 32), (30, 20))),
+        num_thing_classes=3, num_stuff_classes=1, output_size=(15, 10),
         options=InferenceOptions(panoptic=False, semantic=False, top_k=4),
     )  # fmt: skip
     assert result.panoptic is None and result.semantic is None
     assert result.instances.masks.shape == (4, 15, 10)
     assert result.instances.labels.max() < 3
+
+
+def test_grid_probabilities_follow_the_enlargement():
+    masks = torch.randn(4, 3, 5)
+    predictions = MaskPredictions(torch.rand(4, 2), masks, Frame((24, 40), (24, 40)), upsample=2)
+    assert predictions.grid_size == (6, 10)
+    large = F.interpolate(masks[None], scale_factor=2, mode="bilinear")[0].sigmoid()
+    assert torch.equal(predictions.probabilities([2, 0]), large[[2, 0]])
+    assert predictions.probabilities([]).shape[0] == 0
+    ready = MaskPredictions(torch.rand(4, 2), large, predictions.frame, are_logits=False)
+    assert torch.equal(ready.probabilities(range(4)), large)
+
+
+def test_pixel_probabilities_are_the_softmax_of_resized_logits():
+    logits = 5 * torch.randn(3, 6, 8)
+    found = PixelPredictions(logits, Frame((24, 32), (21, 30))).probabilities((40, 50))
+
+    def interpolate(x, size):
+        return F.interpolate(x[None], size=size, mode="bilinear")[0]
+
+    expected = interpolate(interpolate(logits, (24, 32))[:, :21, :30], (40, 50)).softmax(0)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)

@@ -5,10 +5,14 @@ import math
 import pytest
 import torch
 
+from knet.modeling.grouping import gather_features, hard_groups, soft_groups
+from knet.modeling.heads import SemanticHeads
 from knet.modeling.kernel_head import KernelHead
 from knet.modeling.kernel_rounds import KernelRounds
 from knet.modeling.kernel_update import UpdateRound
 from knet.modeling.neck import SemanticFPNNeck
+from knet.modeling.pixel_classifier import PixelClassifier
+from knet.modeling.pixel_decoders import FCNDecoder
 from knet.modeling.position_encoding import SinePositionEncoding
 
 
@@ -104,3 +108,83 @@ def test_rounds_chain_and_share_nothing():
     assert len(storages) == len(set(storages))
     with pytest.raises(ValueError, match="at least one update round"):
         KernelRounds([])
+
+
+def make_semantic_round(updater_dim=None, grouping=soft_groups):
+    return UpdateRound(
+        dim=64, num_heads=4, ffn_dim=128, num_classes=None, grouping=grouping,
+        updater_dim=updater_dim, xavier=False,
+    )  # fmt: skip
+
+
+def test_narrow_updater_takes_kernels_in_parts():
+    update = make_semantic_round(updater_dim=16)
+    assert update.updater.out_proj.weight.shape == (16, 16)
+    x, kernels, masks = torch.randn(2, 64, 6, 5), torch.randn(2, 9, 64), torch.randn(2, 9, 6, 5)
+    out = update(x, kernels, masks)
+    assert out.class_logits is None
+
+    groups, _ = gather_features(update.feature_transform(x.movedim(1, 3)).movedim(3, 1),
+                                masks.softmax(1))  # fmt: skip
+    parts = zip(groups.split(16, dim=2), kernels.split(16, dim=2))
+    joined = torch.cat([update.updater(g, k) for g, k in parts], dim=2)
+    torch.testing.assert_close(out.kernels, update.interaction(joined), rtol=1e-4, atol=1e-4)
+
+
+def test_updater_must_divide():
+    with pytest.raises(ValueError, match=r"48 wide.*64 wide.*UPDATER_DIM must divide"):
+        make_semantic_round(updater_dim=48)
+
+
+@pytest.mark.parametrize("grouping, passes", [(soft_groups, True), (hard_groups, False)])
+def test_only_soft_groups_pass_a_gradient_to_the_masks(grouping, passes):
+    masks = torch.randn(1, 9, 6, 5, requires_grad=True)
+    update = make_semantic_round(grouping=grouping)
+    update(torch.randn(1, 64, 6, 5), torch.randn(1, 9, 64), masks).masks.square().sum().backward()
+    assert (masks.grad is not None and masks.grad.abs().sum() > 0) == passes
+
+
+def test_semantic_rounds_keep_default_initialisation():
+    torch.manual_seed(5)
+    update = make_semantic_round()
+    # PyTorch's linear layer: uniform within 1 / sqrt(fan in), variance a third of its square
+    for layer in (update.updater.out_proj, update.interaction.ffn[0], update.mask_predictor):
+        expected = math.sqrt(1 / 3 / layer.in_features)
+        assert layer.weight.std().item() == pytest.approx(expected, rel=0.05)
+
+
+def make_semantic_heads(auxiliary=True):
+    def classifier(width, **kwargs):
+        body = FCNDecoder(in_channels=[width], channels=64, norm=torch.nn.BatchNorm2d, **kwargs)
+        return PixelClassifier(body, channels=64, num_classes=5, dropout=0.0)
+
+    return SemanticHeads(
+        kernel_head=classifier(32),
+        rounds=KernelRounds(make_semantic_round() for _ in range(2)),
+        auxiliary=classifier(16, num_convs=1, concat_input=False) if auxiliary else None,
+        auxiliary_index=0,
+    )
+
+
+def test_classifier_rows_are_the_first_kernels():
+    heads = make_semantic_heads().eval()
+    torch.nn.init.normal_(heads.kernel_head.classifier.bias)
+    features = [torch.randn(3, 16, 12, 10), torch.randn(3, 32, 6, 5)]
+    initial, rounds = heads(features)
+    weight, bias = heads.kernel_head.classifier.weight, heads.kernel_head.classifier.bias
+    assert torch.equal(initial.kernels, weight.flatten(1).expand(3, 5, 64))
+    logits = torch.einsum("kc,bchw->bkhw", weight[:, :, 0, 0], initial.features)
+    torch.testing.assert_close(initial.masks, logits + bias.view(-1, 1, 1))
+    torch.testing.assert_close(initial.features, heads.kernel_head.decoder(features))
+    assert [r.masks.shape for r in rounds] == [(3, 5, 6, 5)] * 2
+    by_hand = heads.rounds[0](initial.features, initial.kernels, initial.masks)
+    torch.testing.assert_close(rounds[0].masks, by_hand.masks)
+
+
+def test_auxiliary_classifier_works_in_training_only():
+    features = [torch.randn(2, 16, 12, 10), torch.randn(2, 32, 6, 5)]
+    heads = make_semantic_heads()
+    initial, _ = heads.train()(features)
+    assert initial.auxiliary.shape == (2, 5, 12, 10)  # of the finer map
+    assert heads.eval()(features)[0].auxiliary is None
+    assert make_semantic_heads(auxiliary=False).train()(features)[0].auxiliary is None

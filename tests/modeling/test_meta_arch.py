@@ -13,6 +13,8 @@ from detectron2.structures import BitMasks, Instances
 from knet.checkpoint.published_names import to_published_name
 from knet.config import get_cfg_from_file
 from knet.modeling.build_neck import KNET_NECK_REGISTRY
+from knet.modeling.classes import ClassIds
+from knet.modeling.task import MaskTask
 
 SHAPES = Path(__file__).parents[1] / "golden" / "published_shapes.json"
 
@@ -115,15 +117,17 @@ def test_results_can_be_chosen(tiny_cfg):
 
 
 def test_labels_of_the_data_set_are_translated(tiny_cfg):
-    from knet.modeling.classes import ClassIds
-
     model = build_model(tiny_cfg)
-    model.class_ids = ClassIds((5, 6, 8, 9), (0, 2, 3, 7))
-    model.thing_ids, model.stuff_ids = torch.tensor([5, 6, 8, 9]), torch.tensor([0, 2, 3, 7])
+    model.task = MaskTask(
+        class_ids=ClassIds((5, 6, 8, 9), (0, 2, 3, 7)),
+        options=model.task.options,
+        mask_upsample=model.task.mask_upsample,
+        loss_stride=model.task.loss_stride,
+    )
     x = example()
     x["instances"].gt_classes = torch.tensor([8, 5])
     x["sem_seg"] = torch.full((48, 64), 3)
-    targets = model._targets(x, (48, 64))
+    targets = model.task.targets(x, (48, 64), model.device)
     assert targets.thing_labels.tolist() == [2, 0]
     assert targets.stuff_labels.tolist() == [2]
     (out,) = model.eval()([example()])
@@ -251,6 +255,40 @@ def test_full_size_parameters_are_the_published_ones(task, data):
     count = sum(v.numel() for k, v in state.items() if "running" not in k and "num_b" not in k)
     heads = sum(p.numel() for p in model.parameters() if id(p) not in bottom_up)
     assert count + heads == published["num_params"]
+
+
+@pytest.mark.parametrize("head", ["fcn", "pspnet", "deeplabv3", "upernet"])
+def test_full_size_semantic_parameters_are_the_published_ones(head):
+    cfg = get_cfg_from_file(
+        f"configs/ade20k/semantic/knet_{head}_r50.yaml",
+        ["DATASETS.TRAIN", "()", "DATASETS.TEST", "()", "MODEL.DEVICE", "cpu",
+         "MODEL.KNET.NUM_THING_CLASSES", 0, "MODEL.KNET.NUM_STUFF_CLASSES", 150],
+    )  # fmt: skip
+    published = json.loads(SHAPES.read_text())[f"semantic_{head}"]
+    ours, count = {}, 0
+    for name, parameter in build_model(cfg).named_parameters():
+        shape = list(parameter.shape)
+        if name.endswith("feature_transform.weight"):
+            shape += [1, 1]
+        ours[to_published_name(name, semantic=True)] = shape
+        count += parameter.numel()
+    assert ours == published["parameters"]
+    assert count == published["num_params"]
+
+
+def test_pyramid_sums_nearest_enlargements(tiny_cfg):
+    """What the published FPN computes; golden numbers of it are too large to keep."""
+    tiny_cfg.MODEL.BACKBONE.NAME = "build_small_resnet_fpn_backbone"
+    tiny_cfg.MODEL.KNET.IN_FEATURES = ["p1", "p2", "p3", "p4"]
+    fpn = build_model(tiny_cfg).eval().backbone
+    image = torch.randn(1, 3, 64, 96)
+    bottom_up, pyramid = fpn.bottom_up(image), fpn(image)
+    above = 0
+    for level in (4, 3, 2, 1):
+        inner = getattr(fpn, f"fpn_lateral{level}")(bottom_up[f"res{level + 1}"]) + above
+        expected = getattr(fpn, f"fpn_output{level}")(inner)
+        torch.testing.assert_close(pyramid[f"p{level}"], expected, rtol=1e-4, atol=1e-5)
+        above = inner.repeat_interleave(2, 2).repeat_interleave(2, 3)
 
 
 def test_any_registered_backbone(tiny_cfg):

@@ -10,7 +10,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
 from knet.training.launch import launch
-from knet.training.trainer import Trainer, autocast_dtype, clip_norm
+from knet.training.trainer import Trainer, autocast_dtype, clip_norm, distribute
 
 
 def unwrap(trainer):
@@ -87,55 +87,67 @@ def _distributed_steps(cfg, path):
         torch.save(saved, path)
 
 
-@pytest.mark.parametrize("empty_rank", [False, True])
-def test_two_processes_compute_what_one_does(tiny_cfg, tiny_shapes, tmp_path, empty_rank):
-    if empty_rank:
-        # one object in one scene: the other process of the first step has no ground truth
-        _write_sparse(tiny_shapes, tmp_path)
-        _register_sparse(tiny_shapes, tmp_path)
-        tiny_cfg.DATASETS.TRAIN = ("sparse_train",)
-        tiny_cfg.SOLVER.IMS_PER_BATCH = 2
-    tiny_cfg.DATALOADER.NUM_WORKERS = 0
-    tiny_cfg.SOLVER.WARMUP_FACTOR = 1.0
-    tiny_cfg.SOLVER.BASE_LR = 1e-4  # three steps move weights by up to 3e-4
-    tiny_cfg.MODEL.KNET.FREEZE_NORM_STATS = True  # batch statistics are a process's own
-    initial = Trainer.build_model(tiny_cfg)
-    torch.save({"model": initial.state_dict()}, tmp_path / "initial.pth")
-    tiny_cfg.MODEL.WEIGHTS = str(tmp_path / "initial.pth")
+def test_two_processes_compute_what_one_does(tiny_cfg, semantic_cfg, tiny_shapes, tmp_path):
+    sparse = tiny_cfg.clone()
+    # one object in one scene: the other process of the first step has no ground truth
+    _write_sparse(tiny_shapes, tmp_path)
+    _register_sparse(tiny_shapes, tmp_path)
+    sparse.DATASETS.TRAIN = ("sparse_train",)
+    sparse.SOLVER.IMS_PER_BATCH = 2
+    semantic_cfg.merge_from_list(
+        ["MODEL.KNET.KERNEL_HEAD", "fcn", "MODEL.KNET.SEMANTIC.NORM", "GN",  # of 32 groups
+         "MODEL.KNET.HIDDEN_DIM", 32, "MODEL.KNET.SEMANTIC.AUX_DIM", 32]
+    )  # fmt: skip
+    jobs = []
+    for name, cfg in [("panoptic", tiny_cfg), ("sparse", sparse), ("semantic", semantic_cfg)]:
+        cfg.DATALOADER.NUM_WORKERS = 0
+        cfg.SOLVER.WARMUP_FACTOR = 1.0
+        cfg.SOLVER.BASE_LR = 1e-4  # three steps move weights by up to 3e-4
+        cfg.MODEL.KNET.FREEZE_NORM_STATS = True  # batch statistics are a process's own
+        initial = Trainer.build_model(cfg)
+        cfg.MODEL.WEIGHTS = str(tmp_path / f"{name}_initial.pth")
+        torch.save({"model": initial.state_dict()}, cfg.MODEL.WEIGHTS)
+        jobs.append((name, cfg))
 
-    _distributed_steps(tiny_cfg, tmp_path / "one.pth")
-    worker = _Worker(tmp_path if empty_rank else None, tiny_shapes)
-    launch(worker, 2, on_gpu=False, args=(tiny_cfg, tmp_path / "two.pth"))
-    one, two = (torch.load(tmp_path / f"{n}.pth", weights_only=True) for n in ("one", "two"))
+    for name, cfg in jobs:
+        _distributed_steps(cfg, tmp_path / f"{name}_1.pth")
+    launch(_Worker(tmp_path, tiny_shapes), 2, on_gpu=False, args=(jobs, tmp_path))
+    for name, _ in jobs:
+        one, two = (torch.load(tmp_path / f"{name}_{n}.pth", weights_only=True) for n in (1, 2))
+        _compare(name, one, two)
+
+
+def _compare(job, one, two):
     for a, b in zip(one["losses"], two["losses"]):
-        assert set(a) == set(b)
+        assert set(a) == set(b) and "total_loss" in a
         for name in a:
-            assert b[name] == pytest.approx(a[name], rel=1e-5, abs=1e-6), name
+            assert b[name] == pytest.approx(a[name], rel=1e-5, abs=1e-6), f"{job}: {name}"
     for name, value in one["weights"].items():
         gradient = one["gradients"][name]
+        message = f"{job}: {name}"
         torch.testing.assert_close(
-            two["gradients"][name], gradient, rtol=1e-2, atol=1e-5, msg=f"gradient of {name}"
+            two["gradients"][name], gradient, rtol=1e-2, atol=1e-5, msg=f"gradient, {message}"
         )
         # Adam scales rounding errors up to full steps where the true gradient is zero, as it is
         # for the key bias of an attention
         counts = gradient.abs() > 1e-6
         torch.testing.assert_close(
-            two["weights"][name][counts], value[counts], rtol=1e-5, atol=1e-5, msg=name
+            two["weights"][name][counts], value[counts], rtol=1e-5, atol=1e-5, msg=message
         )
 
 
 class _Worker:
-    """Registers the data sets in a spawned process, then trains."""
+    """Registers the data sets in a spawned process, then trains every job."""
 
     def __init__(self, sparse_root, shapes_root):
         self.sparse_root, self.shapes_root = sparse_root, shapes_root
 
-    def __call__(self, cfg, path):
+    def __call__(self, jobs, folder):
         torch.set_num_threads(1)
         _register_tiny(self.shapes_root)
-        if self.sparse_root is not None:
-            _register_sparse(self.shapes_root, self.sparse_root)
-        _distributed_steps(cfg, path)
+        _register_sparse(self.shapes_root, self.sparse_root)
+        for name, cfg in jobs:
+            _distributed_steps(cfg, folder / f"{name}_2.pth")
 
 
 def _register_tiny(root):
@@ -251,6 +263,25 @@ def test_backbone_learns_at_its_own_rate(tiny_cfg, caplog):
     assert {g["weight_decay"] for g in trainer._trainer.optimizer.param_groups} == {0.05}
 
 
+def test_polynomial_schedule(tiny_cfg):
+    tiny_cfg.merge_from_list(
+        ["SOLVER.LR_SCHEDULER_NAME", "WarmupPolyLR", "SOLVER.POLY_LR_POWER", 0.5,
+         "SOLVER.BASE_LR", 0.001, "SOLVER.MAX_ITER", 100, "SOLVER.WARMUP_ITERS", 10,
+         "SOLVER.WARMUP_FACTOR", 0.1]
+    )  # fmt: skip
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.001)
+    scheduler = Trainer.build_lr_scheduler(tiny_cfg, optimizer)
+    rates = []
+    for _ in range(100):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates[0] == pytest.approx(0.0001)
+    assert all(a < b for a, b in zip(rates[:10], rates[1:10]))
+    assert rates[36] == pytest.approx(0.001 * 0.64**0.5)
+    assert rates[99] == pytest.approx(0.001 * 0.01**0.5)
+
+
 def test_precision_and_clipping_keys(tiny_cfg):
     assert autocast_dtype(tiny_cfg) is None
     tiny_cfg.SOLVER.AMP.ENABLED = True
@@ -269,3 +300,36 @@ def test_precision_and_clipping_keys(tiny_cfg):
         clip_norm(tiny_cfg)
     tiny_cfg.SOLVER.CLIP_GRADIENTS.ENABLED = False
     assert clip_norm(tiny_cfg) is None
+
+
+def test_views_are_scored_under_their_own_name(semantic_cfg):
+    model = Trainer.build_model(semantic_cfg).eval()
+    plain = Trainer.test(semantic_cfg, model)
+    semantic_cfg.TEST.AUG.MIN_SIZES, semantic_cfg.TEST.AUG.FLIP = (96,), False
+    one_view = Trainer.test_with_tta(semantic_cfg, model)
+    assert set(plain) == {"sem_seg"} and set(one_view) == {"sem_seg_TTA"}
+    assert one_view["sem_seg_TTA"]["mIoU"] == pytest.approx(plain["sem_seg"]["mIoU"])
+    assert semantic_cfg.INPUT.MIN_SIZE_TEST == 96  # the config is not changed
+
+
+def test_all_tasks_are_scored_with_views(tiny_cfg):
+    tiny_cfg.TEST.AUG.MIN_SIZES, tiny_cfg.TEST.AUG.FLIP = (64, 96), True
+    scores = Trainer.test_with_tta(tiny_cfg, Trainer.build_model(tiny_cfg).eval())
+    assert {"panoptic_seg_TTA", "segm_TTA", "sem_seg_TTA"} <= set(scores)
+    assert all(name.endswith("_TTA") for name in scores)
+
+
+def test_batch_norm_of_one_value_is_refused(semantic_cfg):
+    semantic_cfg.SOLVER.IMS_PER_BATCH = 4
+    semantic_cfg.SOLVER.ACCUMULATION_STEPS = 4
+    with pytest.raises(ValueError, match=r"two images a process.*MODEL\.KNET\.SEMANTIC\.NORM"):
+        Trainer(semantic_cfg)
+    semantic_cfg.MODEL.KNET.KERNEL_HEAD = "fcn"  # pools nothing
+    Trainer(semantic_cfg)
+
+
+def test_synchronised_norms_need_gpus(semantic_cfg, monkeypatch):
+    semantic_cfg.MODEL.KNET.SEMANTIC.NORM = "SyncBN"
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    with pytest.raises(ValueError, match=r"SyncBN needs GPUs.*MODEL\.KNET\.SEMANTIC\.NORM"):
+        distribute(Trainer.build_model(semantic_cfg))

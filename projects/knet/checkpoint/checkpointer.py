@@ -7,6 +7,8 @@ from typing import Any
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
+from knet.checkpoint.published_names import import_resnet_v1c
+
 
 class KNetCheckpointer(DetectionCheckpointer):
     """Refuses checkpoints that do not fit.
@@ -50,6 +52,12 @@ class KNetCheckpointer(DetectionCheckpointer):
             return super().resume_or_load(path, resume=resume)
         finally:
             self.strict = strict
+
+    def _load_file(self, filename: str) -> Any:
+        loaded = super()._load_file(filename)
+        weights = loaded.get("model", {})
+        weights = import_resnet_v1c(weights.get("state_dict", weights))
+        return loaded if weights is None else {"model": weights}
 
     def _load_model(self, checkpoint: Any) -> Any:
         incompatible = super()._load_model(checkpoint)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from knet.inference.instances import InstanceResult, InstanceSelection
 from knet.inference.panoptic import PanopticFusion, PanopticSegment, kernel_scores
-from knet.inference.resize import MaskResizer
+from knet.inference.predictions import MaskPredictions
 from knet.inference.semantic import SemanticScores
 
 
@@ -35,7 +35,7 @@ class ImageResult:
     Attributes:
         instances: see `InstanceResult`.
         panoptic: id map (H, W) int32 and its segments.
-        semantic: (T + S, H, W) scores.
+        semantic: (T + S, H, W) scores, or a semantic model's probabilities (K, H, W).
     """
 
     instances: InstanceResult | None = None
@@ -45,39 +45,25 @@ class ImageResult:
 
 @torch.no_grad()
 def postprocess(
-    class_logits: Tensor,
-    mask_logits: Tensor,
+    predictions: MaskPredictions,
     *,
     num_thing_classes: int,
     num_stuff_classes: int,
-    padded_size: Sequence[int],
-    image_size: Sequence[int],
     output_size: Sequence[int],
     options: InferenceOptions,
-    mask_upsample: int = 2,
 ) -> ImageResult:
-    """Final results of one image from the last round.
+    """Final results of one image.
 
     Args:
-        class_logits: (N + S, T + S).
-        mask_logits: (N + S, h, w) as the round gave them.
+        predictions: of the last round; the kernels of stuff are the last ones.
         num_thing_classes, num_stuff_classes: T and S.
-        padded_size: (height, width) of the padded batch.
-        image_size: (height, width) of the image in it.
         output_size: (height, width) of the original image.
         options: what to compute.
-        mask_upsample: bilinear enlargement of the logits before the sigmoid.
     """
-    resizer = MaskResizer(
-        grid_size=[n * mask_upsample for n in mask_logits.shape[-2:]],
-        padded_size=padded_size,
-        image_size=image_size,
-        output_size=output_size,
-        device=mask_logits.device,
-    )
+    class_scores = predictions.class_scores
+    num_things = len(class_scores) - num_stuff_classes
+    resizer = predictions.frame.resizer(predictions.grid_size, output_size, class_scores.device)
     size = resizer.output_size
-    num_things = len(mask_logits) - num_stuff_classes
-    class_scores = class_logits.float().sigmoid()
     scores, labels = kernel_scores(
         class_scores, num_things=num_things, num_thing_classes=num_thing_classes
     )
@@ -106,8 +92,8 @@ def postprocess(
         )
     consumers = [c for c in (instances, fusion, semantic) if c is not None]
     everything = fusion is not None or semantic is not None
-    kernels = range(len(mask_logits)) if everything else (instances.kernels if instances else [])
-    for index, probabilities in resizer.stream(mask_logits, kernels, upsample=mask_upsample):
+    kernels = range(len(scores)) if everything else (instances.kernels if instances else [])
+    for index, probabilities in resizer.stream(kernels, predictions.probabilities):
         for consumer in consumers:
             consumer.add(index, probabilities)
     return ImageResult(

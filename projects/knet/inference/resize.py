@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 # at most this much resized probability is held at a time
@@ -19,14 +18,22 @@ def bilinear_matrix(size_in: int, size_out: int) -> Tensor:
     """
     position = torch.arange(size_out, dtype=torch.float32) + 0.5
     scale = torch.tensor(size_in, dtype=torch.float32) / size_out
-    position = (position * scale - 0.5).clamp(min=0)
+    return interpolation_matrix(position * scale - 0.5, size_in)
+
+
+def interpolation_matrix(position: Tensor, size_in: int) -> Tensor:
+    """(n, size_in) float32 weights that interpolate linearly at n positions, in cells from 0.
+
+    Positions beyond the first and the last cell take these cells' values.
+    """
+    position = position.clamp(min=0)
     low = position.long().clamp(max=size_in - 1)
     high = (low + 1).clamp(max=size_in - 1)
     fraction = (position - low).clamp(0, 1)
-    matrix = torch.zeros(size_out, size_in)
-    rows = torch.arange(size_out)
-    matrix[rows, low] += 1 - fraction
-    matrix[rows, high] += fraction
+    matrix = torch.zeros(len(position), size_in)
+    rows = torch.arange(len(position))
+    matrix[rows, low] += (1 - fraction).float()
+    matrix[rows, high] += fraction.float()
     return matrix
 
 
@@ -82,14 +89,13 @@ class MaskResizer:
         return self.rows @ (masks @ self.columns_t)
 
     def stream(
-        self, logits: Tensor, kernels: Sequence[int], *, upsample: int = 1
+        self, kernels: Sequence[int], probabilities: Callable[[Sequence[int]], Tensor]
     ) -> Iterator[tuple[list[int], Tensor]]:
         """Resized probabilities of the chosen kernels, a few at a time.
 
         Args:
-            logits: (N, h / upsample, w / upsample) mask logits.
             kernels: indices wanted.
-            upsample: bilinear enlargement of the logits to the grid, before the sigmoid.
+            probabilities: (n, h, w) on the grid, of n kernels.
 
         Yields:
             The indices of a chunk and its probabilities (n, H, W).
@@ -98,9 +104,4 @@ class MaskResizer:
         chunk = max(1, _CHUNK_BYTES // (4 * height * width))
         for start in range(0, len(kernels), chunk):
             index = list(kernels[start : start + chunk])
-            chosen = logits[index].float()
-            if upsample > 1:
-                chosen = F.interpolate(
-                    chosen[None], scale_factor=upsample, mode="bilinear", align_corners=False
-                )[0]
-            yield index, self(chosen.sigmoid())
+            yield index, self(probabilities(index))

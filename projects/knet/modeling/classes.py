@@ -2,27 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
 
 @dataclass(frozen=True)
 class ClassIds:
-    """Contiguous data set ids: K-Net's class c < T is `things[c]`, class T + j is `stuff[j]`."""
+    """Contiguous data set ids: K-Net's class c < T is `things[c]`, class T + j is `stuff[j]`.
+
+    A semantic model has no things; `stuff` are all its classes.
+    """
 
     things: tuple[int, ...]
     stuff: tuple[int, ...]
 
 
-def class_ids_from_config(cfg: CfgNode) -> ClassIds:
+def class_ids_from_config(cfg: CfgNode, *, semantic: bool = False) -> ClassIds:
     """Read the classes off the metadata of the config's data sets, which must agree.
+
+    Args:
+        cfg: the config.
+        semantic: things and stuff alike are semantic classes.
 
     Raises:
         ValueError: the data sets disagree, the config gives another number of classes, or there
             is neither data set nor number.
     """
+    ids = _class_ids_from_config(cfg, _semantic_ids if semantic else _class_ids)
+    if semantic and (ids.things or len(ids.stuff) < 2):
+        raise ValueError(
+            "a semantic model has no thing classes and at least two others (one foreground class "
+            "needs a background class beside it): MODEL.KNET.NUM_THING_CLASSES is "
+            f"{len(ids.things)} and NUM_STUFF_CLASSES {len(ids.stuff)}"
+        )
+    return ids
+
+
+def _class_ids_from_config(cfg: CfgNode, class_ids: Callable[[str], ClassIds]) -> ClassIds:
     names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
     given = (cfg.MODEL.KNET.NUM_THING_CLASSES, cfg.MODEL.KNET.NUM_STUFF_CLASSES)
     if not names:
@@ -32,10 +51,10 @@ def class_ids_from_config(cfg: CfgNode) -> ClassIds:
                 f"must be given; they are {given[0]} and {given[1]}"
             )
         return ClassIds(tuple(range(given[0])), tuple(range(given[0], sum(given))))
-    ids = _class_ids(names[0])
+    ids = class_ids(names[0])
     things, stuff = ids.things, ids.stuff
     for other in names[1:]:
-        theirs = _class_ids(other)
+        theirs = class_ids(other)
         # a data set without stuff may still score the things of a panoptic model
         if theirs.things != things or (theirs.stuff and theirs.stuff != stuff):
             raise ValueError(
@@ -52,13 +71,27 @@ def class_ids_from_config(cfg: CfgNode) -> ClassIds:
     return ids
 
 
-def _class_ids(name: str) -> ClassIds:
+def _metadata(name: str) -> Metadata:
     if name not in DatasetCatalog:
         raise ValueError(
             f"the data set {name!r} (DATASETS) is not registered: register it before the "
             "model is built"
         )
-    metadata = MetadataCatalog.get(name)
+    return MetadataCatalog.get(name)
+
+
+def _semantic_ids(name: str) -> ClassIds:
+    names = _metadata(name).get("stuff_classes")
+    if not names:
+        raise ValueError(
+            f"the data set {name!r} has no semantic classes (its metadata has no stuff_classes): "
+            "take a semantic or panoptic data set, or MODEL.KNET.KERNEL_HEAD learned"
+        )
+    return ClassIds((), tuple(range(len(names))))
+
+
+def _class_ids(name: str) -> ClassIds:
+    metadata = _metadata(name)
     things = _ids(metadata, "thing_dataset_id_to_contiguous_id", "thing_classes")
     if not (metadata.get("panoptic_json") or metadata.get("panoptic_root")):
         return ClassIds(things, ())  # instance annotations only

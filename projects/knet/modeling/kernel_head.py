@@ -9,23 +9,27 @@ import torch
 from torch import Tensor, nn
 
 from knet.modeling.grouping import gather_features, hard_groups
-from knet.modeling.layers import ConvNormReLU, init_convs
+from knet.modeling.layers import ConvNormReLU, group_norm, init_convs
 
 
 class InitialKernels(NamedTuple):
-    """What the update rounds start from; N thing kernels, then S stuff kernels.
+    """What the update rounds start from.
+
+    N thing kernels, then S stuff kernels; in a semantic model one kernel a class.
 
     Attributes:
         features: (B, C, H, W), the map that every round gathers from and convolves.
         kernels: (B, N + S, C).
         masks: (B, N + S, H, W) logits.
         seg_logits: (B, K, H, W) of the semantic branch, K = thing plus stuff classes.
+        auxiliary: (B, K, h, w) logits of a semantic model's auxiliary head, in training.
     """
 
     features: Tensor
     kernels: Tensor
     masks: Tensor
     seg_logits: Tensor
+    auxiliary: Tensor | None = None
 
 
 class KernelHead(nn.Module):
@@ -55,8 +59,9 @@ class KernelHead(nn.Module):
         self.num_kernels = num_kernels
         self.num_thing_classes = num_thing_classes
         self.num_stuff_classes = num_stuff_classes
-        self.localise = ConvNormReLU(hidden_dim, hidden_dim, kernel_size=1, norm_groups=norm_groups)
-        self.classify = ConvNormReLU(hidden_dim, hidden_dim, kernel_size=1, norm_groups=norm_groups)
+        norm = group_norm(norm_groups)
+        self.localise = ConvNormReLU(hidden_dim, hidden_dim, kernel_size=1, norm=norm)
+        self.classify = ConvNormReLU(hidden_dim, hidden_dim, kernel_size=1, norm=norm)
         self.init_kernels = nn.Conv2d(hidden_dim, num_kernels, 1, bias=False)
         self.seg_predictor = nn.Conv2d(hidden_dim, num_thing_classes + num_stuff_classes, 1)
         init_convs(self, conv_std)

@@ -92,6 +92,12 @@ class UpdateRound(nn.Module):
         num_classes: K of the class branch, or None for no class branch.
         grouping: turns mask logits into groups, `hard_groups` or `soft_groups`.
         class_prior: initial probability of every class.
+        updater_dim: width of the kernel updater, which must divide C; by default C. With less,
+            kernels and group features are split into C / updater_dim parts, updated one by one
+            with shared weights and joined again, as in the published semantic models whose
+            512-wide kernels pass a 256-wide updater.
+        xavier: initialise all matrices Xavier-uniformly, as the published instance and panoptic
+            models; otherwise they keep PyTorch's defaults, as the published semantic ones.
     """
 
     def __init__(
@@ -103,11 +109,20 @@ class UpdateRound(nn.Module):
         num_classes: int | None,
         grouping: Callable[[Tensor], Tensor] = hard_groups,
         class_prior: float = 0.01,
+        updater_dim: int | None = None,
+        xavier: bool = True,
     ) -> None:
         super().__init__()
+        updater_dim = updater_dim or dim
+        if dim % updater_dim:
+            raise ValueError(
+                f"an updater {updater_dim} wide cannot take kernels {dim} wide in whole parts: "
+                "MODEL.KNET.UPDATER_DIM must divide MODEL.KNET.HIDDEN_DIM"
+            )
+        self.parts = dim // updater_dim
         self.grouping = grouping
         self.feature_transform = nn.Linear(dim, dim)
-        self.updater = KernelUpdater(dim)
+        self.updater = KernelUpdater(updater_dim)
         self.interaction = KernelInteraction(dim, num_heads=num_heads, ffn_dim=ffn_dim)
         if num_classes is None:
             self.class_branch = self.class_predictor = None
@@ -116,11 +131,11 @@ class UpdateRound(nn.Module):
             self.class_predictor = nn.Linear(dim, num_classes)
         self.mask_branch = _projection(dim)
         self.mask_predictor = nn.Linear(dim, dim)
-        self._init_weights(class_prior)
+        self._init_weights(class_prior, xavier)
 
-    def _init_weights(self, class_prior: float) -> None:
+    def _init_weights(self, class_prior: float, xavier: bool) -> None:
         for parameter in self.parameters():
-            if parameter.dim() > 1:
+            if xavier and parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
         if self.class_predictor is not None:
             nn.init.constant_(self.class_predictor.bias, -math.log(1 / class_prior - 1))
@@ -138,7 +153,7 @@ class UpdateRound(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             groups = groups @ transform.weight.float().T + areas[..., None] * transform.bias.float()
             # LayerNorm follows within the updater; its input sums must not pass float16
-            kernels = self.updater(groups, kernels.float())
+            kernels = self.updater(self._split(groups), self._split(kernels.float())).flatten(2)
         kernels = self.interaction(kernels)
 
         class_logits = None
@@ -147,3 +162,7 @@ class UpdateRound(nn.Module):
         mask_kernels = self.mask_predictor(self.mask_branch(kernels))
         masks = convolve(features, mask_kernels @ transform.weight, mask_kernels @ transform.bias)
         return RoundOutput(class_logits, masks, kernels)
+
+    def _split(self, x: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, parts, C / parts)."""
+        return x.unflatten(2, (self.parts, -1))

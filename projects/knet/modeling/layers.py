@@ -1,19 +1,38 @@
-"""The convolution block that neck and kernel head are built from."""
+"""The convolution block that necks, kernel heads and pixel decoders are built from."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+# makes the normalisation layer of a number of channels
+NormFactory = Callable[[int], nn.Module]
+
+
+def group_norm(groups: int) -> NormFactory:
+    """GroupNorm of a fixed number of groups, which must divide the channels."""
+
+    def make(channels: int) -> nn.Module:
+        if channels % groups:
+            raise ValueError(
+                f"{groups} norm groups do not divide {channels} channels: "
+                "change MODEL.KNET.NORM_GROUPS or MODEL.KNET.HIDDEN_DIM"
+            )
+        return nn.GroupNorm(groups, channels)
+
+    return make
+
 
 class ConvNormReLU(nn.Module):
-    """Convolution without bias, GroupNorm, ReLU.
+    """Convolution without bias, normalisation, ReLU.
 
     Args:
         in_channels, out_channels: widths.
         kernel_size: odd; padding keeps the size at stride 1.
-        norm_groups: groups of the GroupNorm; must divide `out_channels`.
-        stride: of the convolution.
+        norm: makes the normalisation layer.
+        stride, dilation: of the convolution.
     """
 
     def __init__(
@@ -22,24 +41,21 @@ class ConvNormReLU(nn.Module):
         out_channels: int,
         *,
         kernel_size: int,
-        norm_groups: int,
+        norm: NormFactory,
         stride: int = 1,
+        dilation: int = 1,
     ) -> None:
         super().__init__()
-        if out_channels % norm_groups:
-            raise ValueError(
-                f"{norm_groups} norm groups do not divide {out_channels} channels: "
-                "change MODEL.KNET.NORM_GROUPS or MODEL.KNET.HIDDEN_DIM"
-            )
         self.conv = nn.Conv2d(
             in_channels,
             out_channels,
             kernel_size,
             stride=stride,
-            padding=kernel_size // 2,
+            padding=dilation * (kernel_size // 2),
+            dilation=dilation,
             bias=False,
         )
-        self.norm = nn.GroupNorm(norm_groups, out_channels)
+        self.norm = norm(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, H, W) -> (B, out, H / stride, W / stride)."""

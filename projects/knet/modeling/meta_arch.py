@@ -2,44 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.modeling.backbone import FPN
-from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.structures import ImageList
 from torch import Tensor, nn
 
-import knet.modeling.small_resnet  # noqa: F401  (registers the backbone)
-from knet.inference.postprocess import ImageResult, InferenceOptions, postprocess
-from knet.modeling.build_neck import build_neck
-from knet.modeling.classes import ClassIds, class_ids_from_config
-from knet.modeling.heads import KNetHeads
-from knet.modeling.kernel_head import KernelHead
-from knet.modeling.kernel_rounds import KernelRounds
-from knet.modeling.kernel_update import UpdateRound
-from knet.training.criterion import KNetCriterion, LossWeights
-from knet.training.matcher import MaskMatcher
-from knet.training.targets import ImageTargets, build_targets
+import knet.modeling.resnet_v1c
+import knet.modeling.small_resnet  # noqa: F401  (both register their backbones)
+from knet.inference.predictions import Frame, MaskPredictions, PixelPredictions
+from knet.inference.sliding_window import SlidingWindow, slide
+from knet.modeling.build import build_parts, is_semantic
+from knet.modeling.classes import class_ids_from_config
+from knet.modeling.kernel_update import RoundOutput
+from knet.modeling.task import Task
 
 
 @META_ARCH_REGISTRY.register()
 class KNet(nn.Module):
-    """K-Net for instance and panoptic segmentation (Zhang et al., NeurIPS 2021).
+    """K-Net for instance, panoptic and semantic segmentation (Zhang et al., NeurIPS 2021).
 
     Args:
         backbone: gives the feature maps.
         in_features: names of the maps that the heads use, finest first.
-        heads: neck, kernel head and update rounds.
-        criterion: matching and losses.
-        class_ids: the data set's ids of K-Net's classes.
-        options: which results are wanted, and their thresholds.
-        mask_upsample: factor between the heads' masks and the grid of losses and results.
-        loss_stride: stride of that grid.
+        heads: `KNetHeads` or `SemanticHeads`.
+        criterion: all losses of the heads' outputs and the task's targets.
+        task: targets and results.
         pixel_mean, pixel_std: of the input, a channel each, in the order of the input.
         size_divisibility: images are padded to a multiple of it.
+        min_train_size: training batches are padded to at least this (height, width).
+        window: semantic models: predict large images in windows; None for whole images.
         freeze_norm_stats: batch norms of the backbone keep their statistics.
         channels_last: memory format of images and weights.
     """
@@ -53,15 +50,14 @@ class KNet(nn.Module):
         *,
         backbone: Backbone,
         in_features: Sequence[str],
-        heads: KNetHeads,
-        criterion: KNetCriterion,
-        class_ids: ClassIds,
-        options: InferenceOptions,
-        mask_upsample: int,
-        loss_stride: int,
+        heads: nn.Module,
+        criterion: Callable[..., dict[str, Tensor]],
+        task: Task,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
         size_divisibility: int,
+        min_train_size: Sequence[int] = (0, 0),
+        window: SlidingWindow | None = None,
         freeze_norm_stats: bool,
         channels_last: bool,
     ) -> None:
@@ -70,103 +66,43 @@ class KNet(nn.Module):
         self.in_features = list(in_features)
         self.heads = heads
         self.criterion = criterion
-        self.class_ids = class_ids
-        self.options = options
-        self.mask_upsample = mask_upsample
-        self.loss_stride = loss_stride
+        self.task = task
         self.size_divisibility = size_divisibility
+        self.min_train_size = tuple(min_train_size)
+        self.window = window
         self.freeze_norm_stats = freeze_norm_stats
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
-        # on the CPU, where the loader's labels are
-        self.thing_ids = torch.tensor(class_ids.things, dtype=torch.int64)
-        self.stuff_ids = torch.tensor(class_ids.stuff, dtype=torch.int64)
         self.to(memory_format=self.memory_format)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Everything the constructor takes, out of a config."""
         knet = cfg.MODEL.KNET
+        semantic = is_semantic(cfg)
         backbone = build_backbone(cfg)
         if isinstance(backbone, FPN):  # published initialisation; Detectron2's differs
             for conv in [*backbone.lateral_convs, *backbone.output_convs]:
                 nn.init.xavier_uniform_(conv.weight)
-        shapes = backbone.output_shape()
-        neck = build_neck(cfg, shapes)
-        class_ids = class_ids_from_config(cfg)
-        things, stuff = len(class_ids.things), len(class_ids.stuff)
-        if not things:
-            raise ValueError(
-                f"{cfg.DATASETS.TRAIN or cfg.DATASETS.TEST}: no thing class; K-Net's learned "
-                "kernels need at least one"
-            )
-        stride = shapes[knet.IN_FEATURES[1]].stride
-        if stride % knet.MASK_UPSAMPLE or knet.SIZE_DIVISIBILITY % stride:
-            raise ValueError(
-                f"MODEL.KNET.MASK_UPSAMPLE ({knet.MASK_UPSAMPLE}) must divide the masks' stride "
-                f"({stride}), and that MODEL.KNET.SIZE_DIVISIBILITY ({knet.SIZE_DIVISIBILITY})"
-            )
-        heads = KNetHeads(
-            neck=neck,
-            kernel_head=KernelHead(
-                hidden_dim=knet.HIDDEN_DIM,
-                num_kernels=knet.NUM_KERNELS,
-                num_thing_classes=things,
-                num_stuff_classes=stuff,
-                norm_groups=knet.NORM_GROUPS,
-                conv_std=knet.CONV_INIT_STD,
-                class_prior=knet.CLASS_PRIOR,
-            ),
-            rounds=KernelRounds(
-                UpdateRound(
-                    dim=knet.HIDDEN_DIM,
-                    num_heads=knet.NUM_HEADS,
-                    ffn_dim=knet.FFN_DIM,
-                    num_classes=things + stuff,
-                    class_prior=knet.CLASS_PRIOR,
-                )
-                for _ in range(knet.NUM_ROUNDS)
-            ),
+        class_ids = class_ids_from_config(cfg, semantic=semantic)
+        window = SlidingWindow.from_sizes(
+            knet.TEST.WINDOW.SIZE, knet.TEST.WINDOW.STRIDE, knet.TEST.WINDOW.BATCH_SIZE
         )
-        criterion = KNetCriterion(
-            num_thing_classes=things,
-            num_stuff_classes=stuff,
-            matcher=MaskMatcher(
-                class_weight=knet.COST.CLASS_WEIGHT,
-                mask_weight=knet.COST.MASK_WEIGHT,
-                dice_weight=knet.COST.DICE_WEIGHT,
-            ),
-            weights=LossWeights(
-                classes=knet.LOSS.CLASS_WEIGHT,
-                mask=knet.LOSS.MASK_WEIGHT,
-                dice=knet.LOSS.DICE_WEIGHT,
-                rank=knet.LOSS.RANK_WEIGHT,
-                seg=knet.LOSS.SEG_WEIGHT,
-            ),
-            mask_upsample=knet.MASK_UPSAMPLE,
-        )
+        if window is not None and not semantic:
+            raise ValueError(
+                "MODEL.KNET.TEST.WINDOW is for semantic models; this one finds objects, which "
+                "windows would cut: leave WINDOW.SIZE empty"
+            )
         return {
+            **build_parts(cfg, backbone.output_shape(), class_ids),
             "backbone": backbone,
             "in_features": knet.IN_FEATURES,
-            "heads": heads,
-            "criterion": criterion,
-            "class_ids": class_ids,
-            "options": InferenceOptions(
-                instance=knet.TEST.INSTANCE_ON,
-                panoptic=knet.TEST.PANOPTIC_ON,
-                semantic=knet.TEST.SEMANTIC_ON,
-                top_k=cfg.TEST.DETECTIONS_PER_IMAGE,
-                score_threshold=knet.TEST.SCORE_THRESH,
-                mask_threshold=knet.TEST.MASK_THRESH,
-                thing_threshold=knet.TEST.THING_THRESH,
-                overlap_threshold=knet.TEST.OVERLAP_THRESH,
-            ),
-            "mask_upsample": knet.MASK_UPSAMPLE,
-            "loss_stride": stride // knet.MASK_UPSAMPLE,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "size_divisibility": max(knet.SIZE_DIVISIBILITY, backbone.size_divisibility),
+            "min_train_size": knet.MIN_TRAIN_SIZE,
+            "window": window,
             "freeze_norm_stats": knet.FREEZE_NORM_STATS,
             "channels_last": knet.CHANNELS_LAST,
         }
@@ -191,103 +127,78 @@ class KNet(nn.Module):
         Args:
             batched_inputs: one dict an image: `image` (3, H, W) of any real type, values 0..255;
                 in training `instances` (`gt_masks` BitMasks (G, H, W), `gt_classes` (G,)) and,
-                with stuff classes, `sem_seg` (H, W) integer labels; in inference `height` and
-                `width` of the original image, to which results are resized.
+                with stuff classes and in semantic models, `sem_seg` (H, W) integer labels; in
+                inference `height` and `width` of the original image, to which results are
+                resized.
 
         Returns:
-            In training a dict of named losses, see `KNetCriterion`. Otherwise one dict an image:
-            `instances` (`pred_masks`, `pred_boxes`, `scores`, `pred_classes`), `panoptic_seg`
-            (id map (H, W) int32 with 0 for void, list of segment dicts), `sem_seg` (K, H, W)
-            scores; those that `MODEL.KNET.TEST` asks for.
+            In training a dict of named losses, see `KNetCriterion` and `SemanticCriterion`.
+            Otherwise one dict an image: `instances` (`pred_masks`, `pred_boxes`, `scores`,
+            `pred_classes`), `panoptic_seg` (id map (H, W) int32 with 0 for void, list of segment
+            dicts), `sem_seg` (K, H, W) scores; those that `MODEL.KNET.TEST` asks for.
         """
+        if self.training:
+            return self._losses(batched_inputs)
+        results = []
+        for x, predictions in zip(batched_inputs, self.predict(batched_inputs)):
+            size = predictions.frame.image_size
+            output_size = (x.get("height", size[0]), x.get("width", size[1]))
+            results.append(self.task.results(predictions, output_size))
+        return results
+
+    def predict(
+        self, batched_inputs: Sequence[Mapping[str, Any]]
+    ) -> list[MaskPredictions | PixelPredictions]:
+        """What the last round says of each image, before it is resized and fused."""
+        if self.window is not None:
+            return [self._predict_in_windows(x) for x in batched_inputs]
+        images = self._images(batched_inputs)
+        last = self._rounds(images.tensor)[1][-1]
+        padded_size = tuple(images.tensor.shape[-2:])
+        return [
+            self.task.predictions(last, b, Frame(padded_size, size))
+            for b, size in enumerate(images.image_sizes)
+        ]
+
+    def _losses(self, batched_inputs: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         images = self._images(batched_inputs)
         padded_size = tuple(images.tensor.shape[-2:])
         # before the forward pass, so that preparing them does not wait for it
-        targets = [self._targets(x, padded_size) for x in batched_inputs] if self.training else []
-        features = self.backbone(images.tensor)
-        initial, rounds = self.heads([features[name] for name in self.in_features])
-        if self.training:
-            return self.criterion(initial, rounds, targets)
-        last, results = rounds[-1], []
-        for b, (x, size) in enumerate(zip(batched_inputs, images.image_sizes)):
-            result = postprocess(
-                last.class_logits[b],
-                last.masks[b],
-                num_thing_classes=len(self.class_ids.things),
-                num_stuff_classes=len(self.class_ids.stuff),
-                padded_size=padded_size,
-                image_size=size,
-                output_size=(x.get("height", size[0]), x.get("width", size[1])),
-                options=self.options,
-                mask_upsample=self.mask_upsample,
+        targets = [self.task.targets(x, padded_size, self.device) for x in batched_inputs]
+        initial, rounds = self._rounds(images.tensor)
+        return self.criterion(initial, rounds, targets)
+
+    def _predict_in_windows(self, x: Mapping[str, Any]) -> PixelPredictions:
+        assert self.window is not None
+
+        def predict(windows: Tensor) -> Tensor:
+            height, width = windows.shape[-2:]
+            images = ImageList.from_tensors(list(windows), self.size_divisibility).tensor
+            images = images.contiguous(memory_format=self.memory_format)
+            logits = self._rounds(images)[1][-1].masks.float()
+            logits = F.interpolate(
+                logits, size=images.shape[-2:], mode="bilinear", align_corners=False
             )
-            results.append(self._to_detectron2(result))
-        return results
+            return logits[..., :height, :width]
+
+        image = self._normalised(x)
+        size = tuple(image.shape[-2:])
+        return PixelPredictions(slide(image, predict, self.window), Frame(size, size))
+
+    def _rounds(self, images: Tensor) -> tuple[Any, list[RoundOutput]]:
+        features = self.backbone(images)
+        return self.heads([features[name] for name in self.in_features])
+
+    def _normalised(self, x: Mapping[str, Any]) -> Tensor:
+        image = x["image"].to(self.device, non_blocking=True)
+        return (image - self.pixel_mean) / self.pixel_std
 
     def _images(self, batched_inputs: Sequence[Mapping[str, Any]]) -> ImageList:
-        images = []
-        for x in batched_inputs:
-            image = x["image"].to(self.device, non_blocking=True)
-            images.append((image - self.pixel_mean) / self.pixel_std)
+        images = [self._normalised(x) for x in batched_inputs]
         batch = ImageList.from_tensors(images, self.size_divisibility)
+        if self.training:
+            sizes = zip(self.min_train_size, batch.tensor.shape[-2:])
+            rows, columns = (max(0, least - size) for least, size in sizes)
+            batch.tensor = F.pad(batch.tensor, (0, columns, 0, rows))
         batch.tensor = batch.tensor.contiguous(memory_format=self.memory_format)
         return batch
-
-    def _targets(self, x: Mapping[str, Any], padded_size: tuple[int, int]) -> ImageTargets:
-        wanted = ["instances"] + (["sem_seg"] if len(self.class_ids.stuff) else [])
-        for key in wanted:
-            if key not in x:
-                raise ValueError(
-                    f"{x.get('file_name', 'an image')}: training needs {key!r}, which the data "
-                    "set does not give: see INPUT.KNET_TARGETS and the annotations"
-                )
-        classes = x["instances"].gt_classes
-        # ids of the data set -> K-Net's thing classes; ids are sorted
-        labels = torch.searchsorted(self.thing_ids, classes.cpu())
-        return build_targets(
-            thing_labels=labels,
-            thing_masks=x["instances"].gt_masks.tensor,
-            sem_seg=x.get("sem_seg"),
-            stuff_ids=self.stuff_ids,
-            padded_size=padded_size,
-            stride=self.loss_stride,
-            device=self.device,
-        )
-
-    def _to_detectron2(self, result: ImageResult) -> dict[str, Any]:
-        """Detectron2's output dict, with the data set's ids in place of K-Net's classes."""
-        things, stuff = self.class_ids.things, self.class_ids.stuff
-        labels = [*things, *stuff]
-        out: dict[str, Any] = {}
-        if result.instances is not None:
-            found = result.instances
-            instances = Instances(tuple(found.masks.shape[-2:]))
-            instances.pred_masks = found.masks
-            instances.pred_boxes = Boxes(found.boxes)
-            instances.scores = found.scores
-            instances.pred_classes = found.labels.new_tensor(things)[found.labels]
-            out["instances"] = instances
-        if result.panoptic is not None:
-            id_map, segments = result.panoptic
-            info = [
-                {
-                    "id": s.id,
-                    "isthing": s.is_thing,
-                    "category_id": labels[s.label],
-                    "score": s.score,
-                    "area": s.area,
-                }
-                for s in segments
-            ]
-            out["panoptic_seg"] = (id_map, info)
-        if result.semantic is not None:
-            out["sem_seg"] = self._reorder(result.semantic, labels)
-        return out
-
-    @staticmethod
-    def _reorder(scores: Tensor, labels: Sequence[int]) -> Tensor:
-        if list(labels) == list(range(len(labels))):
-            return scores
-        ordered = scores.new_zeros((max(labels) + 1, *scores.shape[1:]))
-        ordered[list(labels)] = scores
-        return ordered

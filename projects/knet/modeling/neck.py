@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from knet.modeling.layers import ConvNormReLU, init_convs
+from knet.modeling.layers import ConvNormReLU, group_norm, init_convs
 from knet.modeling.position_encoding import SinePositionEncoding
 
 
@@ -35,9 +35,12 @@ class SemanticFPNNeck(nn.Module):
                 "see MODEL.KNET.IN_FEATURES"
             )
 
-        def block(width: int, **kwargs: int) -> ConvNormReLU:
-            kwargs = {"kernel_size": 3, **kwargs}
-            return ConvNormReLU(width, hidden_dim, norm_groups=norm_groups, **kwargs)
+        norm = group_norm(norm_groups)
+
+        def block(width: int, kernel_size: int = 3, stride: int = 1) -> ConvNormReLU:
+            return ConvNormReLU(
+                width, hidden_dim, kernel_size=kernel_size, stride=stride, norm=norm
+            )
 
         self.levels = nn.ModuleList()
         for index, width in enumerate(in_channels):

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from knet.training.losses import (
     paint_owners,
     pixel_focal_loss,
     rank_loss,
+    world_mean_divisors,
 )
 from knet.training.matcher import MaskMatcher, Matches
 from knet.training.targets import ImageTargets
@@ -43,18 +43,6 @@ class _Rows:
     kernel: Tensor  # (M,)
     label: Tensor  # (M,) in [0, T + S)
     target: Tensor  # (M, h, w)
-
-
-def _world_mean_divisors(counts: Tensor) -> Tensor:
-    """Counts summed over all processes, at least 1, divided by the number of processes.
-
-    A local sum divided by this, averaged over the processes (as DistributedDataParallel does with
-    gradients), is the sum over all divided by the count of all.
-    """
-    if not (dist.is_available() and dist.is_initialized()):
-        return counts.clamp(min=1)
-    dist.all_reduce(counts)
-    return counts.clamp(min=1) / dist.get_world_size()
 
 
 def _class_logits(output: RoundOutput) -> Tensor:
@@ -222,7 +210,7 @@ class KNetCriterion:
             device=seg_labels.device,
         )
         labelled = (seg_labels < self.num_classes).sum().float()
-        counts = _world_mean_divisors(torch.cat([counts, labelled[None]]))
+        counts = world_mean_divisors(torch.cat([counts, labelled[None]]))
         return {"pixels": counts[0], "masks": counts[1:-1], "seg": counts[-1]}
 
     def _seg_labels(

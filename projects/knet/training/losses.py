@@ -6,6 +6,7 @@ All take logits and work in float32.
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -95,3 +96,15 @@ def paint_owners(masks: Tensor, image: Tensor, values: Tensor, num_images: int) 
     owners = painted.new_full((num_images, *masks.shape[1:]), -1)
     index = image[:, None, None].expand_as(painted)
     return owners.scatter_reduce_(0, index, painted, reduce="amax")
+
+
+def world_mean_divisors(counts: Tensor) -> Tensor:
+    """Counts summed over all processes, at least 1, divided by the number of processes.
+
+    A local sum divided by this, averaged over the processes (as DistributedDataParallel does with
+    gradients), is the sum over all divided by the count of all.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return counts.clamp(min=1)
+    dist.all_reduce(counts)
+    return counts.clamp(min=1) / dist.get_world_size()

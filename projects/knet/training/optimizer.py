@@ -1,12 +1,15 @@
-"""AdamW with its own learning rate for the backbone."""
+"""AdamW with its own learning rate for the backbone, and the schedules of the rate."""
 
 from __future__ import annotations
 
 import logging
 from typing import Any
 
+import detectron2.solver
 import torch
 from detectron2.config import CfgNode
+from detectron2.solver import LRMultiplier, WarmupParamScheduler
+from fvcore.common.param_scheduler import PolynomialDecayParamScheduler
 from torch import nn
 
 logger = logging.getLogger(__name__)
@@ -35,3 +38,17 @@ def build_optimizer(cfg: CfgNode, model: Any) -> torch.optim.AdamW:
         weight_decay=cfg.SOLVER.WEIGHT_DECAY,
         fused=True,
     )
+
+
+def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
+    """Detectron2's schedules, and "WarmupPolyLR": the rate falls to zero as a power of the rest."""
+    solver = cfg.SOLVER
+    if solver.LR_SCHEDULER_NAME != "WarmupPolyLR":
+        return detectron2.solver.build_lr_scheduler(cfg, optimizer)
+    multiplier = WarmupParamScheduler(
+        PolynomialDecayParamScheduler(1.0, solver.POLY_LR_POWER),
+        solver.WARMUP_FACTOR,
+        min(solver.WARMUP_ITERS / solver.MAX_ITER, 1.0),
+        solver.WARMUP_METHOD,
+    )
+    return LRMultiplier(optimizer, multiplier=multiplier, max_iter=solver.MAX_ITER)

@@ -8,6 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# label of pixels without a class
+IGNORE_LABEL = 255
+
 
 @dataclass
 class ImageTargets:
@@ -88,3 +91,21 @@ def build_targets(
         stuff_labels=stuff_labels.to(device, non_blocking=True),
         stuff_masks=reduce(stuff_masks),
     )
+
+
+def build_semantic_targets(
+    sem_seg: Tensor, *, padded_size: tuple[int, int], device: torch.device
+) -> Tensor:
+    """Class map of one image; padding is ignored.
+
+    Args:
+        sem_seg: (H, W) int64, classes or 255.
+        padded_size: (height, width) of the padded batch.
+        device: where the target is wanted.
+
+    Returns:
+        int64 of `padded_size`.
+    """
+    height, width = padded_size
+    padding = (0, width - sem_seg.shape[-1], 0, height - sem_seg.shape[-2])
+    return F.pad(sem_seg.to(device, non_blocking=True), padding, value=IGNORE_LABEL)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
-from detectron2.engine import DefaultTrainer, TrainerBase
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks
 from detectron2.evaluation import DatasetEvaluators
 from detectron2.utils import comm
 from torch import nn
@@ -21,7 +21,8 @@ from knet.checkpoint.checkpointer import KNetCheckpointer
 from knet.data.loader import build_train_loader
 from knet.data.mapper import KNetDatasetMapper
 from knet.evaluation import build_evaluator
-from knet.training.optimizer import build_optimizer
+from knet.modeling.test_time_augmentation import KNetWithTTA
+from knet.training.optimizer import build_lr_scheduler, build_optimizer
 from knet.training.step import TrainStep
 
 logger = logging.getLogger(__name__)
@@ -67,8 +68,36 @@ def distribute(model: nn.Module) -> nn.Module:
     if comm.get_world_size() == 1:
         return model
     on_gpu = next(model.parameters()).is_cuda
+    if not on_gpu and any(isinstance(m, nn.SyncBatchNorm) for m in model.modules()):
+        raise ValueError(
+            "SyncBN needs GPUs: for several processes on CPUs set MODEL.RESNETS.NORM and "
+            "MODEL.KNET.SEMANTIC.NORM to BN or GN"
+        )
     devices = [torch.cuda.current_device()] if on_gpu else None
     return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+
+
+def check_batch_norm(model: nn.Module, images: int) -> None:
+    """Refuse batch norms over a single value, which PyTorch would report without the remedy.
+
+    Args:
+        model: to be trained.
+        images: that pass at a time in one process.
+    """
+    pooled = any(isinstance(m, nn.AdaptiveAvgPool2d) for m in model.modules())
+    apart = comm.get_world_size() == 1  # SyncBN of several processes sees several images
+    norms = nn.modules.batchnorm._BatchNorm
+    single = [
+        name
+        for name, m in model.named_modules()
+        if isinstance(m, norms) and (apart or not isinstance(m, nn.SyncBatchNorm))
+    ]
+    if images < 2 and pooled and any(name.startswith("heads") for name in single):
+        raise ValueError(
+            "batch norm behind a pooling to one pixel needs two images a process: raise "
+            "SOLVER.IMS_PER_BATCH, lower SOLVER.ACCUMULATION_STEPS, or set "
+            "MODEL.KNET.SEMANTIC.NORM to GN"
+        )
 
 
 class Trainer(DefaultTrainer):
@@ -82,6 +111,8 @@ class Trainer(DefaultTrainer):
         TrainerBase.__init__(self)
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
+        passes = comm.get_world_size() * cfg.SOLVER.ACCUMULATION_STEPS
+        check_batch_norm(model, cfg.SOLVER.IMS_PER_BATCH // passes)
         optimizer = self.build_optimizer(cfg, model)
         model = distribute(model)
         seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
@@ -110,10 +141,31 @@ class Trainer(DefaultTrainer):
         super().load_state_dict(state)
         self._trainer.load_state_dict(state["_trainer"])
 
+    def build_hooks(self) -> list[HookBase | None]:
+        """Adds, with TEST.AUG.ENABLED, the scores with test-time augmentation at the end."""
+        built = super().build_hooks()
+        if self.cfg.TEST.AUG.ENABLED:
+
+            def test_with_tta() -> dict[str, Any]:
+                results = self.test_with_tta(self.cfg, self.model)
+                # the plain scores of the last step are there by now
+                self._last_eval_results.update(results)
+                return results
+
+            writers = [i for i, h in enumerate(built) if isinstance(h, hooks.PeriodicWriter)]
+            # before the writers, which close with the training
+            built.insert(min(writers, default=len(built)), hooks.EvalHook(0, test_with_tta))
+        return built
+
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         """AdamW with the backbone's own rate."""
         return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
+        """Step, cosine or polynomial, with warm-up."""
+        return build_lr_scheduler(cfg, optimizer)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode, *, seed: int = 0, start_step: int = 0) -> DataLoader:
@@ -134,6 +186,18 @@ class Trainer(DefaultTrainer):
             for buffer in model.buffers():
                 torch.distributed.broadcast(buffer, 0)
         return super().test(cfg, model, evaluators)
+
+    @classmethod
+    def test_with_tta(cls, cfg: CfgNode, model: nn.Module) -> dict[str, dict[str, float]]:
+        """Scores with test-time augmentation (TEST.AUG), each task's name ending in `_TTA`."""
+        logger.info("Evaluation with test-time augmentation: sizes %s", cfg.TEST.AUG.MIN_SIZES)
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.INPUT.MIN_SIZE_TEST = 0  # the views are made from the original image
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
+        evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
+        results = cls.test(cfg, KNetWithTTA(cfg, model).eval(), evaluators)
+        return {f"{name}_TTA": value for name, value in results.items()}
 
     @classmethod
     def build_evaluator(

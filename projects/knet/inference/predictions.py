@@ -1,0 +1,90 @@
+"""What a model says of one image before it is brought to the image's original size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from knet.inference.resize import MaskResizer
+
+
+@dataclass
+class Frame:
+    """Sizes of an image, (height, width) each.
+
+    Attributes:
+        padded_size: of the batch that it was part of, which the masks' grid covers.
+        image_size: of the image in that batch.
+    """
+
+    padded_size: Sequence[int]
+    image_size: Sequence[int]
+
+    def resizer(
+        self, grid_size: Sequence[int], output_size: Sequence[int], device: torch.device
+    ) -> MaskResizer:
+        """Brings maps on a grid over the padded batch to the image at `output_size`."""
+        return MaskResizer(
+            grid_size=grid_size,
+            padded_size=self.padded_size,
+            image_size=self.image_size,
+            output_size=output_size,
+            device=device,
+        )
+
+
+@dataclass
+class MaskPredictions:
+    """Kernels of an instance or panoptic model on one image: N things, then S stuff classes.
+
+    Attributes:
+        class_scores: (N + S, T + S) in [0, 1].
+        masks: (N + S, h, w) over the padded batch.
+        frame: sizes of the image.
+        upsample: bilinear enlargement of the masks to the grid that results are read from.
+        are_logits: whether masks are logits, whose sigmoid follows the enlargement, or
+            probabilities.
+    """
+
+    class_scores: Tensor
+    masks: Tensor
+    frame: Frame
+    upsample: int = 1
+    are_logits: bool = True
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """(height, width) of the grid that `probabilities` gives."""
+        height, width = self.masks.shape[-2:]
+        return height * self.upsample, width * self.upsample
+
+    def probabilities(self, kernels: Sequence[int]) -> Tensor:
+        """(n, h * upsample, w * upsample) of some kernels, on the grid over the padded batch."""
+        masks = self.masks[list(kernels)].float()
+        if self.upsample > 1 and len(masks):
+            masks = F.interpolate(
+                masks[None], scale_factor=self.upsample, mode="bilinear", align_corners=False
+            )[0]
+        return masks.sigmoid() if self.are_logits else masks
+
+
+@dataclass
+class PixelPredictions:
+    """Class logits of a semantic model on one image.
+
+    Attributes:
+        logits: (K, h, w) over the padded batch.
+        frame: sizes of the image.
+    """
+
+    logits: Tensor
+    frame: Frame
+
+    def probabilities(self, output_size: Sequence[int]) -> Tensor:
+        """(K, H, W) at `output_size`: the resized logits' softmax over the classes."""
+        resizer = self.frame.resizer(self.logits.shape[-2:], output_size, self.logits.device)
+        return resizer(self.logits.float()).softmax(dim=0)

@@ -1,0 +1,182 @@
+"""What tells a semantic model from an instance or panoptic one: its targets and its results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from detectron2.structures import Boxes, Instances
+from torch import Tensor
+
+from knet.inference.merge_views import View, merge_views
+from knet.inference.postprocess import ImageResult, InferenceOptions, postprocess
+from knet.inference.predictions import Frame, MaskPredictions, PixelPredictions
+from knet.modeling.classes import ClassIds
+from knet.modeling.kernel_update import RoundOutput
+from knet.training.targets import ImageTargets, build_semantic_targets, build_targets
+
+
+class Task(Protocol):
+    """The part of `KNet` that depends on the task.
+
+    `targets` turns an input dict of Detectron2 into what the criterion takes; `predictions` reads
+    one image off the last round; `results` brings that to the size wanted, as Detectron2's
+    output dict, and `merged_results` does so with several views of the image.
+    """
+
+    def targets(
+        self, x: Mapping[str, Any], padded_size: tuple[int, int], device: torch.device
+    ) -> Any: ...
+
+    def predictions(self, last: RoundOutput, index: int, frame: Frame) -> Any: ...
+
+    def results(self, predictions: Any, output_size: Sequence[int]) -> dict[str, Any]: ...
+
+    def merged_results(
+        self, views: Sequence[View], output_size: Sequence[int]
+    ) -> dict[str, Any]: ...
+
+
+class MaskTask:
+    """Instance and panoptic segmentation.
+
+    Args:
+        class_ids: the data set's ids of K-Net's classes.
+        options: which results are wanted, and their thresholds.
+        mask_upsample: factor between the heads' masks and the grid of losses and results.
+        loss_stride: stride of that grid.
+    """
+
+    def __init__(
+        self,
+        *,
+        class_ids: ClassIds,
+        options: InferenceOptions,
+        mask_upsample: int,
+        loss_stride: int,
+    ) -> None:
+        self.class_ids = class_ids
+        self.options = options
+        self.mask_upsample = mask_upsample
+        self.loss_stride = loss_stride
+        # on the CPU, where the loader's labels are
+        self._thing_ids = torch.tensor(class_ids.things, dtype=torch.int64)
+        self._stuff_ids = torch.tensor(class_ids.stuff, dtype=torch.int64)
+
+    def targets(
+        self, x: Mapping[str, Any], padded_size: tuple[int, int], device: torch.device
+    ) -> ImageTargets:
+        """Soft masks and labels of an image's things and stuff."""
+        _require(x, "instances")
+        if len(self.class_ids.stuff):
+            _require(x, "sem_seg")
+        # ids of the data set -> K-Net's thing classes; ids are sorted
+        labels = torch.searchsorted(self._thing_ids, x["instances"].gt_classes.cpu())
+        return build_targets(
+            thing_labels=labels,
+            thing_masks=x["instances"].gt_masks.tensor,
+            sem_seg=x.get("sem_seg"),
+            stuff_ids=self._stuff_ids,
+            padded_size=padded_size,
+            stride=self.loss_stride,
+            device=device,
+        )
+
+    def predictions(self, last: RoundOutput, index: int, frame: Frame) -> MaskPredictions:
+        """Class scores and masks of one image."""
+        assert last.class_logits is not None
+        return MaskPredictions(
+            class_scores=last.class_logits[index].float().sigmoid(),
+            masks=last.masks[index],
+            frame=frame,
+            upsample=self.mask_upsample,
+        )
+
+    def results(self, predictions: MaskPredictions, output_size: Sequence[int]) -> dict[str, Any]:
+        """`instances`, `panoptic_seg` and `sem_seg`, with the data set's ids."""
+        result = postprocess(
+            predictions,
+            num_thing_classes=len(self.class_ids.things),
+            num_stuff_classes=len(self.class_ids.stuff),
+            output_size=output_size,
+            options=self.options,
+        )
+        return self._to_detectron2(result)
+
+    def merged_results(self, views: Sequence[View], output_size: Sequence[int]) -> dict[str, Any]:
+        """As `results`, of kernels that were found again and averaged over the views."""
+        merged = merge_views(views, num_stuff_classes=len(self.class_ids.stuff))
+        return self.results(merged, output_size)
+
+    def _to_detectron2(self, result: ImageResult) -> dict[str, Any]:
+        things, stuff = self.class_ids.things, self.class_ids.stuff
+        labels = [*things, *stuff]
+        out: dict[str, Any] = {}
+        if result.instances is not None:
+            found = result.instances
+            instances = Instances(tuple(found.masks.shape[-2:]))
+            instances.pred_masks = found.masks
+            instances.pred_boxes = Boxes(found.boxes)
+            instances.scores = found.scores
+            instances.pred_classes = found.labels.new_tensor(things)[found.labels]
+            out["instances"] = instances
+        if result.panoptic is not None:
+            id_map, segments = result.panoptic
+            info = [
+                {
+                    "id": s.id,
+                    "isthing": s.is_thing,
+                    "category_id": labels[s.label],
+                    "score": s.score,
+                    "area": s.area,
+                }
+                for s in segments
+            ]
+            out["panoptic_seg"] = (id_map, info)
+        if result.semantic is not None:
+            out["sem_seg"] = _reorder(result.semantic, labels)
+        return out
+
+
+class SemanticTask:
+    """Semantic segmentation: every pixel gets one of K classes."""
+
+    def targets(
+        self, x: Mapping[str, Any], padded_size: tuple[int, int], device: torch.device
+    ) -> Tensor:
+        """The padded class map of an image."""
+        _require(x, "sem_seg")
+        return build_semantic_targets(x["sem_seg"], padded_size=padded_size, device=device)
+
+    def predictions(self, last: RoundOutput, index: int, frame: Frame) -> PixelPredictions:
+        """Class logits of one image."""
+        return PixelPredictions(last.masks[index], frame)
+
+    def results(self, predictions: PixelPredictions, output_size: Sequence[int]) -> dict[str, Any]:
+        """`sem_seg`: (K, H, W) probabilities."""
+        return {"sem_seg": predictions.probabilities(output_size)}
+
+    def merged_results(self, views: Sequence[View], output_size: Sequence[int]) -> dict[str, Any]:
+        """As `results`: the mean of the views' probabilities."""
+        total = 0
+        for view in views:
+            probabilities = view.predictions.probabilities(output_size)
+            total = total + (probabilities.flip(-1) if view.flipped else probabilities)
+        return {"sem_seg": total / len(views)}
+
+
+def _require(x: Mapping[str, Any], key: str) -> None:
+    if key not in x:
+        raise ValueError(
+            f"{x.get('file_name', 'an image')}: training needs {key!r}, which the data set does "
+            "not give: see INPUT.KNET_TARGETS and the annotations"
+        )
+
+
+def _reorder(scores: Tensor, labels: Sequence[int]) -> Tensor:
+    if list(labels) == list(range(len(labels))):
+        return scores
+    ordered = scores.new_zeros((max(labels) + 1, *scores.shape[1:]))
+    ordered[list(labels)] = scores
+    return ordered

@@ -1,0 +1,267 @@
+"""Semantic models as a whole."""
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+
+
+def example(rows=48, columns=64, seed=0, **extra):
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.randint(0, 256, (3, rows, columns), generator=generator, dtype=torch.uint8)
+    labels = torch.randint(0, 8, (rows, columns), generator=generator)
+    labels[:3] = 255
+    return {"image": image, "sem_seg": labels, **extra}
+
+
+NAMES = {"loss_init_seg", "loss_auxiliary_seg", *(f"loss_round{s}_seg" for s in (1, 2, 3))}
+HEADS = ["fcn", "psp", "aspp", "uper"]
+
+
+@pytest.fixture(params=HEADS)
+def cfg_of_each_head(request, semantic_cfg):
+    semantic_cfg.MODEL.KNET.KERNEL_HEAD = request.param
+    return semantic_cfg
+
+
+def test_training_step_of_each_head(cfg_of_each_head):
+    model = build_model(cfg_of_each_head).train()
+    losses = model([example(48, 64), example(64, 50, 1)])
+    assert set(losses) == NAMES
+    assert all(0 < v.item() < 20 for v in losses.values())
+    sum(losses.values()).backward()
+    missing = [n for n, p in model.named_parameters() if p.grad is None]
+    assert not missing  # else DistributedDataParallel would wait for ever
+
+
+def test_results_of_each_head(cfg_of_each_head):
+    model = build_model(cfg_of_each_head).eval()
+    inputs = [example(48, 64, height=70, width=91), example(33, 47, 1), example(64, 40, 2)]
+    with torch.no_grad():
+        for count in (1, 2, 3):
+            outputs = model(inputs[:count])
+            assert [set(out) for out in outputs] == [{"sem_seg"}] * count
+            for out, size in zip(outputs, [(70, 91), (33, 47), (64, 40)]):
+                assert out["sem_seg"].shape == (8, *size)
+                torch.testing.assert_close(out["sem_seg"].sum(0), torch.ones(size))
+
+
+def test_batch_of_one_trains_without_pooling(semantic_cfg):
+    semantic_cfg.MODEL.KNET.KERNEL_HEAD = "fcn"
+    assert set(build_model(semantic_cfg).train()([example()])) == NAMES
+
+
+@pytest.mark.parametrize("updater_dim, dropout", [(8, 0.1), (-1, 0.5)])
+def test_narrow_updater_and_dropout(semantic_cfg, updater_dim, dropout):
+    semantic_cfg.MODEL.KNET.UPDATER_DIM = updater_dim
+    semantic_cfg.MODEL.KNET.SEMANTIC.DROPOUT = dropout
+    model = build_model(semantic_cfg)
+    assert model.heads.rounds[0].parts == (2 if updater_dim == 8 else 1)
+    assert model.heads.kernel_head.dropout.p == dropout
+    sum(model.train()([example(), example(seed=1)]).values()).backward()
+    semantic_cfg.MODEL.KNET.UPDATER_DIM = 12
+    with pytest.raises(ValueError, match="UPDATER_DIM must divide"):
+        build_model(semantic_cfg)
+
+
+def test_rounds_share_pixels_softly_and_have_no_class_branch(semantic_cfg):
+    model = build_model(semantic_cfg).train()
+    losses = model([example(), example(seed=1)])
+    bias = model.heads.kernel_head.classifier.bias
+    # the bias is in no kernel: it reaches a round only through the groups that it shifts
+    (gradient,) = torch.autograd.grad(losses["loss_round1_seg"], bias)
+    assert gradient.abs().max() > 0
+    for update in model.heads.rounds:
+        assert update.class_predictor is None
+        # PyTorch's default is bounded by 1 / sqrt(16), Xavier by sqrt(6 / 32)
+        assert update.mask_predictor.weight.abs().max() <= 0.25
+
+
+def test_several_steps_learn_two_halves(semantic_cfg):
+    model = build_model(semantic_cfg).train()
+    image = torch.zeros(3, 48, 64, dtype=torch.uint8)
+    image[:, :, 32:] = 255
+    labels = torch.full((48, 64), 2)
+    labels[:, 32:] = 5
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    for _ in range(40):
+        loss = sum(model([{"image": image, "sem_seg": labels}] * 2).values())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        (out,) = model.eval()([{"image": image}])
+    assert (out["sem_seg"].argmax(0) == labels).float().mean() > 0.95
+
+
+def test_auxiliary_head_is_optional_and_for_training_only(semantic_cfg):
+    semantic_cfg.MODEL.KNET.LOSS.AUX_WEIGHT = 0.0
+    semantic_cfg.MODEL.KNET.SEMANTIC.AUX_FEATURE = "none"
+    model = build_model(semantic_cfg).train()
+    assert model.heads.auxiliary is None
+    assert set(model([example(), example()])) == NAMES - {"loss_auxiliary_seg"}
+
+
+def test_other_feature_for_the_auxiliary_head(semantic_cfg):
+    semantic_cfg.MODEL.KNET.SEMANTIC.AUX_FEATURE = "res3"
+    model = build_model(semantic_cfg)
+    assert model.heads.auxiliary.decoder.convs[0].conv.in_channels == 32
+    assert model.heads.auxiliary_index == 1
+
+
+def test_training_batches_are_padded_to_the_least_size(semantic_cfg):
+    semantic_cfg.MODEL.KNET.MIN_TRAIN_SIZE = (80, 50)
+    model = build_model(semantic_cfg)
+    sizes = []
+    model.backbone.register_forward_pre_hook(
+        lambda module, inputs: sizes.append(tuple(inputs[0].shape[-2:]))
+    )
+    losses = model.train()([example(33, 60), example(40, 50)])
+    assert all(v.isfinite() for v in losses.values())
+    with torch.no_grad():
+        model.eval()([example(33, 60)])
+    assert sizes == [(80, 64), (48, 64)]
+
+
+def test_padding_does_not_teach(semantic_cfg):
+    """Padded pixels have no class: only the divisor of the loss sees them."""
+    semantic_cfg.MODEL.KNET.SIZE_DIVISIBILITY = 1
+    model = build_model(semantic_cfg)
+    x = example(48, 64)
+    target = model.task.targets(x, (96, 64), model.device)
+    assert (target[48:] == 255).all() and torch.equal(target[:48], x["sem_seg"])
+
+
+@pytest.mark.parametrize("output_stride", [8, 32])
+def test_resnet_v1c_under_each_stride(semantic_cfg, output_stride):
+    semantic_cfg.merge_from_list(
+        ["MODEL.BACKBONE.NAME", "build_resnet_v1c_backbone", "MODEL.RESNETS.STEM_OUT_CHANNELS", 32,
+         "MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "MODEL.RESNETS.NORM", "BN",
+         "MODEL.RESNET_V1C.OUTPUT_STRIDE", output_stride,
+         "MODEL.KNET.KERNEL_HEAD", "uper" if output_stride == 32 else "fcn"]
+    )  # fmt: skip
+    model = build_model(semantic_cfg)
+    x = example(65, 97)
+    with torch.no_grad():
+        predictions = model.eval().predict([x])[0]
+    # 65 x 97 is padded to 80 x 112
+    side = 4 if output_stride == 32 else 8
+    assert predictions.logits.shape == (8, 80 // side, 112 // side)
+    sum(model.train()([x, x]).values()).backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_pyramid_backbone(semantic_cfg):
+    semantic_cfg.merge_from_list(
+        ["MODEL.BACKBONE.NAME", "build_small_resnet_fpn_backbone", "MODEL.SMALL_RESNET.STEM_STRIDE",
+         4, "MODEL.KNET.IN_FEATURES", "['p2', 'p3', 'p4', 'p5']",
+         "MODEL.KNET.SEMANTIC.AUX_FEATURE", "p4"]
+    )  # fmt: skip
+    model = build_model(semantic_cfg).train()
+    sum(model([example(), example(seed=1)]).values()).backward()
+    assert all(p.grad is not None for p in model.parameters())
+    (out,) = model.eval()([example(50, 70)])
+    assert out["sem_seg"].shape == (8, 50, 70)
+
+
+def test_all_classes_of_the_metadata_count(semantic_cfg):
+    """Cityscapes: 19 semantic classes, of which 8 are things to panoptic models."""
+    semantic_cfg.DATASETS.TRAIN = semantic_cfg.DATASETS.TEST = ("cityscapes_fine_sem_seg_val",)
+    model = build_model(semantic_cfg)
+    assert model.heads.kernel_head.classifier.out_channels == 19
+    semantic_cfg.DATASETS.TEST = ("tiny_val",)
+    with pytest.raises(ValueError, match="19 stuff classes against 0 and 8"):
+        build_model(semantic_cfg)
+
+
+def test_number_of_classes_may_be_given(semantic_cfg):
+    semantic_cfg.merge_from_list(
+        ["DATASETS.TRAIN", "()", "DATASETS.TEST", "()", "MODEL.KNET.NUM_THING_CLASSES", 0,
+         "MODEL.KNET.NUM_STUFF_CLASSES", 5]
+    )  # fmt: skip
+    (out,) = build_model(semantic_cfg).eval()([example()])
+    assert out["sem_seg"].shape[0] == 5
+
+
+@pytest.mark.parametrize(
+    "opts, message",
+    [
+        (("MODEL.KNET.TEST.INSTANCE_ON", True), r"TEST\.SEMANTIC_ON True, INSTANCE_ON and PANOPT"),
+        (("MODEL.KNET.TEST.SEMANTIC_ON", False), r"TEST\.SEMANTIC_ON True"),
+        (("MODEL.KNET.KERNEL_HEAD", "unet"), r"KERNEL_HEAD is 'unet'; known are 'learned'.*'uper'"),
+        (("MODEL.KNET.SEMANTIC.AUX_FEATURE", "p4"), r"AUX_FEATURE is 'p4'.*LOSS\.AUX_WEIGHT to 0"),
+        (("MODEL.KNET.IN_FEATURES", "['res2', 'p9']"), r"IN_FEATURES names \['p9'\]"),
+        (("MODEL.KNET.IN_FEATURES", "['res4']"), r"at least two maps, got 1.*IN_FEATURES"),
+        (("DATASETS.TRAIN", "('coco_2017_val',)"), r"'coco_2017_val'.*no semantic classes"),
+        (("DATASETS.TRAIN", "('nowhere',)"), r"'nowhere'.*not registered"),
+        (("MODEL.KNET.NUM_STUFF_CLASSES", 150), r"150, but the data set 'tiny_train' has 8"),
+        (("DATASETS.TRAIN", "()", "DATASETS.TEST", "()", "MODEL.KNET.NUM_THING_CLASSES", 0,
+          "MODEL.KNET.NUM_STUFF_CLASSES", 1), r"at least two others.*NUM_STUFF_CLASSES 1"),
+        (("DATASETS.TRAIN", "()", "DATASETS.TEST", "()", "MODEL.KNET.NUM_THING_CLASSES", 3,
+          "MODEL.KNET.NUM_STUFF_CLASSES", 4), r"NUM_THING_CLASSES is 3"),
+        (("MODEL.KNET.TEST.WINDOW.SIZE", "(64,)"), r"MODEL\.KNET\.TEST\.WINDOW: SIZE"),
+        (("MODEL.KNET.TEST.WINDOW.SIZE", "(32, 32)", "MODEL.KNET.TEST.WINDOW.STRIDE", "(33, 8)"),
+         r"WINDOW: STRIDE \(33, 8\) beyond"),
+    ],
+)  # fmt: skip
+def test_options_that_do_not_fit_are_named(semantic_cfg, opts, message):
+    semantic_cfg.merge_from_list(list(opts))
+    with pytest.raises(ValueError, match=message):
+        build_model(semantic_cfg)
+
+
+def test_windows_are_for_semantic_models(tiny_cfg):
+    tiny_cfg.MODEL.KNET.TEST.WINDOW.SIZE = (64, 64)
+    with pytest.raises(ValueError, match=r"MODEL\.KNET\.TEST\.WINDOW is for semantic models"):
+        build_model(tiny_cfg)
+
+
+def test_missing_labels_are_named(semantic_cfg):
+    x = {"image": example()["image"], "file_name": "street.jpg"}
+    with pytest.raises(ValueError, match=r"street\.jpg.*'sem_seg'"):
+        build_model(semantic_cfg).train()([x])
+
+
+def with_window(cfg, model, size, stride=(), batch_size=1):
+    """The same model, predicting in windows."""
+    cfg = cfg.clone()
+    window = cfg.MODEL.KNET.TEST.WINDOW
+    window.SIZE, window.STRIDE, window.BATCH_SIZE = size, stride, batch_size
+    other = build_model(cfg)
+    other.load_state_dict(model.state_dict())
+    return other.eval()
+
+
+@torch.no_grad()
+def test_window_of_the_whole_image_changes_nothing(semantic_cfg):
+    model = build_model(semantic_cfg).eval()
+    inputs = [example(48, 64), example(33, 47, 1, height=50, width=60)]
+    for size in ((48, 64), (200, 300)):
+        for x, windowed in zip(inputs, with_window(semantic_cfg, model, size)(inputs)):
+            (whole,) = model([x])  # not padded to the size of the other
+            a, b = windowed["sem_seg"], whole["sem_seg"]
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+            assert torch.equal(a.argmax(0), b.argmax(0))
+
+
+@torch.no_grad()
+def test_windows_at_a_time_do_not_matter(semantic_cfg):
+    model = build_model(semantic_cfg).eval()
+    x = example(70, 90)
+    one, three = (
+        with_window(semantic_cfg, model, (32, 40), (20, 30), n).predict([x])[0].logits
+        for n in (1, 3)
+    )
+    assert one.shape == (8, 70, 90)
+    torch.testing.assert_close(one, three, rtol=1e-4, atol=1e-5)
+    whole = with_window(semantic_cfg, model, (70, 90)).predict([x])[0].logits
+    assert not torch.allclose(one, whole, atol=1e-2)  # each window sees its own pixels only
+
+
+@torch.no_grad()
+def test_window_sees_its_own_pixels_only(semantic_cfg):
+    model = build_model(semantic_cfg).eval()
+    windowed = with_window(semantic_cfg, model, (32, 32), (32, 32))
+    x = example(64, 64)
+    corner = {"image": x["image"][:, 32:, :32]}
+    logits = windowed.predict([x])[0].logits[:, 32:, :32]
+    torch.testing.assert_close(logits, windowed.predict([corner])[0].logits, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,146 @@
+"""Golden cases of semantic models: a training step and inference of the heads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from parity_cases import load_npz
+from parity_report import Report
+from torch import nn
+
+from knet.checkpoint.published_names import import_published, to_published_name
+from knet.inference.predictions import Frame, PixelPredictions
+from knet.modeling.grouping import soft_groups
+from knet.modeling.heads import SemanticHeads
+from knet.modeling.kernel_rounds import KernelRounds
+from knet.modeling.kernel_update import UpdateRound
+from knet.modeling.pixel_classifier import PixelClassifier
+from knet.modeling.pixel_decoders import PIXEL_DECODERS, FCNDecoder
+from knet.training.semantic_criterion import SemanticCriterion
+
+_ROUNDS = 3
+# gradients below this share of the largest are rounding noise: softmax cancels some biases
+_NO_GRADIENT = 1e-5
+# two classes closer than this share of the largest logit tie: summation order decides
+_TIE = 1e-5
+
+
+def build_heads(dims: dict, auxiliary_width: int) -> SemanticHeads:
+    """Heads of the size that a case's `meta.json` gives, without dropout, with plain batch norm."""
+
+    def classifier(decoder: nn.Module, channels: int) -> PixelClassifier:
+        return PixelClassifier(decoder, channels=channels, num_classes=dims["K"], dropout=0.0)
+
+    decoder = PIXEL_DECODERS[dims["kind"]](
+        in_channels=dims["bc"], channels=dims["C"], norm=nn.BatchNorm2d
+    )
+    auxiliary = FCNDecoder(
+        in_channels=[dims["bc"][2]],
+        channels=auxiliary_width,
+        norm=nn.BatchNorm2d,
+        num_convs=1,
+        concat_input=False,
+    )
+    return SemanticHeads(
+        kernel_head=classifier(decoder, dims["C"]),
+        rounds=KernelRounds(
+            UpdateRound(
+                dim=dims["C"],
+                num_heads=dims["heads"],
+                ffn_dim=dims["ffn"],
+                num_classes=None,
+                grouping=soft_groups,
+                updater_dim=dims["U"],
+                xavier=False,
+            )
+            for _ in range(_ROUNDS)
+        ),
+        auxiliary=classifier(auxiliary, auxiliary_width),
+        auxiliary_index=2,
+    )
+
+
+def check_semantic_case(folder: Path, report: Report) -> None:
+    """Run one case and compare intermediates, losses, gradients and results."""
+    meta = json.loads((folder / "meta.json").read_text())
+    published = load_npz(folder / "weights.npz")
+    heads = build_heads(meta["dims"], len(published["auxiliary_head.convs.0.bn.weight"]))
+    renamed = import_published(published)
+    heads.load_state_dict({name.removeprefix("heads."): value for name, value in renamed.items()})
+    inputs = load_npz(folder / "inputs.npz")
+    features = [inputs[f"c{level}"] for level in range(2, 6)]
+    # inference first: the training step moves the statistics of the batch norms
+    _check_inference(folder.name, meta, heads, features, load_npz(folder / "test.npz"), report)
+    labels = inputs["gt_semantic_seg"].long()
+    golden = load_npz(folder / "train.npz")
+    _check_training(folder.name, meta, heads, features, labels, golden, report)
+
+
+def _check_predictions(name, initial, rounds, golden, report):
+    report.compare(f"{name}/init.logits", initial.masks, golden["init.logits"])
+    report.compare(f"{name}/init.feats", initial.features, golden["init.feats"])
+    kernels = golden["init.seg_kernels"].flatten(2)
+    report.compare(f"{name}/init.seg_kernels", initial.kernels, kernels)
+    for s, r in enumerate(rounds):
+        report.compare(f"{name}/s{s}.logits", r.masks, golden[f"s{s}.logits"])
+        kernels = golden[f"s{s}.object_feats"].flatten(2)
+        report.compare(f"{name}/s{s}.object_feats", r.kernels, kernels)
+
+
+def _check_training(case, meta, heads, features, labels, golden, report):
+    name = f"{case}/train"
+    heads.train()
+    initial, rounds = heads(features)
+    _check_predictions(name, initial, rounds, golden, report)
+    losses = SemanticCriterion()(initial, rounds, list(labels))
+    published = {"init": "decode.loss_ce.s0", "auxiliary": "aux.loss_ce"}
+    published.update({f"round{s}": f"decode.loss_ce.s{s}" for s in range(1, _ROUNDS + 1)})
+    for loss, value in losses.items():
+        key = published[loss.split("_")[1]]
+        report.compare(f"{name}/{key}", value, meta["losses"][key], "loss")
+    expected = sum("loss" in key for key in meta["losses"])
+    report.add(f"{name}/number of losses", float(expected != len(losses)), "exact")
+    total = sum(losses.values())
+    report.compare(f"{name}/loss_total", total, meta["loss_total"], "loss")
+    total.backward()
+    noise = _NO_GRADIENT * max(grad[0] for grad in meta["grads"].values() if grad)
+    for parameter, value in heads.named_parameters():
+        key = to_published_name(f"heads.{parameter}", semantic=True)
+        norms = float(value.grad.norm()), meta["grads"][key][0]
+        ours, published = (norm if norm > noise else 0.0 for norm in norms)
+        report.compare(f"{name}/grad {key}", ours, published, "gradient norm")
+
+
+def _check_inference(case, meta, heads, features, golden, report):
+    name = f"{case}/test"
+    heads.eval()
+    with torch.no_grad():
+        initial, rounds = heads(features)
+    _check_predictions(name, initial, rounds, golden, report)
+    logits = rounds[-1].masks
+    size = meta["input_size"]
+    large = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+    report.compare(f"{name}/logits_at_input_size", large, golden["logits_at_input_size"])
+    for b, original in enumerate(meta["ori_shapes"]):
+        probabilities = PixelPredictions(logits[b], Frame(size, size)).probabilities(original)
+        key = f"img{b}.probs_at_original_size"
+        report.compare(f"{name}/{key}", probabilities, golden[key], "half")
+        key = f"img{b}.pred_labels_at_original_size"
+        decided = _decided(golden["logits_at_input_size"][b], original)
+        ties = int((~decided).sum())
+        report.compare(
+            f"{name}/{key}, {ties} ties aside",
+            probabilities.argmax(0)[decided],
+            golden[key][decided],
+            "exact",
+        )
+
+
+def _decided(logits, size):
+    """(H, W): where the published logits have one clearly largest class."""
+    large = F.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0]
+    first, second = large.topk(2, dim=0).values
+    return first - second > _TIE * logits.abs().max()
