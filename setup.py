@@ -42,6 +42,18 @@ setup(
         "opencv": ["opencv-python-headless>=4.5"],
         # For datasets/prepare_cityscapes.py alone.
         "cityscapes": ["cityscapesscripts>=2.2"],
-        "dev": ["pytest>=7.4", "ruff", "mypy", "cityscapesscripts>=2.2"],
+        # For the backbones build_timm_backbone and build_swin_backbone.
+        "timm": ["timm>=1.0.10"],
+        # For weights in safetensors files and on the Hugging Face Hub.
+        "hub": ["huggingface_hub>=0.23", "safetensors>=0.4"],
+        "dev": [
+            "pytest>=7.4",
+            "ruff",
+            "mypy",
+            "cityscapesscripts>=2.2",
+            "timm>=1.0.10",
+            "huggingface_hub>=0.23",
+            "safetensors>=0.4",
+        ],
     },
 )

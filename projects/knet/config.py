@@ -26,6 +26,14 @@ def _add_model_config(cfg: CN) -> None:
     # -1: taken from the metadata of the data set; any other value must agree with it
     knet.NUM_THING_CLASSES = -1
     knet.NUM_STUFF_CLASSES = -1
+    # without a data set: which of the labels 0, 1, … are things; empty: the first ones
+    knet.THING_IDS = []
+    # weights of a model with other classes or another number of kernels: "strict" refuses them;
+    # "adapt" keeps or repeats kernels, takes over the classes of the same name, and starts the
+    # other ones afresh
+    knet.FINETUNE = "strict"
+    # True reads weight files that can only be read by running code that they hold
+    knet.UNSAFE_WEIGHTS = False
     # learned thing kernels: at least as many as objects in an image; stuff kernels come on top
     knet.NUM_KERNELS = 100
     knet.NUM_ROUNDS = 3
@@ -96,12 +104,36 @@ def _add_model_config(cfg: CN) -> None:
     knet.TEST.WINDOW.STRIDE = ()
     knet.TEST.WINDOW.BATCH_SIZE = 1
 
-    # ResNet with a deep stem, see modeling/resnet_v1c.py
+    # ResNet with a deep stem, see modeling/backbones/resnet_v1c.py
     cfg.MODEL.RESNET_V1C = CN()
     # 8 (res4 and res5 dilated), 16 (res5 dilated) or 32; depth, norm … are those of MODEL.RESNETS
     cfg.MODEL.RESNET_V1C.OUTPUT_STRIDE = 8
 
-    # a small residual network for training from scratch, see modeling/small_resnet.py
+    # Swin Transformer, see modeling/backbones/swin.py; these are Swin-T. S: depths 2, 2, 18, 2;
+    # B: also width 128, heads 4, 8, 16, 32; L: width 192, heads 6, 12, 24, 48
+    cfg.MODEL.SWIN = swin = CN()
+    swin.EMBED_DIM = 96
+    swin.DEPTHS = [2, 2, 6, 2]
+    swin.NUM_HEADS = [3, 6, 12, 24]
+    swin.WINDOW_SIZE = 7
+    swin.DROP_PATH_RATE = 0.2
+    swin.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    # less memory, more time in training
+    swin.GRADIENT_CHECKPOINTING = False
+
+    # any model of timm with feature maps, see modeling/backbones/timm_models.py
+    cfg.MODEL.TIMM = timm = CN()
+    timm.NAME = "convnext_tiny"
+    # download timm's weights, without MODEL.WEIGHTS
+    timm.PRETRAINED = False
+    timm.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    # -1: the model's own
+    timm.DROP_PATH_RATE = -1.0
+    timm.GRADIENT_CHECKPOINTING = False
+    # further arguments of the timm model, in the YAML file
+    timm.KWARGS = CN(new_allowed=True)
+
+    # a small residual network for training from scratch, see modeling/backbones/small_resnet.py
     cfg.MODEL.SMALL_RESNET = small = CN()
     # neighbours must differ: Detectron2's basic block has no strided identity
     small.CHANNELS = [32, 64, 128, 160]
@@ -113,6 +145,8 @@ def _add_model_config(cfg: CN) -> None:
 def _add_solver_config(cfg: CN) -> None:
     # learning rate of the backbone (without its FPN) relative to the rest
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.25
+    # parameters without weight decay, as patterns of names: "backbone.*norm*"
+    cfg.SOLVER.NO_DECAY = []
     # "float16" (GPU) or "bfloat16" (GPU and CPU), with SOLVER.AMP.ENABLED
     cfg.SOLVER.AMP.DTYPE = "bfloat16"
     # the images of a step pass in this many parts, for less memory; must divide IMS_PER_BATCH

@@ -50,7 +50,15 @@ def _class_ids_from_config(cfg: CfgNode, class_ids: Callable[[str], ClassIds]) -
                 "without a data set, MODEL.KNET.NUM_THING_CLASSES and NUM_STUFF_CLASSES "
                 f"must be given; they are {given[0]} and {given[1]}"
             )
-        return ClassIds(tuple(range(given[0])), tuple(range(given[0], sum(given))))
+        things = tuple(sorted(cfg.MODEL.KNET.THING_IDS)) or tuple(range(given[0]))
+        if len(set(things)) != given[0] or (
+            things and not 0 <= things[0] <= things[-1] < sum(given)
+        ):
+            raise ValueError(
+                f"MODEL.KNET.THING_IDS {things} must be {given[0]} labels (NUM_THING_CLASSES) "
+                f"below {sum(given)}"
+            )
+        return ClassIds(things, tuple(i for i in range(sum(given)) if i not in set(things)))
     ids = class_ids(names[0])
     things, stuff = ids.things, ids.stuff
     for other in names[1:]:

@@ -13,8 +13,7 @@ from detectron2.modeling.backbone import FPN
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
-import knet.modeling.resnet_v1c
-import knet.modeling.small_resnet  # noqa: F401  (both register their backbones)
+import knet.modeling.backbones  # noqa: F401  (registers them)
 from knet.inference.predictions import Frame, MaskPredictions, PixelPredictions
 from knet.inference.sliding_window import SlidingWindow, slide
 from knet.modeling.build import build_parts, is_semantic

@@ -5,7 +5,7 @@ import torch
 from detectron2.layers import ShapeSpec
 
 from knet.config import get_cfg_from_file
-from knet.modeling.resnet_v1c import build_resnet_v1c_backbone
+from knet.modeling.backbones.resnet_v1c import build_resnet_v1c_backbone
 
 
 def build(output_stride, depth=50, norm="BN"):
