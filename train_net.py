@@ -46,7 +46,7 @@ def main(args: argparse.Namespace) -> dict:
     register_custom(cfg)
     if args.eval_only:
         model = Trainer.build_model(cfg)
-        checkpointer = KNetCheckpointer(model, cfg.OUTPUT_DIR, strict=True)
+        checkpointer = KNetCheckpointer.from_config(cfg, model, cfg.OUTPUT_DIR, strict=True)
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         results = Trainer.test(cfg, model)
         if cfg.TEST.AUG.ENABLED:

@@ -123,4 +123,4 @@ def test_checkpoint_of_nothing_in_common_is_refused(data, tiny_opts, tmp_path):
     torch.save({"model": {"some.weight": torch.zeros(3)}}, tmp_path / "other.pth")
     done = run(*CONFIG, *tiny_opts, "MODEL.WEIGHTS", tmp_path / "other.pth", env=data)
     assert done.returncode != 0
-    assert "other.pth: checkpoint of another model" in done.stderr
+    assert "other.pth" in done.stderr and "some.weight" in done.stderr

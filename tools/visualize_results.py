@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> list[str]:
     register_builtin([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST, args.dataset or ""])
     register_custom(cfg)
     model = build_model(cfg)
-    KNetCheckpointer(model, strict=True).load(cfg.MODEL.WEIGHTS)
+    KNetCheckpointer.from_config(cfg, model, strict=True).load(cfg.MODEL.WEIGHTS)
     if cfg.TEST.AUG.ENABLED:
         cfg.INPUT.MIN_SIZE_TEST = 0  # the views are made from the original image
         model = KNetWithTTA(cfg, model)

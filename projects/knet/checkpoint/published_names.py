@@ -5,10 +5,20 @@ A rule is a pair of patterns; `{}` stands for a part without dots that both name
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 
+import torch
 from torch import Tensor
+
+from knet.modeling.backbones.names import (
+    DEFORM_RULES,
+    SWIN_ORIGINAL_RULES,
+    SWIN_RULES,
+    TORCHVISION_RULES,
+    from_unfold_order,
+)
 
 _NORM = [("gn", "norm"), ("conv", "conv")]
 
@@ -61,12 +71,18 @@ _FPN = {
     **{f"neck.fpn_convs.{i}.conv.{{}}": f"backbone.fpn_output{i + 2}.{{}}" for i in range(4)},
 }
 
+
+def _within(prefix: str, rules: Mapping[str, str]) -> dict[str, str]:
+    return {f"backbone.{a}": f"{prefix}{b}" for a, b in rules.items()}
+
+
 _MASK_RULES = {
     **{f"{a}.{x}.{{}}": f"{b}.{y}.{{}}" for a, b in _BLOCKS.items() for x, y in _NORM},
     "rpn_head.init_kernels.{}": "heads.kernel_head.init_kernels.{}",
     "rpn_head.conv_seg.{}": "heads.kernel_head.seg_predictor.{}",
     **{f"roi_head.mask_head.{{}}.{a}": f"heads.rounds.{{}}.{b}" for a, b in _ROUND.items()},
     **_FPN,
+    **_within("backbone.bottom_up.", {**DEFORM_RULES, **TORCHVISION_RULES, **SWIN_RULES}),
 }
 
 # the pixel decoders of semantic models; blocks of convolution and BatchNorm
@@ -84,23 +100,14 @@ _DECODER = {
 _BN = [("bn", "norm"), ("conv", "conv")]
 _GENERATOR = "decode_head.kernel_generate_head"
 
-# ResNet-V1c counts the layers of its stem, and its stages from 1
-_RESNET_V1C = {
+# ResNet-V1c counts the layers of its stem; all else as torchvision
+RESNET_V1C_RULES = {
     **{
-        f"backbone.stem.{3 * i + j}.{{}}": f"backbone.stem.conv{i + 1}{norm}.{{}}"
+        f"stem.{3 * i + j}.{{}}": f"stem.conv{i + 1}{norm}.{{}}"
         for i in range(3)
         for j, norm in enumerate(["", ".norm"])
     },
-    **{
-        f"backbone.layer{stage}.{{}}.{a}.{{}}": f"backbone.res{stage + 1}.{{}}.{b}.{{}}"
-        for stage in range(1, 5)
-        for a, b in [
-            *((f"conv{i}", f"conv{i}") for i in (1, 2, 3)),
-            *((f"bn{i}", f"conv{i}.norm") for i in (1, 2, 3)),
-            ("downsample.0", "shortcut"),
-            ("downsample.1", "shortcut.norm"),
-        ]
-    },
+    **{a: b for a, b in TORCHVISION_RULES.items() if a.startswith("layer")},
 }
 
 _SEMANTIC_RULES = {
@@ -119,7 +126,7 @@ _SEMANTIC_RULES = {
         for x, y in _BN
     },
     "auxiliary_head.conv_seg.{}": "heads.auxiliary.classifier.{}",
-    **_RESNET_V1C,
+    **_within("backbone.", {**RESNET_V1C_RULES, **SWIN_RULES}),
 }
 
 
@@ -132,7 +139,11 @@ def _compile(rules: Mapping[str, str]) -> list[tuple[re.Pattern[str], str]]:
 
 # [instance and panoptic models, semantic models]: some names are common to both
 _RULES = [_MASK_RULES, _SEMANTIC_RULES]
-_TO_OURS = [_compile(rules) for rules in _RULES]
+# a Swin backbone may also be named as in its original code
+_TO_OURS = [
+    _compile({**rules, **_within(prefix, SWIN_ORIGINAL_RULES)})
+    for rules, prefix in zip(_RULES, ["backbone.bottom_up.", "backbone."])
+]
 _TO_PUBLISHED = [_compile({b: a for a, b in rules.items()}) for rules in _RULES]
 
 
@@ -154,12 +165,18 @@ def to_published_name(ours: str, *, semantic: bool = False) -> str | None:
     return _translate(ours, _TO_PUBLISHED[semantic])
 
 
+def is_derived(published: str) -> bool:
+    """Whether a published buffer follows from the architecture, so that no model here keeps it."""
+    return published.endswith((".relative_position_index", ".attn_mask"))
+
+
 def import_published(
     state: Mapping[str, Tensor], *, semantic: bool | None = None
 ) -> dict[str, Tensor]:
-    """Rename a published state dict to ours.
+    """Rename a published state dict to ours; what `is_derived` is left out.
 
-    Kernels of a round's feature transform are kept as (C, C) matrices, not 1x1 convolutions.
+    Kernels of a round's feature transform are kept as (C, C) matrices, not 1x1 convolutions, and
+    Swin's merged patches in the order that `knet.modeling.backbones.names` explains.
 
     Args:
         state: published names and values.
@@ -173,15 +190,73 @@ def import_published(
     renamed, unknown = {}, []
     for name, value in state.items():
         ours = to_our_name(name, semantic=semantic)
-        if ours is None:
+        if ours is not None:
+            renamed[ours] = _to_our_value(name, value)
+        elif not is_derived(name):
             unknown.append(name)
-            continue
-        if ours.endswith("feature_transform.weight"):
-            value = value.flatten(1)
-        renamed[ours] = value
     if unknown:
         raise KeyError(f"no counterpart for the published parameters {', '.join(unknown)}")
     return renamed
+
+
+def export_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `import_published`, with OpenMMLab's own names for a Swin backbone.
+
+    Raises:
+        KeyError: a parameter has no published counterpart.
+    """
+    # the classifier of a semantic model, which the others call seg_predictor
+    semantic = "heads.kernel_head.classifier.weight" in state
+    renamed, unknown = {}, []
+    for name, value in state.items():
+        published = to_published_name(name, semantic=semantic)
+        if published is None:
+            unknown.append(name)
+        else:
+            renamed[published] = _to_published_value(published, value)
+            if published.endswith(".relative_position_bias_table"):
+                index = published.removesuffix("bias_table") + "index"
+                renamed[index] = _relative_positions(len(value))
+    if unknown:
+        raise KeyError(
+            f"no published counterpart for {len(unknown)} of {len(state)} parameters: "
+            f"{', '.join(unknown[:4])}{' …' if len(unknown) > 4 else ''}"
+        )
+    return renamed
+
+
+def _to_our_value(published: str, value: Tensor) -> Tensor:
+    if published.endswith("feat_transform.conv.weight"):
+        return value.flatten(1)
+    if _is_merging(published):
+        return from_unfold_order(value)
+    return value
+
+
+def _to_published_value(published: str, value: Tensor) -> Tensor:
+    if published.endswith("feat_transform.conv.weight"):
+        return value[..., None, None]
+    if _is_merging(published):
+        return _to_unfold_order(value)
+    return value
+
+
+def _is_merging(published: str) -> bool:
+    return published.startswith("backbone.stages.") and ".downsample." in published
+
+
+def _to_unfold_order(value: Tensor) -> Tensor:
+    """The inverse of `from_unfold_order`."""
+    parts = value.unflatten(-1, (2, 2, value.shape[-1] // 4))
+    return parts.transpose(-3, -1).flatten(-3)
+
+
+def _relative_positions(table_rows: int) -> Tensor:
+    """Row of Swin's bias table for every pair of positions in a window."""
+    side = (math.isqrt(table_rows) + 1) // 2
+    at = torch.stack(torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij"))
+    shift = at.flatten(1)[:, :, None] - at.flatten(1)[:, None, :] + side - 1
+    return shift[0] * (2 * side - 1) + shift[1]
 
 
 def import_resnet_v1c(state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import logging
 from typing import Any
 
@@ -16,9 +17,14 @@ logger = logging.getLogger(__name__)
 
 
 def build_optimizer(cfg: CfgNode, model: Any) -> torch.optim.AdamW:
-    """AdamW over all trainable parameters, weight decay on all of them as published.
+    """AdamW over all trainable parameters.
 
-    Parameters of the backbone (not of its FPN) learn at SOLVER.BACKBONE_MULTIPLIER times the rate.
+    Weight decay is on all of them, as published for ResNets, but for those that SOLVER.NO_DECAY
+    names. Parameters of the backbone (not of its FPN) learn at SOLVER.BACKBONE_MULTIPLIER times
+    the rate.
+
+    Raises:
+        ValueError: a pattern of SOLVER.NO_DECAY that names no parameter.
     """
     if cfg.SOLVER.BASE_LR > 1e-3:
         logger.warning(
@@ -27,13 +33,23 @@ def build_optimizer(cfg: CfgNode, model: Any) -> torch.optim.AdamW:
         )
     backbone = getattr(model.backbone, "bottom_up", model.backbone)
     in_backbone = {id(p) for p in backbone.parameters()}
-    groups: dict[float, list[nn.Parameter]] = {}
-    for parameter in model.parameters():
+    patterns = list(cfg.SOLVER.NO_DECAY)
+    names = [name for name, _ in model.named_parameters()]
+    idle = [p for p in patterns if not fnmatch.filter(names, p)]
+    if idle:
+        raise ValueError(f"SOLVER.NO_DECAY: no parameter is named as {idle}")
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             factor = cfg.SOLVER.BACKBONE_MULTIPLIER if id(parameter) in in_backbone else 1.0
-            groups.setdefault(factor, []).append(parameter)
+            exempt = any(fnmatch.fnmatchcase(name, p) for p in patterns)
+            decay = 0.0 if exempt else cfg.SOLVER.WEIGHT_DECAY
+            groups.setdefault((factor, decay), []).append(parameter)
     return torch.optim.AdamW(
-        [{"params": p, "lr": cfg.SOLVER.BASE_LR * factor} for factor, p in groups.items()],
+        [
+            {"params": p, "lr": cfg.SOLVER.BASE_LR * factor, "weight_decay": decay}
+            for (factor, decay), p in groups.items()
+        ],
         lr=cfg.SOLVER.BASE_LR,
         weight_decay=cfg.SOLVER.WEIGHT_DECAY,
         fused=True,

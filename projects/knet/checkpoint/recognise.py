@@ -1,0 +1,151 @@
+"""What kind of weights a file holds, seen from its content, and the weights in our names."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from knet.checkpoint.backbone_weights import import_backbone
+from knet.checkpoint.class_names import ClassNames
+from knet.checkpoint.published_names import import_published, is_derived
+
+# entries of a saved dict that hold names and values, the likeliest first
+_STATES = ("model", "state_dict", "model_state", "blobs")
+_PREFIXES = ("module.", "_orig_mod.")  # of models wrapped for several GPUs, or compiled
+_PUBLISHED = ("decode_head.", "auxiliary_head.", "rpn_head.", "roi_head.", "neck.")
+
+
+@dataclass
+class Weights:
+    """Weights of a file.
+
+    Attributes:
+        kind: of file and model, in words.
+        state: names and values; ours, unless `heuristics`.
+        classes: names of the classes, if the file has them.
+        left_out: how many values were not taken, by the reason.
+        rest: what else the file holds, such as the state of a training.
+        heuristics: names are Detectron2's of some version, to be matched with its heuristics.
+        caffe2: they are Caffe2's.
+    """
+
+    kind: str
+    state: dict[str, Tensor]
+    classes: ClassNames | None = None
+    left_out: Counter[str] = field(default_factory=Counter)
+    rest: dict[str, Any] = field(default_factory=dict)
+    heuristics: bool = False
+    caffe2: bool = False
+
+
+def recognise(saved: Any, model_names: Collection[str]) -> Weights:
+    """The weights of what `read_file` gave.
+
+    Args:
+        saved: a checkpoint or a state dict, in any of the layouts that the README names.
+        model_names: names in the state dict of the model that the weights are for; a backbone's
+            own names depend on them. Empty, if there is no model: then a backbone goes under an
+            FPN.
+
+    Raises:
+        ValueError: no weights are found, or some of an OpenMMLab checkpoint are none of K-Net's.
+    """
+    entry, values = _find_state(saved)
+    state = _strip({name: _tensor(name, value) for name, value in values.items()})
+    rest = {} if entry is None else {k: v for k, v in saved.items() if k != entry}
+    left_out: Counter[str] = Counter()
+    state = _without_derived(state, left_out)
+    if any(name.startswith(_PUBLISHED) for name in state):
+        return Weights(
+            f"OpenMMLab {_published_task(state)} checkpoint",
+            _import_published(state),
+            ClassNames.from_openmmlab(rest.get("meta")),
+            left_out,
+        )
+    if rest.get("matching_heuristics") or entry in ("blobs", "model_state"):
+        caffe2 = entry == "blobs" or rest.get("__author__") == "Caffe2"
+        kind = "Caffe2 weights" if caffe2 else "Detectron2 weights"
+        return Weights(kind, state, None, left_out, {}, heuristics=True, caffe2=caffe2)
+    if any(name.startswith("heads.") for name in state):
+        kind = "K-Net checkpoint" if "trainer" in rest else "K-Net weights"
+        return Weights(kind, state, ClassNames.from_dict(rest.get("classes")), left_out, rest)
+    if any(name in model_names or name.startswith("backbone.bottom_up.") for name in state):
+        return Weights("Detectron2 weights", state, None, left_out)
+    kind, state = import_backbone(state, model_names, left_out)
+    return Weights(kind, state, None, left_out)
+
+
+def _find_state(saved: Any) -> tuple[str | None, Mapping[str, Any]]:
+    if isinstance(saved, Mapping):
+        for entry in _STATES:
+            if isinstance(saved.get(entry), Mapping) and saved[entry]:
+                return entry, saved[entry]
+        if saved and all(isinstance(value, (Tensor, np.ndarray)) for value in saved.values()):
+            return None, saved
+        found = f"a dict of {', '.join(map(repr, list(saved)[:5]))}" if saved else "an empty dict"
+    else:
+        found = f"a {type(saved).__name__}"
+    raise ValueError(f"no weights found: the file holds {found}, not names and tensors")
+
+
+def _tensor(name: str, value: Any) -> Tensor:
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value)
+    if not isinstance(value, Tensor):
+        raise ValueError(f"no weights found: {name} is a {type(value).__name__}, not a tensor")
+    return value
+
+
+def _strip(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    for prefix in _PREFIXES:
+        if all(name.startswith(prefix) for name in state):
+            state = {name[len(prefix) :]: value for name, value in state.items()}
+    return state
+
+
+def leave_out_counters(weights: Weights, model_names: Collection[str]) -> None:
+    """Drop the counters of batch norms that the model froze, in place: only its others have one."""
+    counters = [
+        name
+        for name in weights.state
+        if name.endswith(".num_batches_tracked") and name not in model_names
+    ]
+    for name in counters:
+        del weights.state[name]
+    weights.left_out["num_batches_tracked"] += len(counters)
+
+
+def _without_derived(state: Mapping[str, Tensor], left_out: Counter[str]) -> dict[str, Tensor]:
+    kept = {}
+    for name, value in state.items():
+        if is_derived(name):
+            left_out["attention masks and indices"] += 1
+        elif name.endswith("_momentum"):  # Caffe2 keeps the optimiser's state beside the weights
+            left_out["momentum"] += 1
+        else:
+            kept[name] = value
+    return kept
+
+
+def _published_task(state: Mapping[str, Tensor]) -> str:
+    if any(name.startswith("decode_head.") for name in state):
+        return "semantic K-Net"
+    return "instance or panoptic K-Net"
+
+
+def _import_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    try:
+        return import_published(state)
+    except KeyError as error:
+        names = error.args[0].rpartition("parameters ")[2].split(", ")
+        raise ValueError(
+            f"an OpenMMLab checkpoint, but not of K-Net: {len(names)} of {len(state)} weights "
+            f"have no counterpart here, such as {', '.join(names[:3])}. Published K-Net models, "
+            "and backbones alone, can be loaded"
+        ) from error
