@@ -55,3 +55,41 @@ def test_schedules_are_the_published_epochs(task, images, schedule, epochs, drop
     assert ((800,) if schedule == "1x" else (640, 800)) == cfg.INPUT.MIN_SIZE_TRAIN
     assert (cfg.MODEL.KNET.LOSS.RANK_WEIGHT == 0.1) == (task == "panoptic")
     assert (cfg.MODEL.KNET.NUM_KERNELS, cfg.MODEL.KNET.NUM_ROUNDS) == (100, 3)
+
+
+def test_swin_recipes_are_the_published_ones():
+    rates = {"swin_t": 0.3, "swin_l": 0.3, "swin_l_640": 0.4}
+    for name, rate in rates.items():
+        cfg = get_cfg_from_file(f"configs/ade20k/semantic/knet_upernet_{name}.yaml")
+        assert (cfg.SOLVER.BASE_LR, rate) == (6e-5, cfg.MODEL.SWIN.DROP_PATH_RATE)
+    assert (tuple(cfg.INPUT.CROP.SIZE), cfg.INPUT.MIN_SIZE_TEST) == ((640, 640), 640)
+    cfg = get_cfg_from_file("configs/coco/panoptic/knet_swin_l_fpn_3x.yaml")
+    assert pytest.approx(118_287 / 32 * 36, abs=2) == cfg.SOLVER.MAX_ITER
+    assert pytest.approx([118_287 / 32 * d for d in (27, 33)], abs=2) == cfg.SOLVER.STEPS
+    assert (cfg.SOLVER.IMS_PER_BATCH, cfg.MODEL.SWIN.DROP_PATH_RATE) == (32, 0.2)
+    assert cfg.MODEL.BACKBONE.FREEZE_AT == 0
+
+
+PUBLISHED = [
+    p for p in CONFIGS if p.parts[1] in ("coco", "ade20k") and "coco/semantic" not in p.as_posix()
+]
+
+
+@pytest.mark.parametrize("path", [p for p in PUBLISHED if p.stem.endswith("_1gpu")], ids=str)
+def test_one_gpu_variants_scale_the_original(path):
+    from detectron2.engine import DefaultTrainer
+
+    original = get_cfg_from_file(str(path).replace("_1gpu", ""))
+    cfg = DefaultTrainer.auto_scale_workers(get_cfg_from_file(str(path)), 1)
+    factor = 16 if "swin_l_fpn" in path.name else 8
+    assert factor * cfg.SOLVER.IMS_PER_BATCH == original.SOLVER.IMS_PER_BATCH
+    assert pytest.approx(original.SOLVER.BASE_LR / factor) == cfg.SOLVER.BASE_LR
+    assert factor * original.SOLVER.MAX_ITER == cfg.SOLVER.MAX_ITER
+    assert tuple(factor * s for s in original.SOLVER.STEPS) == cfg.SOLVER.STEPS
+    assert original.MODEL == cfg.MODEL
+
+
+def test_every_published_model_has_both_variants():
+    names = {str(p) for p in PUBLISHED}
+    assert len(names) == 32
+    assert all(n.replace("_1gpu", "").replace(".yaml", "_1gpu.yaml") in names for n in names)

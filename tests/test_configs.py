@@ -10,7 +10,12 @@ from detectron2.structures import BitMasks, Instances
 from knet.config import get_cfg_from_file
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-FILES = sorted(str(f.relative_to(CONFIGS)) for f in CONFIGS.rglob("*.yaml") if f.parent != CONFIGS)
+# the variants for one GPU differ in the schedule only, see test_config.py
+FILES = sorted(
+    str(f.relative_to(CONFIGS))
+    for f in CONFIGS.rglob("*.yaml")
+    if f.parent != CONFIGS and not f.stem.endswith("_1gpu")
+)
 
 # data sets that are drawn or registered on demand: their numbers of things and stuff classes
 ON_DEMAND = {"shapes": (4, 4), "photos": (80, 53)}
@@ -64,7 +69,8 @@ def test_config_trains_and_infers(name):
         assert out["sem_seg"].shape[-2:] == (50, 70)
 
 
-def test_readme_lists_every_published_config():
-    readme = (CONFIGS.parent / "README.md").read_text()
-    missing = [n for n in FILES if n.split("/")[0] in ("coco", "ade20k") and n not in readme]
-    assert not missing
+def test_model_zoo_lists_every_config():
+    text = (CONFIGS.parent / "docs" / "MODEL_ZOO.md").read_text()
+    assert not [
+        n for n in FILES if n.split("/")[0] in ("coco", "ade20k", "cityscapes") and n not in text
+    ]

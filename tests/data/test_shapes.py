@@ -193,3 +193,21 @@ def _environment(path):
     import os
 
     return {**os.environ, "PYTHONPATH": path}
+
+
+def test_scenes_of_some_thing_classes(tmp_path):
+    folder = write_shapes(tmp_path, split="train", num_scenes=6, seed=0, things=("disc", "star"))
+    content = json.loads((folder / "panoptic.json").read_text())
+    things = {c["id"]: c["name"] for c in content["categories"] if c["isthing"]}
+    assert set(things.values()) == {"disc", "star"}
+    assert len(content["categories"]) == 6
+    known = {c["id"] for c in content["categories"]}
+    seen = {s["category_id"] for a in content["annotations"] for s in a["segments_info"]}
+    assert seen <= known and seen & set(things)
+    labels = np.unique([np.array(Image.open(f)) for f in (folder / "semantic").iterdir()])
+    assert labels.max() < 6
+    assert write_shapes(tmp_path, split="train", num_scenes=6, seed=0, things=("disc", "star")) == (
+        folder
+    )
+    with pytest.raises(ValueError, match=r"not \('hexagon',\)"):
+        draw_scene(0, 0, things=("hexagon",))

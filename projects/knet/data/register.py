@@ -107,7 +107,10 @@ def register_coco_instances(name: str, *, image_root: PathLike, json_file: PathL
 
 
 def register_shapes(
-    root: PathLike | None = None, *, splits: Sequence[str] = ("train", "val")
+    root: PathLike | None = None,
+    *,
+    splits: Sequence[str] = ("train", "val"),
+    prefix: str = "shapes",
 ) -> None:
     """Registers ``shapes_<split>`` (panoptic) and ``shapes_<split>_instance`` (instances).
 
@@ -115,6 +118,7 @@ def register_shapes(
         root: where :func:`knet.data.write_shapes` wrote the splits; ``shapes`` in
             :func:`datasets_root` by default.
         splits: which of them.
+        prefix: of the names, in place of ``shapes``.
 
     Raises:
         FileNotFoundError: if a split has not been written.
@@ -128,7 +132,7 @@ def register_shapes(
                 f"(it goes to $DETECTRON2_DATASETS/shapes)"
             )
         register_coco_panoptic(
-            f"shapes_{split}",
+            f"{prefix}_{split}",
             image_root=folder / "images",
             panoptic_root=folder / "panoptic",
             panoptic_json=folder / "panoptic.json",
@@ -136,7 +140,7 @@ def register_shapes(
             sem_seg_root=folder / "semantic",
         )
         register_coco_instances(
-            f"shapes_{split}_instance",
+            f"{prefix}_{split}_instance",
             image_root=folder / "images",
             json_file=folder / "instances.json",
         )

@@ -19,6 +19,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from PIL import Image
 
 from .derive import panoptic_to_instances, panoptic_to_semantic
 from .panoptic_png import write_panoptic_png
-from .shapes_scene import Scene, draw_scene
+from .shapes_scene import THING_NAMES, Scene, draw_scene
 
 __all__ = ["SHAPES_CATEGORIES", "is_current", "write_shapes"]
 
@@ -68,6 +69,7 @@ def write_shapes(
     num_scenes: int,
     seed: int,
     size: int = 96,
+    things: Sequence[str] = THING_NAMES,
 ) -> Path:
     """Draws a split and writes it to ``<root>/<split>``, unless it is there already.
 
@@ -80,6 +82,7 @@ def write_shapes(
         num_scenes: how many scenes, at least 1.
         seed: 0 or more.
         size: side of a picture in pixels, at least 48.
+        things: which of the thing classes the scenes and the categories have.
 
     Returns:
         The folder of the split.
@@ -92,13 +95,15 @@ def write_shapes(
         raise ValueError(
             f"need num_scenes >= 1 and a plain split name; got {num_scenes}, {split!r}"
         )
-    parameters = {
+    parameters: dict[str, Any] = {
         "version": _VERSION,
         "split": split,
         "num_scenes": num_scenes,
         "seed": seed,
         "size": size,
     }
+    if tuple(things) != THING_NAMES:
+        parameters["things"] = list(things)
     digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()
     folder = Path(root) / split
     if _is_written(folder, digest):
@@ -107,7 +112,7 @@ def write_shapes(
     with tempfile.TemporaryDirectory(prefix=f".{split}-", dir=folder.parent) as temporary:
         fresh = Path(temporary) / "fresh"
         fresh.mkdir()
-        _write_split(fresh, split=split, num_scenes=num_scenes, seed=seed, size=size)
+        _write_split(fresh, split=split, num_scenes=num_scenes, seed=seed, size=size, things=things)
         meta = {"sha256": digest, **parameters}
         (fresh / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
         _replace(folder, fresh, Path(temporary) / "old", digest)
@@ -145,13 +150,16 @@ def _replace(folder: Path, fresh: Path, old: Path, digest: str) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _write_split(folder: Path, *, split: str, num_scenes: int, seed: int, size: int) -> None:
+def _write_split(
+    folder: Path, *, split: str, num_scenes: int, seed: int, size: int, things: Sequence[str]
+) -> None:
+    categories = [c for c in SHAPES_CATEGORIES if not c["isthing"] or c["name"] in things]
     for name in ("images", "panoptic", "semantic"):
         (folder / name).mkdir()
     started = reported = time.monotonic()
     images, annotations = [], []
     for index in range(num_scenes):
-        scene = draw_scene(seed, index, split=split, size=size)
+        scene = draw_scene(seed, index, split=split, size=size, things=things)
         file_name = f"{index + 1:06d}.png"
         Image.fromarray(scene.image).save(folder / "images" / file_name, compress_level=3)
         image = {"id": index + 1, "file_name": file_name, "height": size, "width": size}
@@ -169,13 +177,13 @@ def _write_split(folder: Path, *, split: str, num_scenes: int, seed: int, size: 
         "licenses": [],
         "images": images,
         "annotations": annotations,
-        "categories": list(SHAPES_CATEGORIES),
+        "categories": categories,
     }
     panoptic_json = folder / "panoptic.json"
     panoptic_json.write_text(json.dumps(content), encoding="utf-8")
     panoptic_root = str(folder / "panoptic")
     panoptic_to_instances(str(panoptic_json), panoptic_root, str(folder / "instances.json"))
-    ordered = sorted(SHAPES_CATEGORIES, key=lambda c: (not c["isthing"], c["id"]))
+    ordered = sorted(categories, key=lambda c: (not c["isthing"], c["id"]))
     panoptic_to_semantic(
         str(panoptic_json),
         panoptic_root,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import colorsys
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,7 +49,14 @@ class Scene:
     names: tuple[str, ...]
 
 
-def draw_scene(seed: int, index: int, *, split: str = "train", size: int = 96) -> Scene:
+def draw_scene(
+    seed: int,
+    index: int,
+    *,
+    split: str = "train",
+    size: int = 96,
+    things: Sequence[str] = THING_NAMES,
+) -> Scene:
     """Draws scene number ``index`` of a split.
 
     Args:
@@ -56,13 +64,16 @@ def draw_scene(seed: int, index: int, *, split: str = "train", size: int = 96) -
         index: of the scene, 0 or more.
         split: name that keeps the scenes of two splits apart.
         size: side in pixels, at least 48. Things and patterns grow with it.
+        things: which of the thing classes to draw.
 
     Returns:
         The scene, a pure function of the arguments.
 
     Raises:
-        ValueError: for a negative seed or index, or a size below 48.
+        ValueError: for a negative seed or index, a size below 48, or an unknown thing class.
     """
+    if not things or not set(things) <= set(THING_NAMES):
+        raise ValueError(f"things must be some of {THING_NAMES}, not {tuple(things)}")
     if seed < 0 or index < 0 or size < 48:
         raise ValueError(f"need seed >= 0, index >= 0, size >= 48; got {seed}, {index}, {size}")
     rng = np.random.default_rng([seed, zlib.crc32(split.encode()), index])
@@ -86,7 +97,7 @@ def draw_scene(seed: int, index: int, *, split: str = "train", size: int = 96) -
     for _ in range(int(rng.choice(MAX_THINGS + 1, p=THING_COUNT_SHARES))):
         # A few tries: a place where everything drawn before stays recognisable.
         for _ in range(12):
-            name = THING_NAMES[int(rng.integers(len(THING_NAMES)))]
+            name = things[int(rng.integers(len(things)))]
             distance = _thing_distance(rng, name, xs, ys, size)
             painted = segments.copy()
             painted[distance < 0] = len(names)

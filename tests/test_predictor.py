@@ -1,0 +1,138 @@
+"""Images in, results out."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import build_model
+from PIL import Image
+
+from knet.predictor import KNetPredictor
+
+
+@pytest.fixture
+def predictor(tiny_cfg):
+    tiny_cfg.MODEL.KNET.TEST.THING_THRESH = 0.0
+    tiny_cfg.MODEL.KNET.TEST.OVERLAP_THRESH = 0.0
+    return KNetPredictor(tiny_cfg, build_model(tiny_cfg), MetadataCatalog.get("tiny_train"))
+
+
+def picture(height=50, width=70):
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def assert_equal(a, b):
+    assert torch.equal(a["sem_seg"], b["sem_seg"])
+    assert torch.equal(a["panoptic_seg"][0], b["panoptic_seg"][0])
+    assert a["panoptic_seg"][1] == b["panoptic_seg"][1]
+    for field in ("scores", "pred_classes", "pred_masks"):
+        assert torch.equal(a["instances"].get(field), b["instances"].get(field))
+
+
+def test_saved_and_loaded_it_says_the_same(predictor, tmp_path):
+    image = picture()
+    before = predictor(image)
+    assert before["panoptic_seg"][0].shape == (50, 70) and before["panoptic_seg"][1]
+    predictor.save_pretrained(tmp_path / "model")
+    assert {f.name for f in (tmp_path / "model").iterdir()} == {
+        "model.safetensors",
+        "config.yaml",
+        "classes.json",
+    }
+    assert str(tmp_path) not in (tmp_path / "model" / "config.yaml").read_text()
+    loaded = KNetPredictor.from_pretrained(tmp_path / "model", device="cpu")
+    assert_equal(loaded(image), before)
+    assert loaded.metadata.thing_classes == MetadataCatalog.get("tiny_train").thing_classes
+    loaded.save_pretrained(tmp_path / "again")
+    for file in ("classes.json", "config.yaml"):
+        first, second = (
+            yaml.safe_load((tmp_path / d / file).read_text()) for d in ("model", "again")
+        )
+        assert first == second
+    again = KNetPredictor.from_pretrained(tmp_path / "again", device="cpu")
+    assert_equal(again(image), before)
+
+
+def test_ids_of_the_data_set_are_kept(tiny_cfg, tmp_path):
+    tiny_cfg.DATASETS.TRAIN = tiny_cfg.DATASETS.TEST = ("cityscapes_fine_panoptic_val",)
+    metadata = MetadataCatalog.get("cityscapes_fine_panoptic_val")
+    predictor = KNetPredictor(tiny_cfg, build_model(tiny_cfg), metadata)
+    predictor.save_pretrained(tmp_path)
+    loaded = KNetPredictor.from_pretrained(tmp_path, device="cpu")
+    assert loaded.model.task.class_ids.things == tuple(range(11, 19))
+    assert_equal(loaded(picture()), predictor(picture()))
+
+
+def test_kinds_of_pictures_agree(predictor, tmp_path):
+    image = picture()
+    Image.fromarray(image).save(tmp_path / "a.png")
+    expected = predictor(image)
+    assert_equal(predictor(tmp_path / "a.png"), expected)
+    assert_equal(predictor(str(tmp_path / "a.png")), expected)
+    assert_equal(predictor(Image.fromarray(image)), expected)
+    # a grey picture with an EXIF turn comes upright
+    grey = Image.fromarray(image[..., 0])
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    grey.save(tmp_path / "turned.jpg", exif=exif)
+    assert predictor(tmp_path / "turned.jpg")["sem_seg"].shape[-2:] == (70, 50)
+
+
+def test_channel_order_follows_the_config(predictor):
+    image = picture()
+    expected = predictor(image)
+    predictor.cfg.INPUT.FORMAT = "BGR"
+    assert_equal(predictor(np.ascontiguousarray(image[..., ::-1])), expected)
+
+
+def test_what_is_no_picture_is_named(predictor, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"gone\.png"):
+        predictor(tmp_path / "gone.png")
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(ValueError, match=r"text\.png cannot be read as a picture"):
+        predictor(tmp_path / "text.png")
+    with pytest.raises(ValueError, match="local file"):
+        predictor("https://example.org/a.png")
+    with pytest.raises(ValueError, match=r"not \(50, 70\) uint8"):
+        predictor(picture()[..., 0])
+
+
+def test_folders_that_do_not_hold_a_model(predictor, tmp_path):
+    with pytest.raises(FileNotFoundError, match="is no folder"):
+        KNetPredictor.from_pretrained(tmp_path / "gone")
+    predictor.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "classes.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no classes\.json"):
+        KNetPredictor.from_pretrained(tmp_path / "model")
+
+
+def test_hub_ids_are_downloaded(predictor, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    predictor.save_pretrained(tmp_path)
+    asked = {}
+
+    def download(name, *, revision, allow_patterns):
+        asked.update(name=name, revision=revision, files=set(allow_patterns))
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    loaded = KNetPredictor.from_pretrained("owner/knet", revision="v1", device="cpu")
+    assert asked["name"] == "owner/knet" and asked["revision"] == "v1"
+    assert asked["files"] == {"model.safetensors", "config.yaml", "classes.json"}
+    assert_equal(loaded(picture()), predictor(picture()))
+
+
+def test_augmentation_and_other_options(predictor, tmp_path):
+    predictor.save_pretrained(tmp_path)
+    opts = ("TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", "(48, 64)", "TEST.AUG.FLIP", True,
+            "MODEL.KNET.TEST.PANOPTIC_ON", False)  # fmt: skip
+    augmented = KNetPredictor.from_pretrained(tmp_path, device="cpu", opts=opts)
+    out = augmented(picture())
+    assert set(out) == {"instances", "sem_seg"} and out["sem_seg"].shape[-2:] == (50, 70)
+    augmented.save_pretrained(tmp_path / "augmented")
+    saved = json.loads((tmp_path / "augmented" / "classes.json").read_text())
+    assert saved["thing_classes"] == predictor.metadata.thing_classes
