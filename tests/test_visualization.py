@@ -156,3 +156,11 @@ def test_write_sheets(records, tmp_path):
     finally:
         DatasetCatalog.remove("sheets")
         MetadataCatalog.remove("sheets")
+
+
+def test_data_of_semantic_classes_only_are_drawn():
+    metadata = Metadata(name="semantic", stuff_classes=["wall", "floor", "sky"])
+    scores = torch.zeros(3, 40, 40)
+    scores[0, :20], scores[2, 20:] = 1, 1
+    drawn = draw_result(np.zeros((40, 40, 3), np.uint8), scores, metadata, task="semantic")
+    assert len({tuple(c) for c in drawn.reshape(-1, 3)}) > 2

@@ -116,9 +116,10 @@ def _with_colors(metadata: Metadata) -> Metadata:
         values["thing_colors"] = palette[: len(things)]
     if len(values.get("stuff_colors") or []) < len(stuff):
         values["stuff_colors"] = palette[shift:]
-        values["stuff_colors"][: len(things) if shift == 0 else 0] = values["thing_colors"][
-            : len(things)
-        ]
+        if shift == 0:
+            values["stuff_colors"][: len(things)] = list(values.get("thing_colors") or [])[
+                : len(things)
+            ]
     return Metadata(name=f"{metadata.get('name', 'data set')} with colours", **values)
 
 

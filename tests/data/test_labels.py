@@ -77,3 +77,22 @@ def test_known_classes():
     ):
         with pytest.raises(ValueError, match=message):
             check_classes(np.array(values), known, "x", "class")
+
+
+def test_masks_of_0_and_255_are_noticed(tmp_path, caplog):
+    from knet.data import KNetDatasetMapper
+
+    Image.fromarray(np.zeros((*SIZE, 3), np.uint8)).save(tmp_path / "a.png")
+    record = {"file_name": str(tmp_path / "a.png"), "height": SIZE[0], "width": SIZE[1],
+              "sem_seg_file_name": str(tmp_path / "labels.png")}  # fmt: skip
+    labels = np.zeros(SIZE, np.uint8)
+    for foreground, warnings in ((255, 1), (1, 0)):
+        mapper = KNetDatasetMapper(
+            True, augmentations=[], image_format="RGB", targets=["sem_seg"], num_classes=2
+        )
+        labels[0] = foreground
+        Image.fromarray(labels).save(tmp_path / "labels.png")
+        caplog.clear()
+        for _ in range(20):
+            mapper(record)
+        assert caplog.text.count("--map 255=1") == warnings

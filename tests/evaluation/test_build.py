@@ -187,7 +187,7 @@ def test_switches_choose(make_dataset, tmp_path):
     for switches, expected in (
         ((True, False, False), ["COCOPanopticEvaluator"]),
         ((False, True, False), ["COCOEvaluator"]),
-        ((False, False, True), ["SemSegEvaluator"]),
+        ((False, False, True), ["CheckedSemSegEvaluator"]),
     ):
         evaluators = build_evaluator(config(*switches), "evaluated", str(tmp_path))._evaluators
         assert [type(e).__name__ for e in evaluators] == expected
@@ -223,3 +223,29 @@ def test_errors_say_what_is_missing(make_dataset):
         build_evaluator(config(), "evaluated")
     with pytest.raises(ValueError, match=r"'evaluated'.*output folder"):
         instance_dataset("evaluated", None)
+
+
+@pytest.mark.parametrize(
+    "labels, words",
+    [
+        (np.full((SIZE, SIZE), 4, np.uint8), r"0\.png.*4"),
+        (np.zeros((SIZE, SIZE + 1), np.uint8), r"0\.png is 41x40"),
+        (np.full((SIZE, SIZE), 700, np.uint16), r"0\.png.*700"),
+    ],
+)
+def test_labels_are_checked_when_scored(tmp_path, labels, words):
+    path = tmp_path / "0.png"
+    Image.fromarray(labels).save(path)
+    name = f"checked_{labels.dtype}_{labels.shape[1]}"
+    DatasetCatalog.register(name, lambda: [{"file_name": "0.jpg", "sem_seg_file_name": str(path)}])
+    MetadataCatalog.get(name).set(
+        stuff_classes=["a", "b"], ignore_label=255, evaluator_type="sem_seg"
+    )
+    try:
+        evaluator = build_evaluator(config(panoptic=False, instance=False), name, None)
+        evaluator.reset()
+        with pytest.raises(ValueError, match=words):
+            evaluator.process([{"file_name": "0.jpg"}], [{"sem_seg": torch.rand(2, SIZE, SIZE)}])
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from knet.inference.merge_views import View, merge_views
+from knet.inference.merge_views import View, finest_first, merge_views
 from knet.inference.predictions import Frame, MaskPredictions
 
 THINGS, STUFF = 4, 2
@@ -142,3 +142,13 @@ def test_nothing_lies_beside_the_image():
 def test_first_view_must_not_be_mirrored():
     with pytest.raises(ValueError, match="first view"):
         merge_views([mirrored(random_predictions())], num_stuff_classes=STUFF)
+
+
+def test_the_finest_upright_view_gives_the_grid():
+    fine = Frame((96, 128), (96, 128))
+    coarse, sharp = random_predictions(), MaskPredictions(
+        torch.rand(THINGS + STUFF, 5), torch.randn(THINGS + STUFF, 24, 32), fine, 2
+    )  # fmt: skip
+    views = [View(coarse), mirrored(sharp), View(sharp), mirrored(coarse)]
+    merged = merge_views(finest_first(views), num_stuff_classes=STUFF)
+    assert merged.grid_size == sharp.grid_size and merged.frame == fine

@@ -265,3 +265,20 @@ def test_window_sees_its_own_pixels_only(semantic_cfg):
     corner = {"image": x["image"][:, 32:, :32]}
     logits = windowed.predict([x])[0].logits[:, 32:, :32]
     torch.testing.assert_close(logits, windowed.predict([corner])[0].logits, rtol=1e-4, atol=1e-5)
+
+
+def test_data_sets_with_their_classes_in_another_order_do_not_mix(semantic_cfg):
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    orders = {"leaves_a": ["background", "leaf"], "leaves_b": ["leaf", "background"]}
+    for name, classes in orders.items():
+        DatasetCatalog.register(name, list)
+        MetadataCatalog.get(name).set(stuff_classes=classes)
+    try:
+        semantic_cfg.DATASETS.TRAIN, semantic_cfg.DATASETS.TEST = ("leaves_a",), ("leaves_b",)
+        with pytest.raises(ValueError, match="label 0 is 'background' in the first and 'leaf'"):
+            build_model(semantic_cfg)
+    finally:
+        for name in orders:
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)

@@ -63,19 +63,22 @@ def register_loader(
 
 def optional_folder(path: PathLike | None, what: str, name: str) -> str | None:
     """The path as a string, None for None; FileNotFoundError if it is no folder."""
-    if path is not None and not os.path.isdir(path):
-        raise FileNotFoundError(
-            f"data set {name!r}: no folder {os.fspath(path)} for {what}; correct the path, or put "
-            f"the data there ($DETECTRON2_DATASETS names the folder of all data sets)"
-        )
-    return None if path is None else os.fspath(path)
+    return _present(path, "folder", os.path.isdir, what, name)
 
 
 def optional_file(path: PathLike | None, what: str, name: str) -> str | None:
     """The path as a string, None for None; FileNotFoundError if it is no file."""
-    if path is not None and not os.path.isfile(path):
+    return _present(path, "file", os.path.isfile, what, name)
+
+
+def _present(
+    path: PathLike | None, kind: str, is_there: Callable[[PathLike], bool], what: str, name: str
+) -> str | None:
+    if path is None:
+        return None
+    if not is_there(path):
         raise FileNotFoundError(
-            f"data set {name!r}: no file {os.fspath(path)} for {what}; correct the path, or put "
+            f"data set {name!r}: no {kind} {os.fspath(path)} for {what}; correct the path, or put "
             f"the data there ($DETECTRON2_DATASETS names the folder of all data sets)"
         )
-    return None if path is None else os.fspath(path)
+    return os.fspath(path)

@@ -31,6 +31,7 @@ __all__ = ["KNetDatasetMapper"]
 logger = logging.getLogger(__name__)
 
 _TARGETS = ("instances", "sem_seg")
+_SUSPICIOUS_MAPS = 8
 
 
 class KNetDatasetMapper:
@@ -89,6 +90,7 @@ class KNetDatasetMapper:
         self.num_classes = num_classes
         self._class_ids = None if num_classes is None else range(num_classes)
         self.ignore_label = ignore_label
+        self._maps_of_masks = 0
         mode = "training" if is_train else "inference"
         logger.info("K-Net mapper for %s with %s", mode, self.augmentations)
 
@@ -196,6 +198,7 @@ class KNetDatasetMapper:
                 sem_seg = read_label_png(
                     record["sem_seg_file_name"], size, self.num_classes, self.ignore_label
                 )
+                self._warn_of_masks(sem_seg)
         for target, value in (("instances", classes), ("sem_seg", sem_seg)):
             if target in self.targets and value is None:
                 raise ValueError(
@@ -208,6 +211,22 @@ class KNetDatasetMapper:
             classes if wants_instances else None,
             sem_seg if wants_semantic else None,
         )
+
+    def _warn_of_masks(self, sem_seg: np.ndarray) -> None:
+        """Masks of 0 and 255 pass for two-class labels without any foreground: say so once."""
+        if self.num_classes != 2 or self._maps_of_masks >= _SUSPICIOUS_MAPS:
+            return
+        if (sem_seg == 1).any():
+            self._maps_of_masks = _SUSPICIOUS_MAPS  # these are labels
+        elif (sem_seg == IGNORE_LABEL).any():
+            self._maps_of_masks += 1
+            if self._maps_of_masks == _SUSPICIOUS_MAPS:
+                logger.warning(
+                    "the first %d label PNGs with unlabelled pixels hold only 0 and 255, which "
+                    "means `no label`: if 255 is the foreground, convert them with "
+                    "`python datasets/prepare_label_pngs.py IN OUT --map 255=1`",
+                    _SUSPICIOUS_MAPS,
+                )
 
     def _read_panoptic(
         self, record: dict[str, Any], size: tuple[int, int]

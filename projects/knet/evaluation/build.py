@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,8 @@ from detectron2.evaluation import (
 )
 from detectron2.utils.file_io import PathManager
 from PIL import Image
+
+from knet.data.labels import read_label_png
 
 from .derived import instance_dataset, semantic_dataset
 
@@ -88,11 +90,25 @@ def _panoptic_to_instances(dataset_name: str, output_folder: str | None) -> Data
     return _coco_instances(instance_dataset(dataset_name, output_folder), output_folder)
 
 
+class CheckedSemSegEvaluator(SemSegEvaluator):
+    """Detectron2's counts labels of unknown classes as other ones; here they are errors."""
+
+    def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
+        for record, output in zip(inputs, outputs):
+            read_label_png(
+                self.input_file_to_gt_file[record["file_name"]],
+                tuple(output["sem_seg"].shape[-2:]),
+                self._num_classes,
+                self._ignore_label,
+            )
+        super().process(inputs, outputs)
+
+
 def _semantic(dataset_name: str, output_folder: str | None) -> DatasetEvaluator:
     options: dict[str, Any] = {}
     if "sem_seg_loading_fn" in inspect.signature(SemSegEvaluator).parameters:
         options["sem_seg_loading_fn"] = _load_labels
-    return SemSegEvaluator(dataset_name, output_dir=output_folder, **options)
+    return CheckedSemSegEvaluator(dataset_name, output_dir=output_folder, **options)
 
 
 def _panoptic_to_semantic(dataset_name: str, output_folder: str | None) -> DatasetEvaluator:

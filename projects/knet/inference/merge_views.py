@@ -7,6 +7,7 @@ and scores are then averaged. A stuff kernel stands for its class in every view.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,11 @@ class View:
     flipped: bool = False
 
 
+def finest_first(views: Sequence[View]) -> list[View]:
+    """The same views, those that are not mirrored first, and of them those of the finest grid."""
+    return sorted(views, key=lambda view: (view.flipped, -math.prod(view.predictions.grid_size)))
+
+
 def merge_views(views: Sequence[View], *, num_stuff_classes: int) -> MaskPredictions:
     """Average the kernels of all views.
 
@@ -44,7 +50,8 @@ def merge_views(views: Sequence[View], *, num_stuff_classes: int) -> MaskPredict
     all views.
 
     Args:
-        views: of `MaskPredictions`; the first one, not mirrored, gives the grid of the result.
+        views: of `MaskPredictions`; the first one, not mirrored, gives the grid of the result,
+            see `finest_first`.
         num_stuff_classes: S; the kernels of stuff are the last ones.
 
     Returns:

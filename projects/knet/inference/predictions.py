@@ -84,7 +84,21 @@ class PixelPredictions:
     logits: Tensor
     frame: Frame
 
+    @torch.no_grad()
     def probabilities(self, output_size: Sequence[int]) -> Tensor:
         """(K, H, W) at `output_size`: the resized logits' softmax over the classes."""
-        resizer = self.frame.resizer(self.logits.shape[-2:], output_size, self.logits.device)
-        return resizer(self.logits.float()).softmax(dim=0)
+        with torch.autocast(self.logits.device.type, enabled=False):
+            height, width = self.frame.image_size
+            logits = _resized(self.logits.float(), self.frame.padded_size)[:, :height, :width]
+            logits = _resized(logits, output_size)
+            if logits.data_ptr() == self.logits.data_ptr():
+                logits = logits.clone()
+            # a softmax in place: with many classes these maps are the largest of all
+            logits.sub_(logits.amax(dim=0)).exp_()
+            return logits.div_(logits.sum(dim=0))
+
+
+def _resized(maps: Tensor, size: Sequence[int]) -> Tensor:
+    if tuple(maps.shape[-2:]) == tuple(size):
+        return maps
+    return F.interpolate(maps[None], size=tuple(size), mode="bilinear", align_corners=False)[0]

@@ -84,9 +84,10 @@ class MaskResizer:
 
     def __call__(self, masks: Tensor) -> Tensor:
         """(N, h, w) float32 -> (N, H, W)."""
-        if self._rows_first:
-            return (self.rows @ masks) @ self.columns_t
-        return self.rows @ (masks @ self.columns_t)
+        with torch.autocast(masks.device.type, enabled=False):
+            if self._rows_first:
+                return (self.rows @ masks) @ self.columns_t
+            return self.rows @ (masks @ self.columns_t)
 
     def stream(
         self, kernels: Sequence[int], probabilities: Callable[[Sequence[int]], Tensor]

@@ -86,4 +86,4 @@ def slide(image: Tensor, predict: Callable[[Tensor], Tensor], window: SlidingWin
             total[:, y : y + window_h, x : x + window_w] += of_window
             count[y : y + window_h, x : x + window_w] += 1
     assert total is not None  # there is at least one window
-    return total / count
+    return total.div_(count)

@@ -70,6 +70,7 @@ def _class_ids_from_config(cfg: CfgNode, class_ids: Callable[[str], ClassIds]) -
                 f"{len(things)} things and {len(stuff)} stuff classes against "
                 f"{len(theirs.things)} and {len(theirs.stuff)}, or other ids"
             )
+        _require_same_names(names[0], other, theirs)
     for kind, wanted, found in zip(("THING", "STUFF"), given, (len(things), len(stuff))):
         if wanted not in (-1, found):
             raise ValueError(
@@ -77,6 +78,18 @@ def _class_ids_from_config(cfg: CfgNode, class_ids: Callable[[str], ClassIds]) -
                 f"{found} {kind.lower()} classes: set it to {found}, or to -1 to follow the data"
             )
     return ids
+
+
+def _require_same_names(first: str, other: str, ids: ClassIds) -> None:
+    """Raise ValueError if a label has two names, as far as names are known."""
+    for key, labels in (("thing_classes", ids.things), ("stuff_classes", ids.stuff)):
+        ours, theirs = (_metadata(name).get(key) or () for name in (first, other))
+        for label in labels:
+            if label < min(len(ours), len(theirs)) and ours[label] != theirs[label]:
+                raise ValueError(
+                    f"the data sets {first!r} and {other!r} (DATASETS) have other classes: label "
+                    f"{label} is {ours[label]!r} in the first and {theirs[label]!r} in the other"
+                )
 
 
 def _metadata(name: str) -> Metadata:

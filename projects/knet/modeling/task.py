@@ -9,7 +9,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from knet.inference.merge_views import View, merge_views
+from knet.inference.merge_views import View, finest_first, merge_views
 from knet.inference.postprocess import ImageResult, InferenceOptions, postprocess
 from knet.inference.predictions import Frame, MaskPredictions, PixelPredictions
 from knet.modeling.classes import ClassIds
@@ -106,7 +106,7 @@ class MaskTask:
 
     def merged_results(self, views: Sequence[View], output_size: Sequence[int]) -> dict[str, Any]:
         """As `results`, of kernels that were found again and averaged over the views."""
-        merged = merge_views(views, num_stuff_classes=len(self.class_ids.stuff))
+        merged = merge_views(finest_first(views), num_stuff_classes=len(self.class_ids.stuff))
         return self.results(merged, output_size)
 
     def _to_detectron2(self, result: ImageResult) -> dict[str, Any]:
@@ -159,11 +159,14 @@ class SemanticTask:
 
     def merged_results(self, views: Sequence[View], output_size: Sequence[int]) -> dict[str, Any]:
         """As `results`: the mean of the views' probabilities."""
-        total = 0
+        total: Tensor | None = None
         for view in views:
             probabilities = view.predictions.probabilities(output_size)
-            total = total + (probabilities.flip(-1) if view.flipped else probabilities)
-        return {"sem_seg": total / len(views)}
+            if view.flipped:
+                probabilities = probabilities.flip(-1)
+            total = probabilities if total is None else total.add_(probabilities)
+        assert total is not None  # there is at least one view
+        return {"sem_seg": total.div_(len(views))}
 
 
 def _require(x: Mapping[str, Any], key: str) -> None:
