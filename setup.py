@@ -22,8 +22,8 @@ setup(
     # Detectron2 is not named: it has no release on PyPI under its own name, and naming it would
     # let pip replace an official build. knet checks for it at import and says what to do.
     install_requires=[
-        "torch>=2.4",
-        "torchvision>=0.19",
+        "torch>=2.6",
+        "torchvision>=0.21",
         "numpy>=1.23",
         "scipy>=1.9",
         "Pillow>=10.1",

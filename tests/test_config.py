@@ -93,3 +93,12 @@ def test_every_published_model_has_both_variants():
     names = {str(p) for p in PUBLISHED}
     assert len(names) == 32
     assert all(n.replace("_1gpu", "").replace(".yaml", "_1gpu.yaml") in names for n in names)
+
+
+def test_a_config_runs_no_code(tmp_path):
+    trace = tmp_path / "it_ran"
+    path = tmp_path / "evil.yaml"
+    path.write_text(f"OUTPUT_DIR: !!python/object/apply:os.mkdir ['{trace}']\n")
+    with pytest.raises(Exception, match="could not determine a constructor"):
+        get_cfg_from_file(str(path))
+    assert not trace.exists()

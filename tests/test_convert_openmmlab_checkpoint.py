@@ -136,3 +136,11 @@ def test_refusals(tmp_path, convert, capsys):
         convert(["--check", "shapes.json"])
     with pytest.raises(SystemExit):
         convert([source])
+
+
+def test_weights_that_are_not_finite_are_not_converted(tmp_path, convert, capsys):
+    state = {"rpn_head.init_kernels.weight": torch.full((3, 4, 1, 1), float("nan"))}
+    torch.save({"state_dict": state}, tmp_path / "bad.pth")
+    assert convert([str(tmp_path / "bad.pth"), str(tmp_path / "out.pth")]) == 2
+    assert "1 of 1 weights are not finite" in capsys.readouterr().err
+    assert not (tmp_path / "out.pth").exists()

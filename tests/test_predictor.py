@@ -136,3 +136,62 @@ def test_augmentation_and_other_options(predictor, tmp_path):
     augmented.save_pretrained(tmp_path / "augmented")
     saved = json.loads((tmp_path / "augmented" / "classes.json").read_text())
     assert saved["thing_classes"] == predictor.metadata.thing_classes
+
+
+def test_a_folder_cannot_ask_for_trust(predictor, tmp_path):
+    import os
+    import pickle
+
+    predictor.save_pretrained(tmp_path / "model")
+    config = tmp_path / "model" / "config.yaml"
+    text = config.read_text()
+    assert "UNSAFE_WEIGHTS: false" in text
+    config.write_text(text.replace("UNSAFE_WEIGHTS: false", "UNSAFE_WEIGHTS: true"))
+    trace = tmp_path / "it_ran"
+
+    class Malicious:
+        def __reduce__(self):
+            return os.mkdir, (str(trace),)
+
+    (tmp_path / "model" / "model.safetensors").write_bytes(pickle.dumps({"a": Malicious()}))
+    with pytest.raises(ValueError, match="refused"):
+        KNetPredictor.from_pretrained(tmp_path / "model", device="cpu")
+    assert not trace.exists()
+
+
+def test_class_names_stay_with_the_weights(predictor, tmp_path):
+    from knet.checkpoint.read_file import read_file
+
+    predictor.save_pretrained(tmp_path / "a")
+    loaded = KNetPredictor.from_pretrained(tmp_path / "a", device="cpu")
+    loaded.save_pretrained(tmp_path / "b")
+    first, second = (
+        read_file(str(tmp_path / d / "model.safetensors"))["classes"] for d in ("a", "b")
+    )
+    assert first == second and first["things"] == predictor.metadata.thing_classes
+
+
+def test_config_of_own_data(tiny_cfg, tiny_shapes, tmp_path):
+    from knet.checkpoint.checkpointer import KNetCheckpointer
+
+    folder = tiny_shapes / "val"
+    tiny_cfg.DATASETS.CUSTOM = [
+        {"NAME": "mine", "FORMAT": "coco_panoptic", "IMAGE_ROOT": str(folder / "images"),
+         "PANOPTIC_ROOT": str(folder / "panoptic"), "PANOPTIC_JSON": str(folder / "panoptic.json")}
+    ]  # fmt: skip
+    KNetCheckpointer(build_model(tiny_cfg), str(tmp_path)).save("model")
+    tiny_cfg.DATASETS.TRAIN, tiny_cfg.DATASETS.TEST = (), ("mine",)
+    tiny_cfg.MODEL.WEIGHTS = str(tmp_path / "model.pth")
+    predictor = KNetPredictor.from_config(tiny_cfg)
+    assert predictor.metadata.name == "mine" and "sem_seg" in predictor(picture())
+
+
+def test_failed_downloads_say_that_there_is_no_folder(monkeypatch):
+    import huggingface_hub
+
+    def download(*arguments, **options):
+        raise OSError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with pytest.raises(FileNotFoundError, match=r"output/gone is no folder here.*no network"):
+        KNetPredictor.from_pretrained("output/gone")

@@ -27,7 +27,7 @@ import knet  # noqa: F401  (registers the model; has to come before detectron2)
 from detectron2.modeling import build_model
 from torch import nn
 
-from knet.checkpoint.checkpointer import KNetCheckpointer
+from knet.checkpoint.checkpointer import KNetCheckpointer, require_finite
 from knet.checkpoint.published_names import export_published
 from knet.checkpoint.read_file import read_file
 from knet.checkpoint.recognise import recognise
@@ -82,6 +82,7 @@ def _convert(args: argparse.Namespace) -> int:
             "heuristics: name the file in MODEL.WEIGHTS"
         )
     state = weights.state
+    require_finite(state, args.input)
     if args.config_file:
         model = _build(args, {name: value.shape for name, value in state.items()})
         KNetCheckpointer(model, strict=True, trust=args.trust).load(args.input)  # refuses misfits

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode as CN
@@ -157,7 +158,7 @@ def _add_solver_config(cfg: CN) -> None:
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "full_model"
 
 
-def get_cfg_from_file(config_file: str, opts: Sequence[str] = ()) -> CN:
+def get_cfg_from_file(config_file: str, opts: Sequence[Any] = ()) -> CN:
     """Config of a YAML file with overrides `KEY VALUE ...`, not frozen; on the CPU without a GPU.
 
     Raises:
@@ -166,7 +167,8 @@ def get_cfg_from_file(config_file: str, opts: Sequence[str] = ()) -> CN:
     """
     cfg = get_cfg()
     add_knet_config(cfg)
-    cfg.merge_from_file(config_file)
+    # Detectron2's default would run code that a YAML file names
+    cfg.merge_from_file(config_file, allow_unsafe=False)
     cfg.merge_from_list(list(opts))
     if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
         logger.info("no GPU found: MODEL.DEVICE is set to cpu")

@@ -27,7 +27,9 @@ from knet.checkpoint.checkpointer import KNetCheckpointer
 from knet.checkpoint.class_names import ClassNames
 from knet.checkpoint.write_file import write_weights
 from knet.config import get_cfg_from_file
+from knet.data import register_custom
 from knet.data.augmentation import build_knet_augmentation
+from knet.data.builtin import register_builtin
 from knet.modeling.build import is_semantic
 from knet.modeling.classes import class_ids_from_config
 from knet.modeling.test_time_augmentation import KNetWithTTA
@@ -65,10 +67,12 @@ class KNetPredictor:
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> KNetPredictor:
-        """The model of a config with the weights of MODEL.WEIGHTS.
+        """The model of a config (see `knet.config.get_cfg_from_file`) with its MODEL.WEIGHTS.
 
         Class names are those of the first data set in DATASETS.TEST or TRAIN.
         """
+        register_builtin([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+        register_custom(cfg)
         names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
         if not names:
             raise ValueError("DATASETS names no data set, whose class names a predictor needs")
@@ -102,7 +106,12 @@ class KNetPredictor:
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         cfg = get_cfg_from_file(
             str(folder / _CONFIG),
-            ["MODEL.DEVICE", device, "MODEL.WEIGHTS", str(folder / _WEIGHTS), *opts],
+            [
+                *("MODEL.DEVICE", device, "MODEL.WEIGHTS", str(folder / _WEIGHTS)),
+                # what a downloaded config may not decide
+                *("MODEL.KNET.UNSAFE_WEIGHTS", False, "MODEL.TIMM.PRETRAINED", False),
+                *opts,
+            ],
         )
         saved = json.loads((folder / _CLASSES).read_text(encoding="utf-8"))
         model = build_model(cfg)
@@ -121,16 +130,16 @@ class KNetPredictor:
         """
         out = Path(folder)
         out.mkdir(parents=True, exist_ok=True)
-        write_weights(
-            out / _WEIGHTS, self._plain.state_dict(), classes=ClassNames.from_config(self.cfg)
-        )
         ids = class_ids_from_config(self.cfg, semantic=is_semantic(self.cfg))
+        classes = ClassNames.from_metadata(self.metadata, ids)
+        write_weights(out / _WEIGHTS, self._plain.state_dict(), classes=classes)
         cfg = self.cfg.clone()
         cfg.defrost()
         # the folder stands by itself: no data set, no path
         cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ()
         cfg.DATASETS.CUSTOM = []
         cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR = "", "output"
+        cfg.MODEL.KNET.UNSAFE_WEIGHTS = cfg.MODEL.TIMM.PRETRAINED = False
         cfg.MODEL.KNET.NUM_THING_CLASSES = len(ids.things)
         cfg.MODEL.KNET.NUM_STUFF_CLASSES = len(ids.stuff)
         cfg.MODEL.KNET.THING_IDS = list(ids.things)
@@ -176,9 +185,14 @@ def _folder(path_or_hub_id: str | os.PathLike[str], revision: str | None) -> Pat
                 f"{name} is no folder; to download it from the Hugging Face Hub: "
                 "pip install huggingface_hub"
             ) from error
-        folder = Path(
-            snapshot_download(name, revision=revision, allow_patterns=[_WEIGHTS, _CONFIG, _CLASSES])
-        )
+        try:
+            files = [_WEIGHTS, _CONFIG, _CLASSES]
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=files))
+        except Exception as error:  # the library has many kinds; each is passed on
+            raise FileNotFoundError(
+                f"{name} is no folder here, and could not be fetched from the Hugging Face Hub: "
+                f"{error}"
+            ) from error
     missing = [file for file in (_WEIGHTS, _CONFIG, _CLASSES) if not (folder / file).is_file()]
     if missing:
         raise FileNotFoundError(

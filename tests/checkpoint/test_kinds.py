@@ -270,3 +270,30 @@ def test_a_model_of_another_task_is_refused(tiny_cfg, semantic_cfg, tmp_path):
     state = export_published(semantic.state_dict())
     with pytest.raises(ValueError, match=r"another model.*semantic K-Net.*KERNEL_HEAD"):
         load(build_model(tiny_cfg), {"state_dict": state}, tmp_path / "semantic.pth")
+
+
+@pytest.mark.parametrize("prefix", ["backbone.", ""])
+def test_openmmlab_swin_for_a_plain_backbone(semantic_cfg, tmp_path, prefix):
+    """Some of its names are ours too, where there is no FPN in between."""
+    model, other = build(semantic_cfg, "build_swin_backbone", *SWIN)
+    source = {
+        (prefix + k.removeprefix("backbone.")): v
+        for k, v in export_published(model.state_dict()).items()
+        if k.startswith("backbone.")
+    }
+    assert any(".attn.w_msa." in name for name in source)
+    load(other, {"state_dict": source}, tmp_path / "swin.pth")
+    assert_equal(backbone_of(model), backbone_of(other))
+
+
+def test_imagenet_models_of_caffe2(tiny_cfg, tmp_path, caplog):
+    model, _ = build(tiny_cfg, "build_resnet_fpn_backbone", *SMALL_RESNET50)
+    stem = model.backbone.bottom_up.state_dict()["stem.conv1.weight"]
+    saved = {"conv1_w": np.full(stem.shape, 2.0, np.float32), "res_conv1_bn_s": np.ones(16, "f4"),
+             "res_conv1_bn_b": np.ones(16, "f4")}  # fmt: skip
+    for name, value in model.backbone.bottom_up.state_dict().items():
+        if name.startswith("res2.0.conv1.weight"):
+            saved["res2_0_branch2a_w"] = value.numpy() * 0 + 3
+    # a file of three layers is not a whole backbone, but it is known for what it is
+    with pytest.raises(ValueError, match="Caffe2 weights"):
+        load(model, saved, tmp_path / "R-50.pkl")

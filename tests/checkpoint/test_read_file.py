@@ -123,3 +123,17 @@ def test_files_that_are_no_weights(tmp_path, content, message):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"knet\.pth: " + message):
         read_file(str(path), name="knet.pth")
+
+
+def test_whole_files_that_need_trust_are_not_called_damaged(tmp_path):
+    module = torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2))
+    module.save(str(tmp_path / "script.pth"))
+    with pytest.raises(ValueError, match=r"script\.pth: refused.*TorchScript.*state_dict"):
+        read_file(str(tmp_path / "script.pth"))
+    torch.save(STATE, tmp_path / "five.pth", pickle_protocol=5)
+    try:
+        read = read_file(str(tmp_path / "five.pth"))
+    except ValueError as error:
+        assert "refused" in str(error) and "--trust" in str(error)
+    else:  # a newer PyTorch reads it
+        assert set(read) == set(STATE)

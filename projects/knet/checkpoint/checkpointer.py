@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -123,7 +123,7 @@ class KNetCheckpointer(DetectionCheckpointer):
                 self.model.state_dict(), weights.state, c2_conversion=weights.caffe2
             )
         leave_out_counters(weights, self.model.state_dict().keys())
-        _require_finite(weights.state, self._path)
+        require_finite(weights.state, self._path)
         self._weights = weights
         return {**weights.rest, "model": weights.state}
 
@@ -233,7 +233,8 @@ def _is_semantic(names: Collection[str]) -> bool | None:
     return False if "heads.kernel_head.seg_predictor.weight" in names else None
 
 
-def _require_finite(state: dict[str, Tensor], path: str) -> None:
+def require_finite(state: Mapping[str, Tensor], path: str) -> None:
+    """Raise ValueError, with the first name and the number, unless all values are finite."""
     broken = [
         name
         for name, value in state.items()

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import Metadata, MetadataCatalog
 
 from knet.modeling.build import is_semantic
-from knet.modeling.classes import class_ids_from_config
+from knet.modeling.classes import ClassIds, class_ids_from_config
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,11 @@ class ClassNames:
         if not datasets:
             return None
         ids = class_ids_from_config(cfg, semantic=is_semantic(cfg))
-        metadata = MetadataCatalog.get(datasets[0])
+        return cls.from_metadata(MetadataCatalog.get(datasets[0]), ids)
+
+    @classmethod
+    def from_metadata(cls, metadata: Metadata, ids: ClassIds) -> ClassNames | None:
+        """Names of the labels `ids`, None if the metadata lack some."""
         things, stuff = metadata.get("thing_classes", ()), metadata.get("stuff_classes", ())
         if max(ids.things, default=-1) >= len(things) or max(ids.stuff, default=-1) >= len(stuff):
             return None

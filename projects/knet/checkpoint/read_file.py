@@ -7,6 +7,7 @@ import logging
 import os
 import pickle
 import re
+import zipfile
 from typing import Any
 
 import torch
@@ -93,7 +94,16 @@ def _read_torch(path: str, name: str, size: int, trust: bool) -> Any:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         if found and not trust:
             raise _refused(name, found.group(1)) from None
+        if zipfile.is_zipfile(path) and not trust:  # whole, so it is not the file's fault
+            raise _refused(name, _unusual(path)) from error
         raise _damaged(name, size, error) from error
+
+
+def _unusual(path: str) -> str:
+    with zipfile.ZipFile(path) as archive:
+        if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+            return "a TorchScript program (save the model's state_dict instead)"
+    return "what PyTorch reads only with trust (such as another pickle protocol than its own)"
 
 
 def _read_pickle(path: str, name: str, size: int, trust: bool) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from knet.checkpoint.published_names import import_published, is_derived
 
 # entries of a saved dict that hold names and values, the likeliest first
 _STATES = ("model", "state_dict", "model_state", "blobs")
+# ImageNet models of Caffe2 have no entry of their own
+_CAFFE2 = re.compile(r"conv1_[wb]$|res\d_\d+_branch")
 _PREFIXES = ("module.", "_orig_mod.")  # of models wrapped for several GPUs, or compiled
 _PUBLISHED = ("decode_head.", "auxiliary_head.", "rpn_head.", "roi_head.", "neck.")
 
@@ -68,14 +71,17 @@ def recognise(saved: Any, model_names: Collection[str]) -> Weights:
             ClassNames.from_openmmlab(rest.get("meta")),
             left_out,
         )
-    if rest.get("matching_heuristics") or entry in ("blobs", "model_state"):
-        caffe2 = entry == "blobs" or rest.get("__author__") == "Caffe2"
+    bare_caffe2 = entry is None and any(_CAFFE2.match(name) for name in state)
+    if rest.get("matching_heuristics") or entry in ("blobs", "model_state") or bare_caffe2:
+        caffe2 = bare_caffe2 or entry == "blobs" or rest.get("__author__") == "Caffe2"
         kind = "Caffe2 weights" if caffe2 else "Detectron2 weights"
         return Weights(kind, state, None, left_out, {}, heuristics=True, caffe2=caffe2)
     if any(name.startswith("heads.") for name in state):
         kind = "K-Net checkpoint" if "trainer" in rest else "K-Net weights"
         return Weights(kind, state, ClassNames.from_dict(rest.get("classes")), left_out, rest)
-    if any(name in model_names or name.startswith("backbone.bottom_up.") for name in state):
+    # more than half: OpenMMLab's backbones share some of our names
+    known = sum(name in model_names or name.startswith("backbone.bottom_up.") for name in state)
+    if 2 * known > len(state):
         return Weights("Detectron2 weights", state, None, left_out)
     kind, state = import_backbone(state, model_names, left_out)
     return Weights(kind, state, None, left_out)
