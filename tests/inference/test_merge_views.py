@@ -77,24 +77,28 @@ def found(centres, scores, frame=WHOLE):
     return MaskPredictions(classes, torch.stack(masks), frame)
 
 
-def test_object_of_the_second_view_only_is_appended_with_half_its_score():
-    views = [View(found([(10, 10)], [0.9])), View(found([(30, 50), (10, 10)], [0.8, 0.7]))]
-    merged = merge_views(views, num_stuff_classes=1)
-    assert merged.class_scores[:, 0].tolist() == pytest.approx([0.8, 0.4, 0.01])
+@pytest.mark.parametrize("others, share", [(1, 1.0), (3, 0.5), (5, 1 / 3)])
+def test_score_of_an_object_that_one_view_shows(others, share):
+    """It is kept where that is half of the views, and sinks in proportion where it is less."""
+    one = View(found([(30, 50), (10, 10)], [0.8, 0.7]))
+    rest = [View(found([(10, 10)], [0.9])) for _ in range(others)]
+    merged = merge_views([*rest, one], num_stuff_classes=1)
+    mean = (0.9 * others + 0.7) / (others + 1)
+    assert merged.class_scores[:, 0].tolist() == pytest.approx([mean, 0.8 * share, 0.01])
     shown = merged.masks > 0.5
     assert torch.equal(shown[0], disc((48, 64), (10, 10), 6) > 0)
     assert torch.equal(shown[1], disc((48, 64), (30, 50), 6) > 0)
 
     # one that only the first view shows likewise, with its whole mask
-    merged = merge_views(views[::-1], num_stuff_classes=1)
-    assert merged.class_scores[:, 0].tolist() == pytest.approx([0.4, 0.8, 0.01])
+    merged = merge_views([one, *rest], num_stuff_classes=1)
+    assert merged.class_scores[:, 0].tolist() == pytest.approx([0.8 * share, mean, 0.01])
     assert torch.equal(merged.masks[0] > 0.5, disc((48, 64), (30, 50), 6) > 0)
 
 
 def test_unsure_kernels_of_later_views_are_left_out():
     views = [View(found([(10, 10)], [0.9])), View(found([(30, 50)], [0.04]))]
     merged = merge_views(views, num_stuff_classes=1)
-    assert merged.class_scores[:, 0].tolist() == pytest.approx([0.45, 0.01])
+    assert merged.class_scores[:, 0].tolist() == pytest.approx([0.9, 0.01])
 
 
 def test_same_mask_of_another_class_goes_to_its_own_class():

@@ -46,8 +46,8 @@ def finest_first(views: Sequence[View]) -> list[View]:
 def merge_views(views: Sequence[View], *, num_stuff_classes: int) -> MaskPredictions:
     """Average the kernels of all views.
 
-    An object that only some views show keeps its mean mask; its score is divided by the number of
-    all views.
+    An object that only some views show keeps its mean mask, and its mean score if they are half of
+    all views; of fewer, its score sinks in proportion.
 
     Args:
         views: of `MaskPredictions`; the first one, not mirrored, gives the grid of the result,
@@ -83,8 +83,10 @@ def merge_views(views: Sequence[View], *, num_stuff_classes: int) -> MaskPredict
         things = torch.cat([things, aligned[new]])
         thing_scores = torch.cat([thing_scores, scores[new]])
         seen = torch.cat([seen, seen.new_ones(len(new))])
+    # an object that half of the views show keeps its mean score
+    votes = seen.clamp(min=len(views) / 2)[:, None]
     return MaskPredictions(
-        class_scores=torch.cat([thing_scores, stuff_scores]) / len(views),
+        class_scores=torch.cat([thing_scores / votes, stuff_scores / len(views)]),
         masks=torch.cat([things / seen[:, None, None], stuff / len(views)]),
         frame=first.frame,
         are_logits=False,
