@@ -32,7 +32,9 @@ from knet.training.trainer import Trainer
 
 def setup(args: argparse.Namespace) -> CfgNode:
     """Config from file and command line."""
-    cfg = get_cfg_from_file(args.config_file, args.opts)
+    # a model that is scored gets all of its weights from its checkpoint
+    fixed = ["MODEL.TIMM.PRETRAINED", False] if args.eval_only else []
+    cfg = get_cfg_from_file(args.config_file, [*args.opts, *fixed])
     cfg.freeze()
     return cfg
 

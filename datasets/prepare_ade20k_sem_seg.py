@@ -16,11 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from knet.data import datasets_root
-from knet.data.label_files import label_png_paths, save_labels
+from knet.data.label_files import label_png_paths, open_label_png, save_labels
 
 SPLITS = ("training", "validation")
 NUM_CLASSES = 150
@@ -70,11 +69,7 @@ def shifted(path: Path) -> np.ndarray:
     Raises:
         ValueError: naming the file, if it is no 8 bit label map of 150 classes.
     """
-    try:
-        with Image.open(path) as image:
-            mode, labels = image.mode, np.array(image)
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+    mode, labels = open_label_png(path)
     if mode != "L" or labels.max() > NUM_CLASSES:
         raise ValueError(
             f"{path} (mode {mode}, largest value {int(labels.max())}) is no label map of the "

@@ -17,10 +17,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from knet.data.label_files import label_png_paths, save_labels
+from knet.data.label_files import label_png_paths, open_label_png, save_labels
 
 IGNORE_LABEL = 255
 
@@ -73,11 +72,7 @@ def convert(path: Path, mapping: Mapping[int, int]) -> np.ndarray:
         ValueError: naming the file, if it cannot be read, has several channels, or holds a
             value that does not fit into 8 bit and is not mapped.
     """
-    try:
-        with Image.open(path) as image:
-            mode, values = image.mode, np.array(image)
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+    mode, values = open_label_png(path)
     if values.ndim != 2:
         raise ValueError(
             f"{path} has {values.shape[2]} channels (mode {mode}): colours are no class indices"

@@ -1,16 +1,17 @@
 """Published names and the checkpointer."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 from detectron2.modeling import build_model
 
+from knet.checkpoint.backbone_weights import import_backbone
 from knet.checkpoint.checkpointer import KNetCheckpointer
 from knet.checkpoint.published_names import (
     import_published,
-    import_resnet_v1c,
     to_our_name,
     to_published_name,
 )
@@ -46,11 +47,13 @@ def test_kind_of_model_is_seen_from_the_names():
 def test_imagenet_weights_lose_their_classifier():
     state = {"stem.0.weight": torch.ones(1), "layer4.2.bn3.bias": torch.ones(1),
              "layer2.0.downsample.0.weight": torch.ones(1), "fc.weight": torch.ones(1)}  # fmt: skip
-    assert set(import_resnet_v1c(state)) == {
+    left_out = Counter()
+    kind, ours = import_backbone(state, {"backbone.stem.conv1.weight"}, left_out)
+    assert kind == "ResNet-V1c weights" and left_out == {"classifier": 1}
+    assert set(ours) == {
         "backbone.stem.conv1.weight", "backbone.res5.2.conv3.norm.bias",
         "backbone.res3.0.shortcut.weight",
     }  # fmt: skip
-    assert import_resnet_v1c({"conv1.weight": torch.ones(1)}) is None
 
 
 def test_unknown_published_names_are_all_listed():

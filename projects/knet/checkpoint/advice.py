@@ -32,10 +32,6 @@ _PRESENCE = [
     (r"backbone\.fpn_", "MODEL.FPN.IN_FEATURES"),
     (r"backbone\.", _BACKBONE),
 ]
-_ADAPTABLE = re.compile(
-    r"heads\.(kernel_head\.(init_kernels|seg_predictor|classifier)|auxiliary\.classifier"
-    r"|rounds\.\d+\.class_predictor)\.(weight|bias)"
-)
 
 
 def keys_to_change(wrong: Iterable[str], unmatched: Iterable[str] = ()) -> str:
@@ -52,11 +48,6 @@ def keys_to_change(wrong: Iterable[str], unmatched: Iterable[str] = ()) -> str:
         if keys:
             return ", ".join(list(dict.fromkeys(keys))[:3])
     return "MODEL"
-
-
-def is_adaptable(name: str) -> bool:
-    """Whether the weight has a row a class or kernel, so that fine-tuning can adapt it."""
-    return _ADAPTABLE.fullmatch(name) is not None
 
 
 def stage(name: str) -> str | None:

@@ -7,13 +7,13 @@ from collections.abc import Collection, Mapping
 
 from torch import Tensor
 
-from knet.checkpoint.published_names import RESNET_V1C_RULES
-from knet.modeling.backbones.names import (
+from knet.checkpoint.backbone_names import (
     DEFORM_RULES,
     TORCHVISION_RULES,
     import_swin,
     rename,
 )
+from knet.checkpoint.published_names import RESNET_V1C_RULES
 
 _CLASSIFIERS = ("fc.", "head.", "head_dist.", "classifier.", "last_linear.")
 

@@ -13,9 +13,9 @@ from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
-from knet.checkpoint.advice import is_adaptable, keys_to_change, may_lack, stage
+from knet.checkpoint.advice import keys_to_change, may_lack, stage
 from knet.checkpoint.class_names import ClassNames, match_classes
-from knet.checkpoint.finetune import adapt_weights, format_changes
+from knet.checkpoint.finetune import adapt_weights, format_changes, is_adaptable
 from knet.checkpoint.read_file import read_file
 from knet.checkpoint.recognise import Weights, leave_out_counters, recognise
 

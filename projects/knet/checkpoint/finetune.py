@@ -86,6 +86,11 @@ def adapt_weights(
     return adapted, list(changes.values())
 
 
+def is_adaptable(name: str) -> bool:
+    """Whether the weight has a row a class or kernel, so that `adapt_weights` can fit it."""
+    return name == _KERNELS or any(re.fullmatch(pattern, name) for pattern in _CLASS_PARTS)
+
+
 def format_changes(changes: Sequence[Change]) -> str:
     """A table of a few lines."""
     head = ("part", "checkpoint", "model", "what was done")

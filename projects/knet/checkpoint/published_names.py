@@ -6,18 +6,19 @@ A rule is a pair of patterns; `{}` stands for a part without dots that both name
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from knet.modeling.backbones.names import (
+from knet.checkpoint.backbone_names import (
     DEFORM_RULES,
     SWIN_ORIGINAL_RULES,
     SWIN_RULES,
     TORCHVISION_RULES,
     from_unfold_order,
+    to_unfold_order,
+    translate,
 )
 
 _NORM = [("gn", "norm"), ("conv", "conv")]
@@ -130,39 +131,24 @@ _SEMANTIC_RULES = {
 }
 
 
-def _compile(rules: Mapping[str, str]) -> list[tuple[re.Pattern[str], str]]:
-    def pattern(template: str) -> re.Pattern[str]:
-        return re.compile(r"([^.]+)".join(re.escape(part) for part in template.split("{}")))
-
-    return [(pattern(source), target) for source, target in rules.items()]
-
-
 # [instance and panoptic models, semantic models]: some names are common to both
 _RULES = [_MASK_RULES, _SEMANTIC_RULES]
 # a Swin backbone may also be named as in its original code
 _TO_OURS = [
-    _compile({**rules, **_within(prefix, SWIN_ORIGINAL_RULES)})
+    {**rules, **_within(prefix, SWIN_ORIGINAL_RULES)}
     for rules, prefix in zip(_RULES, ["backbone.bottom_up.", "backbone."])
 ]
-_TO_PUBLISHED = [_compile({b: a for a, b in rules.items()}) for rules in _RULES]
-
-
-def _translate(name: str, rules: Iterable[tuple[re.Pattern[str], str]]) -> str | None:
-    for pattern, target in rules:
-        found = pattern.fullmatch(name)
-        if found:
-            return target.format(*found.groups())
-    return None
+_TO_PUBLISHED = [{b: a for a, b in rules.items()} for rules in _RULES]
 
 
 def to_our_name(published: str, *, semantic: bool = False) -> str | None:
     """Our name of a published parameter, or None where no rule fits."""
-    return _translate(published, _TO_OURS[semantic])
+    return translate(published, _TO_OURS[semantic])
 
 
 def to_published_name(ours: str, *, semantic: bool = False) -> str | None:
     """The published name of one of our parameters, or None where no rule fits."""
-    return _translate(ours, _TO_PUBLISHED[semantic])
+    return translate(ours, _TO_PUBLISHED[semantic])
 
 
 def is_derived(published: str) -> bool:
@@ -176,7 +162,7 @@ def import_published(
     """Rename a published state dict to ours; what `is_derived` is left out.
 
     Kernels of a round's feature transform are kept as (C, C) matrices, not 1x1 convolutions, and
-    Swin's merged patches in the order that `knet.modeling.backbones.names` explains.
+    Swin's merged patches in the order that `knet.checkpoint.backbone_names` explains.
 
     Args:
         state: published names and values.
@@ -237,18 +223,12 @@ def _to_published_value(published: str, value: Tensor) -> Tensor:
     if published.endswith("feat_transform.conv.weight"):
         return value[..., None, None]
     if _is_merging(published):
-        return _to_unfold_order(value)
+        return to_unfold_order(value)
     return value
 
 
 def _is_merging(published: str) -> bool:
     return published.startswith("backbone.stages.") and ".downsample." in published
-
-
-def _to_unfold_order(value: Tensor) -> Tensor:
-    """The inverse of `from_unfold_order`."""
-    parts = value.unflatten(-1, (2, 2, value.shape[-1] // 4))
-    return parts.transpose(-3, -1).flatten(-3)
 
 
 def _relative_positions(table_rows: int) -> Tensor:
@@ -257,17 +237,3 @@ def _relative_positions(table_rows: int) -> Tensor:
     at = torch.stack(torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij"))
     shift = at.flatten(1)[:, :, None] - at.flatten(1)[:, None, :] + side - 1
     return shift[0] * (2 * side - 1) + shift[1]
-
-
-def import_resnet_v1c(state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-    """Rename an ImageNet ResNet-V1c to ours, without its classifier; None for other weights.
-
-    Raises:
-        KeyError: as `import_published`.
-    """
-    if "stem.0.weight" not in state:
-        return None
-    return import_published(
-        {f"backbone.{name}": value for name, value in state.items() if not name.startswith("fc.")},
-        semantic=True,
-    )

@@ -7,9 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from detectron2.utils.file_io import PathManager
 from PIL import Image, UnidentifiedImageError
 
-__all__ = ["image_size", "label_png_paths", "pair_images_with_labels", "save_labels"]
+__all__ = [
+    "image_size",
+    "label_png_paths",
+    "open_label_png",
+    "pair_images_with_labels",
+    "save_labels",
+]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 LABEL_SUFFIXES = (".png",)
@@ -24,6 +31,21 @@ def label_png_paths(root: Path) -> dict[str, Path]:
         ValueError: if two of them have one name (``a.png`` and ``a.PNG``).
     """
     return _by_stem(root, LABEL_SUFFIXES)
+
+
+def open_label_png(path: str | os.PathLike[str]) -> tuple[str, np.ndarray]:
+    """Pillow's mode and the values (palettes as indices) of a label PNG of any kind.
+
+    Raises:
+        FileNotFoundError, ValueError: naming the file, if it is missing or no image.
+    """
+    try:
+        with PathManager.open(os.fspath(path), "rb") as stream, Image.open(stream) as image:
+            return image.mode, np.array(image)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"no semantic labels at {path}") from error
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"{path} cannot be read as an image: {error}") from error
 
 
 def pair_images_with_labels(

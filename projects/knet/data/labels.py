@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.data import transforms as T
-from detectron2.utils.file_io import PathManager
-from PIL import Image, UnidentifiedImageError
+
+from .label_files import open_label_png
 
 __all__ = [
     "IGNORE_LABEL",
@@ -43,14 +43,7 @@ def read_label_png(
         FileNotFoundError: if there is no such file.
         ValueError: if it is no label map of this size and kind, or holds other labels.
     """
-    try:
-        with PathManager.open(path, "rb") as stream, Image.open(stream) as image:
-            mode = image.mode
-            labels = np.array(image)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"no semantic labels at {path}") from error
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+    mode, labels = open_label_png(path)
     if mode != "L":
         raise ValueError(f"{path}: {_wrong_mode(mode, labels)}")
     if labels.shape != size:

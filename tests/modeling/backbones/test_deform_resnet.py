@@ -7,15 +7,15 @@ from detectron2.layers import ShapeSpec
 from detectron2.layers.deform_conv import DeformConv as Detectron2DeformConv
 from detectron2.modeling import build_backbone
 
-from knet.config import get_cfg_from_file
-from knet.modeling.backbones.deform_resnet import DeformConv
-from knet.modeling.backbones.names import (
+from knet.checkpoint.backbone_names import (
     DEFORM_RULES,
     TORCHVISION_RULES,
     TORCHVISION_UNUSED,
     rename,
     translate,
 )
+from knet.config import get_cfg_from_file
+from knet.modeling.backbones.deform_resnet import DeformConv
 
 
 def config(*opts, name="build_deform_resnet_backbone"):

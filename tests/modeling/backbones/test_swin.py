@@ -11,9 +11,7 @@ import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
 
-from knet.config import get_cfg_from_file
-from knet.modeling.backbones import Swin
-from knet.modeling.backbones.names import (
+from knet.checkpoint.backbone_names import (
     SWIN_ORIGINAL_RULES,
     SWIN_RULES,
     SWIN_UNUSED,
@@ -22,6 +20,8 @@ from knet.modeling.backbones.names import (
     rename,
     translate,
 )
+from knet.config import get_cfg_from_file
+from knet.modeling.backbones import Swin
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "published_shapes.json"
 SMALL = {"embed_dim": 8, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 2, 4), "window_size": 4}

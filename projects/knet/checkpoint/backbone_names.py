@@ -11,6 +11,7 @@ tell which order the values are in, and `import_swin` brings both into ours.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Mapping
 
@@ -103,6 +104,7 @@ SWIN_UNUSED = (
 )
 
 
+@functools.cache
 def _pattern(template: str) -> re.Pattern[str]:
     return re.compile(r"([^.]+)".join(re.escape(part) for part in template.split("{}")))
 
@@ -150,6 +152,12 @@ def from_unfold_order(value: Tensor) -> Tensor:
         value: (out, 4 C) of the reduction, (4 C,) of the norm.
     """
     parts = value.unflatten(-1, (value.shape[-1] // 4, 2, 2))
+    return parts.transpose(-3, -1).flatten(-3)
+
+
+def to_unfold_order(value: Tensor) -> Tensor:
+    """The inverse of `from_unfold_order`."""
+    parts = value.unflatten(-1, (2, 2, value.shape[-1] // 4))
     return parts.transpose(-3, -1).flatten(-3)
 
 
