@@ -25,7 +25,7 @@ from PIL import Image, ImageDraw, ImageFont
 from knet.data.panoptic_png import read_panoptic_png
 from knet.visualizer import ClassColorVisualizer
 
-__all__ = ["TASKS", "draw_result", "draw_sheet", "write_sheets"]
+__all__ = ["TASKS", "draw_annotations", "draw_result", "draw_sheet", "write_sheets"]
 
 logger = logging.getLogger(__name__)
 
@@ -150,6 +150,36 @@ def draw_sheet(
             for row in rows
         ]
     )
+
+
+def draw_annotations(
+    record: Mapping[str, Any], metadata: Metadata, *, min_side: int = 320
+) -> np.ndarray:
+    """Photo and annotations of one record side by side, the richest kind that it has.
+
+    Args:
+        record: in Detectron2's standard format, see :func:`draw_sheet`.
+        metadata, min_side: as for :func:`draw_result`.
+
+    Returns:
+        ``(H, W, 3)`` RGB uint8, with column titles and the file's name.
+
+    Raises:
+        ValueError: if the record has no annotations.
+    """
+    keys = {
+        "pan_seg_file_name": "panoptic",
+        "annotations": "instance",
+        "sem_seg_file_name": "semantic",
+    }
+    task = next((task for key, task in keys.items() if key in record), None)
+    if task is None:
+        raise ValueError(f"The record of '{record['file_name']}' has no annotations to draw.")
+    image = utils.read_image(record["file_name"], format="RGB")
+    truth = _ground_truth(record, task, image.shape[:2])
+    drawn = draw_result(image, truth, metadata, task=task, min_side=min_side)
+    tiles = [("photo", _enlarge_photo(image, _factor(image, min_side))), ("annotations", drawn)]
+    return _row(tiles, os.path.basename(record["file_name"]))
 
 
 def write_sheets(

@@ -7,6 +7,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from knet.data import (
+    DataError,
     panoptic_to_instances,
     panoptic_to_semantic,
     read_panoptic_png,
@@ -125,10 +126,6 @@ def _spoil_bytes(_content, folder):
     (folder / "a.png").write_bytes(b"no picture")
 
 
-def _spoil_extra(content, _folder):
-    content["annotations"][0]["segments_info"].append({"id": 77, "category_id": 4})
-
-
 def _spoil_lacking(content, _folder):
     content["annotations"][0]["segments_info"].pop(1)
 
@@ -160,13 +157,12 @@ def _spoil_keys(content, _folder):
         (_spoil_png, FileNotFoundError, r"no panoptic PNG at .*a\.png"),
         (_spoil_grey, ValueError, r"a\.png.*mode L"),
         (_spoil_bytes, ValueError, r"a\.png cannot be read"),
-        (_spoil_extra, ValueError, r"image 5: segment 77 has no pixel in .*a\.png"),
-        (_spoil_lacking, ValueError, r"a\.png: segment id 301 \(12 pixels\)"),
-        (_spoil_twice, ValueError, r"a\.png: segment id 9 is twice"),
-        (_spoil_zero, ValueError, r"a\.png: segment id 0 is reserved"),
-        (_spoil_category, ValueError, r"image 5: segment 301 has unknown category 99"),
-        (_spoil_image, ValueError, r"image 5: no image with this id"),
-        (_spoil_keys, ValueError, r"panoptic\.json lacks \['categories'\]"),
+        (_spoil_lacking, DataError, r"a\.png: image 5: segment id 301 \(12 pixels\)"),
+        (_spoil_twice, DataError, r"panoptic\.json: image 5: segment 9: the id is twice"),
+        (_spoil_zero, DataError, r"image 5: segment 0: the id 0 is reserved"),
+        (_spoil_category, DataError, r"image 5: segment 301: unknown category 99"),
+        (_spoil_image, DataError, r"image 5: image_id 5 is no image's id"),
+        (_spoil_keys, DataError, r"panoptic\.json: has no `categories`"),
     ],
 )
 def test_errors_name_file_and_record(tiny, tmp_path, spoil, error, message):
@@ -190,3 +186,30 @@ def test_file_errors(tiny, tmp_path):
 def test_label_range(tiny, tmp_path, label):
     with pytest.raises(ValueError, match=f"label {label} of category 4"):
         panoptic_to_semantic(*_save(tiny), str(tmp_path / "s"), class_ids={4: label})
+
+
+def test_what_trains_is_derived(tiny, tmp_path):
+    """No sizes in the JSON, a segment without pixels, a PNG in a subfolder."""
+    (image,), (annotation,) = tiny[2]["images"], tiny[2]["annotations"]
+    del image["height"], image["width"]
+    annotation["segments_info"].append({"id": 77, "category_id": 4})
+    for folder in ("x", "y"):
+        (tiny[1] / folder).mkdir()
+    shutil.copy(tiny[1] / "a.png", tiny[1] / "x" / "a.png")
+    write_panoptic_png(str(tiny[1] / "y" / "a.png"), np.zeros((6, 8), np.uint32))
+    annotation["file_name"] = "x/a.png"
+    tiny[2]["images"].append({"id": 6, "file_name": "b.jpg"})
+    second = {"image_id": 6, "file_name": "y/a.png", "segments_info": []}
+    tiny[2]["annotations"].append(second)
+    out = tmp_path / "instances.json"
+    assert panoptic_to_instances(*_save(tiny), str(out)) == 2
+    assert json.loads(out.read_text())["images"][0] == {**image, "height": 6, "width": 8}
+    assert panoptic_to_semantic(*_save(tiny), str(tmp_path / "s"), class_ids={4: 0, 2: 1}) == 2
+    assert (np.array(Image.open(tmp_path / "s" / "y" / "a.png")) == 255).all()
+    assert (np.array(Image.open(tmp_path / "s" / "x" / "a.png")) == 0).sum() == 16
+    annotation["file_name"] = "../png/a.png"  # the same file
+    assert panoptic_to_semantic(*_save(tiny), str(tmp_path / "t"), class_ids={4: 0, 2: 1}) == 2
+    shutil.copy(tiny[1] / "a.png", tmp_path / "a.png")
+    annotation["file_name"] = "../a.png"
+    with pytest.raises(DataError, match="image 5: its PNG is not below"):
+        panoptic_to_semantic(*_save(tiny), str(tmp_path / "u"), class_ids={4: 0, 2: 1})

@@ -1,13 +1,17 @@
 """Batches that can be continued and shared."""
 
 import itertools
+import logging
 import random
 
 import numpy as np
 import pytest
 import torch
+from detectron2.data import DatasetCatalog
 
+from knet.data.defects import DataError
 from knet.data.loader import ResumableBatchSampler, SeededDataset, build_train_loader
+from knet.data.skip_report import SkipReport
 
 
 def take(sampler, count):
@@ -94,3 +98,102 @@ def test_unfit_configs_are_refused(tiny_cfg, key, value, message):
     tiny_cfg.merge_from_list([key, value])
     with pytest.raises(ValueError, match=message):
         build_train_loader(tiny_cfg, lambda r: r, seed=0, start_step=0)
+
+
+def _mapper_of_broken(broken):
+    def mapper(record):
+        if record["x"] in broken:
+            raise DataError(f"{record['x']}.jpg: it is broken")
+        return {**record, "drawn": random.random()}
+
+    return mapper
+
+
+def test_raise_stops_at_a_broken_record():
+    dataset = SeededDataset([{"x": 0}, {"x": 1}], _mapper_of_broken({1}), seed=0)
+    assert dataset[(0, 0)]["x"] == 0
+    with pytest.raises(DataError, match=r"1\.jpg: it is broken"):
+        dataset[(1, 1)]
+
+
+def test_skip_takes_another_record_of_the_group_always_the_same():
+    records, groups = [{"x": x} for x in range(8)], [0, 0, 0, 0, 1, 1, 1, 1]
+    dataset = SeededDataset(
+        records, _mapper_of_broken({1, 2}), seed=0, groups=groups, on_error="skip"
+    )
+    assert "skipped_records" not in dataset[(3, 4)]
+    chosen = set()
+    for position in range(20):
+        sample = dataset[(position, 1)]
+        assert sample["x"] in (0, 3)
+        assert sample["skipped_records"][0] == "1.jpg: it is broken"
+        assert dataset[(position, 1)] == sample
+        chosen.add(sample["x"])
+    assert chosen == {0, 3}
+
+
+def test_other_groups_stand_in_for_a_group_that_is_broken_as_a_whole():
+    records = [{"x": x} for x in range(4)]
+    broken = _mapper_of_broken({0, 1})
+    dataset = SeededDataset(records, broken, seed=0, groups=[0, 0, 1, 1], on_error="skip")
+    sample = dataset[(5, 0)]
+    assert sample["x"] in (2, 3)
+    assert sample["skipped_records"] == ["0.jpg: it is broken", "1.jpg: it is broken"]
+
+
+def test_skipping_ends_where_no_record_is_left():
+    records = [{"x": 0}, {"x": 1}]
+    dataset = SeededDataset(records, _mapper_of_broken({0, 1}), seed=0, on_error="skip")
+    with pytest.raises(DataError, match=r"none of the 2 records can be used.*0\.jpg"):
+        dataset[(0, 1)]
+
+
+def test_skipped_records_are_reported_once_an_epoch(caplog):
+    bad = {"x": 1, "skipped_records": ["a.jpg: broken", "b.jpg: broken"]}
+    epochs = [[bad.copy()], [{"x": 2}], [{"x": 3}], [{"x": 4}], [bad.copy()], [bad.copy()]]
+    report = SkipReport(epochs, epoch_size=2)
+    with caplog.at_level(logging.WARNING):
+        passed = list(report)
+    assert [b[0]["x"] for b in passed] == [1, 2, 3, 4, 1, 1]
+    assert all("skipped_records" not in b[0] for b in passed)
+    first, one, three = [r.getMessage() for r in caplog.records]
+    assert first.startswith("left out of the training: a.jpg")
+    assert one.startswith("2 times in this epoch (2 samples in each), 2 since the start")
+    assert three.startswith("4 times in this epoch (2 samples in each), 6 since the start")
+    assert "a.jpg: broken; b.jpg: broken." in three
+    assert report.total == 6
+    report.close()
+    assert len(caplog.records) == 3
+
+
+def test_what_was_skipped_after_the_last_epoch_is_reported_too(caplog):
+    report = SkipReport([[{"x": 1, "skipped_records": ["a.jpg: broken"]}]], epoch_size=9)
+    list(report)
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        report.close()
+    assert "1 times in the last, unfinished epoch" in caplog.text
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_goes_on_past_broken_pictures(tiny_cfg, workers, caplog):
+    from knet.data.mapper import KNetDatasetMapper
+
+    mapper = KNetDatasetMapper(tiny_cfg, is_train=True)
+    records = DatasetCatalog.get(tiny_cfg.DATASETS.TRAIN[0])
+    lost = {r["file_name"] for r in records[::3]}
+
+    def partly_broken(record):
+        if record["file_name"] in lost:
+            record["file_name"] += ".gone"
+        return mapper(record)
+
+    tiny_cfg.DATALOADER.NUM_WORKERS = workers
+    with pytest.raises(FileNotFoundError, match=r"\.gone"):
+        list(itertools.islice(build_train_loader(tiny_cfg, partly_broken, seed=3, start_step=0), 9))
+    tiny_cfg.DATASETS.ON_ERROR = "skip"
+    loader = build_train_loader(tiny_cfg, partly_broken, seed=3, start_step=0)
+    with caplog.at_level(logging.WARNING):
+        batches = list(itertools.islice(loader, 9))
+    assert all(len(batch) == 4 for batch in batches)
+    assert loader.total > 0 and ".gone" in caplog.text

@@ -292,7 +292,7 @@ def test_panoptic_errors(tmp_path, record):
     write_panoptic_png(str(tmp_path / "small.png"), np.full((10, 20), 900))
     with pytest.raises(ValueError, match=r"small\.png is 20x10 .*a\.png is 60x40"):
         mapper({**record, "pan_seg_file_name": str(tmp_path / "small.png")})
-    with pytest.raises(ValueError, match=r"pan\.png: segment id 70001 \(264 pixels\)"):
+    with pytest.raises(ValueError, match=r"pan\.png: image 7: segment id 70001 \(264 pix"):
         mapper({**record, "segments_info": record["segments_info"][1:]})
     for position, category in ((0, 2), (0, -1), (1, 4)):
         wrong = copy.deepcopy(record)
@@ -311,7 +311,7 @@ def test_annotation_errors(image_file, box):
         (box[:5], "a mask of size"),
         (box, "instance class 1, but there are 1"),
     ):
-        with pytest.raises(ValueError, match=rf"a\.png: {message}"):
+        with pytest.raises(ValueError, match=rf"a\.png: image 7.*: {message}"):
             mapper(instance_record(image_file, segmentation))
 
 

@@ -6,8 +6,10 @@ from .augmentation import (
     build_knet_augmentation,
 )
 from .catalog import datasets_root
+from .check import check_dataset
 from .config import add_data_config
 from .custom import register_custom
+from .defects import DataError, Defect
 from .derive import panoptic_to_instances, panoptic_to_semantic
 from .mapper import KNetDatasetMapper
 from .panoptic_png import read_panoptic_png, write_panoptic_png
@@ -25,12 +27,15 @@ __all__ = [
     "SHAPES_CATEGORIES",
     "STUFF_NAMES",
     "THING_NAMES",
+    "DataError",
+    "Defect",
     "InvertColors",
     "KNetDatasetMapper",
     "PermuteChannels",
     "Scene",
     "add_data_config",
     "build_knet_augmentation",
+    "check_dataset",
     "datasets_root",
     "draw_scene",
     "load_coco_panoptic",

@@ -5,10 +5,21 @@ from __future__ import annotations
 import colorsys
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["category_colors", "instance_metadata", "panoptic_metadata", "read_categories"]
+from .coco_file import is_id, is_text, load_json, missing_keys
+from .defects import DataError, Defect, make_defect, raise_first
+
+__all__ = [
+    "category_colors",
+    "category_warnings",
+    "color_problem",
+    "instance_metadata",
+    "panoptic_metadata",
+    "read_categories",
+]
 
 
 def read_categories(json_file: str, *, panoptic: bool) -> list[dict[str, Any]]:
@@ -26,35 +37,71 @@ def read_categories(json_file: str, *, panoptic: bool) -> list[dict[str, Any]]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it has no categories, an id comes twice, or a key is missing.
+        DataError: if it is no JSON or has no categories, an id comes twice or is no whole number,
+            a key is missing, ``isthing`` is neither 0 nor 1, or ``color`` is no RGB in 0 … 255.
     """
     path = Path(json_file)
     if not path.is_file():
         raise FileNotFoundError(f"no annotation file at {path}")
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8-sig", errors="replace")
     categories = _find_categories(text)
     if categories is None:
-        try:
-            content = json.loads(text)
-        except ValueError as error:
-            raise ValueError(f"{path} is not JSON: {error}") from error
-        categories = content.get("categories") if isinstance(content, dict) else None
-    if not categories:
-        raise ValueError(f"{path} has no `categories`: not a COCO annotation file")
-    needed = {"id", "name"} | ({"isthing"} if panoptic else set())
-    names: dict[int, str] = {}
-    for category in categories:
-        missing = needed - set(category)
-        if missing:
-            hint = "; an instances JSON is no panoptic one" if missing == {"isthing"} else ""
-            raise ValueError(f"{path}: category {category} lacks {sorted(missing)}{hint}")
-        if category["id"] in names:
-            raise ValueError(
-                f"{path}: category id {category['id']} comes twice, as "
-                f"{names[category['id']]!r} and {category['name']!r}"
-            )
-        names[category["id"]] = category["name"]
+        categories = load_json(str(path)).get("categories")
+    if not isinstance(categories, list) or not categories:
+        problem = "has no `categories`: not a COCO annotation file"
+        raise DataError(make_defect("no-categories", str(path), "", problem))
+    raise_first(_category_errors(categories, str(path), panoptic))
     return sorted(categories, key=lambda category: category["id"])
+
+
+def category_warnings(categories: Sequence[dict[str, Any]], path: str) -> list[Defect]:
+    """A defect for each name that a second category has."""
+    first: dict[str, Any] = {}
+    found = []
+    for category in categories:
+        if category["name"] in first:
+            problem = f"the name {category['name']!r} is also that of {first[category['name']]}"
+            record = f"category {category['id']}"
+            found.append(make_defect("duplicate-category-name", path, record, problem))
+        first.setdefault(category["name"], category["id"])
+    return found
+
+
+def _category_errors(categories: list[Any], path: str, panoptic: bool) -> list[Defect]:
+    needed = ("id", "name") + (("isthing",) if panoptic else ())
+    names: dict[int, str] = {}
+    found = []
+    for category in categories:
+        record = f"category {category}"
+        if not isinstance(category, dict):
+            found.append(make_defect("bad-value", path, record, "is not an object"))
+            continue
+        if set(needed) - set(category) == {"isthing"}:
+            problem, mend = "lacks isthing", "give panoptic annotations, not an instances JSON"
+            found.append(make_defect("missing-key", path, record, problem, mend=mend))
+            continue
+        lacking = missing_keys(category, needed, path, record)
+        found += lacking
+        if lacking:
+            continue
+        flag, color = category.get("isthing", 0), color_problem(category.get("color"))
+        if not is_id(category["id"]) or not is_text(category["name"]):
+            problem = "id must be a whole number and name a text"
+            found.append(make_defect("bad-value", path, record, problem))
+        elif panoptic and (not isinstance(flag, int) or flag not in (0, 1)):
+            problem = f"isthing is {flag!r}, not 0 (stuff) or 1 (a thing)"
+            found.append(make_defect("bad-value", path, record, problem))
+        elif color:
+            found.append(make_defect("bad-value", path, record, color))
+        elif category["id"] in names:
+            problem = (
+                f"category id {category['id']} comes twice, as {names[category['id']]!r} and "
+                f"{category['name']!r}"
+            )
+            found.append(make_defect("duplicate-category", path, "", problem))
+        else:
+            names[category["id"]] = category["name"]
+    return found
 
 
 def _find_categories(text: str) -> list[dict[str, Any]] | None:
@@ -64,7 +111,7 @@ def _find_categories(text: str) -> list[dict[str, Any]] | None:
         return None
     try:
         value, _ = json.JSONDecoder().raw_decode(text, found[0].end())
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if all(isinstance(item, dict) for item in value) else None
 
@@ -109,6 +156,16 @@ def instance_metadata(categories: list[dict[str, Any]]) -> dict[str, Any]:
         "thing_colors": category_colors(categories),
         "thing_dataset_id_to_contiguous_id": {c["id"]: i for i, c in enumerate(categories)},
     }
+
+
+def color_problem(color: Any) -> str:
+    """What is wrong with a colour: not three whole numbers in 0 … 255, and not None; or ""."""
+    if color is None:
+        return ""
+    three = isinstance(color, (list, tuple)) and len(color) == 3
+    if three and all(is_id(value) and 0 <= value <= 255 for value in color):
+        return ""
+    return f"color is {color!r}, not three whole numbers from 0 to 255"
 
 
 def category_colors(categories: list[dict[str, Any]]) -> list[list[int]]:

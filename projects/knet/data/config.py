@@ -17,6 +17,10 @@ def add_data_config(cfg: CfgNode) -> None:
     # Data sets of one's own, registered without a line of Python: a list of dicts with NAME, FORMAT
     # and the arguments of that format, see knet.data.register_custom and datasets/README.md.
     cfg.DATASETS.CUSTOM = []
+    # What training does with a record that has a defect (a broken picture, an unknown category, …;
+    # `tools/check_dataset.py` lists them): "raise" stops with its name, "skip" takes another record
+    # and reports the number once an epoch. Data sets in DATASETS.TEST always stop.
+    cfg.DATASETS.ON_ERROR = "raise"
     # Which targets a record must give: "instances", "sem_seg". Empty: those that it offers.
     # A named target that a record cannot give stops the training with the record's name.
     cfg.INPUT.KNET_TARGETS = []

@@ -10,6 +10,7 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from .catalog import datasets_root
+from .on_error import check_on_error
 from .register import register_coco_instances, register_coco_panoptic
 from .register_semantic import register_sem_seg
 
@@ -57,11 +58,17 @@ def register_custom(cfg: CfgNode) -> None:
     :func:`register_coco_instances` or :func:`register_sem_seg` in upper case. Relative paths
     count from :func:`datasets_root`.
 
+    ``cfg.DATASETS.ON_ERROR`` says what happens to images whose annotations have an error. Data
+    sets of ``cfg.DATASETS.TEST`` always ``raise``: an evaluation must not lose images.
+
     Raises:
         FileNotFoundError: naming what is missing.
-        ValueError: naming the entry, for an unknown or missing key, a format that does not
-            exist, a name that comes twice, or data that cannot be registered.
+        DataError: for an annotation file that cannot be used.
+        ValueError: for another policy than ``raise`` or ``skip``; naming the entry, for an unknown
+            or missing key, a format that does not exist, a name that comes twice, or data that
+            cannot be registered.
     """
+    on_error = check_on_error(cfg.DATASETS.ON_ERROR, "DATASETS.ON_ERROR")
     names: set[str] = set()
     for index, entry in enumerate(cfg.DATASETS.CUSTOM):
         where = f"DATASETS.CUSTOM[{index}]"
@@ -74,7 +81,8 @@ def register_custom(cfg: CfgNode) -> None:
             for key in (*chosen.needed, *chosen.optional)
             if key in entry
         }
-        chosen.register(entry["NAME"], **arguments)
+        policy = "raise" if entry["NAME"] in cfg.DATASETS.TEST else on_error
+        chosen.register(entry["NAME"], on_error=policy, **arguments)
 
 
 def _check(entry: Any, where: str) -> _Format:

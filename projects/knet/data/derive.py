@@ -8,15 +8,22 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from pycocotools import mask as mask_util
 
+from .categories import panoptic_metadata, read_categories
+from .coco_file import load_json
+from .coco_panoptic_json import scan_coco_panoptic
+from .defects import DataError, describe, make_defect, raise_first
+from .label_files import save_labels
+from .labels import check_label_size
 from .panoptic_png import ids_to_rows, read_panoptic_png
 
 __all__ = ["panoptic_to_instances", "panoptic_to_semantic"]
@@ -35,29 +42,32 @@ def panoptic_to_instances(panoptic_json: str, panoptic_root: str, out_json: str)
     Returns:
         The number of instances written. Each has a compressed RLE, ``area`` (pixels), ``bbox``
         (x, y, width, height in pixels) counted from the PNG, and the segment's ``iscrowd``.
-        ``categories`` holds the thing categories only.
+        Segments without a pixel are left out; ``categories`` holds the thing categories only.
 
     Raises:
         FileNotFoundError: if the JSON or a PNG is missing.
-        ValueError: naming file and record, if both disagree: other size, a segment in one only,
-            an unknown category.
+        DataError: naming file and record, for every error that training stops at too: another
+            size, a segment that is in the PNG only, an unknown category …
     """
-    content = _load(panoptic_json)
-    things = {c["id"] for c in content["categories"] if c["isthing"]}
+    source = _read(panoptic_json, panoptic_root)
     annotations: list[dict[str, Any]] = []
-    for record, rows in _iterate(content, panoptic_json, panoptic_root):
+    sizes: dict[Any, dict[str, int]] = {}
+    for record, rows in _iterate(source):
+        sizes[record["image_id"]] = {"height": rows.shape[0], "width": rows.shape[1]}
         for row, segment in enumerate(record["segments_info"], start=1):
-            if segment["category_id"] not in things:
+            if not segment["isthing"]:
                 continue
-            mask = np.asfortranarray(rows == row, dtype=np.uint8)
-            rle = mask_util.encode(mask)
+            rle = mask_util.encode(np.asfortranarray(rows == row, dtype=np.uint8))
+            area = int(mask_util.area(rle))
+            if not area:  # training leaves it out too
+                continue
             annotations.append(
                 {
                     "id": len(annotations) + 1,  # from 1: COCO's evaluation takes 0 for "no match"
                     "image_id": record["image_id"],
-                    "category_id": segment["category_id"],
-                    "iscrowd": int(segment.get("iscrowd", 0)),
-                    "area": int(mask_util.area(rle)),
+                    "category_id": source.category_ids[segment["category_id"]],
+                    "iscrowd": int(segment["iscrowd"]),
+                    "area": area,
                     "bbox": [float(v) for v in mask_util.toBbox(rle)],
                     "segmentation": {
                         "size": [int(v) for v in rle["size"]],
@@ -65,8 +75,9 @@ def panoptic_to_instances(panoptic_json: str, panoptic_root: str, out_json: str)
                     },
                 }
             )
+    content = source.content
     result: dict[str, Any] = {key: content[key] for key in ("info", "licenses") if key in content}
-    result["images"] = content["images"]
+    result["images"] = [{**image, **sizes.get(image["id"], {})} for image in content["images"]]
     result["categories"] = [c for c in content["categories"] if c["isthing"]]
     result["annotations"] = annotations
     _write_json(result, Path(out_json))
@@ -81,7 +92,7 @@ def panoptic_to_semantic(
     class_ids: Mapping[int, int],
     ignore_label: int = 255,
 ) -> int:
-    """Writes one semantic label PNG an image, under the name of its panoptic PNG.
+    """Writes one semantic label PNG an image, under the relative path of its panoptic PNG.
 
     Args:
         panoptic_json: COCO panoptic annotations.
@@ -94,72 +105,93 @@ def panoptic_to_semantic(
         The number of label maps written: (H, W) uint8.
 
     Raises:
-        FileNotFoundError, ValueError: as :func:`panoptic_to_instances`; ValueError too for a
-            label that does not fit or equals ``ignore_label``.
+        FileNotFoundError, DataError: as :func:`panoptic_to_instances`; ValueError for a label that
+            does not fit or equals ``ignore_label``.
     """
     for category, label in class_ids.items():
         if not 0 <= label <= 255 or label == ignore_label:
             raise ValueError(
                 f"label {label} of category {category} must be in 0 … 255 and not {ignore_label}"
             )
-    content = _load(panoptic_json)
+    source = _read(panoptic_json, panoptic_root)
     folder = Path(out_root)
     folder.mkdir(parents=True, exist_ok=True)
     count = 0
-    for record, rows in _iterate(content, panoptic_json, panoptic_root):
-        labels = [class_ids.get(s["category_id"], ignore_label) for s in record["segments_info"]]
+    for record, rows in _iterate(source):
+        categories = [source.category_ids[s["category_id"]] for s in record["segments_info"]]
+        labels = [class_ids.get(category, ignore_label) for category in categories]
         lookup = np.array([ignore_label, *labels], np.uint8)
-        Image.fromarray(lookup[rows]).save(folder / record["file_name"])
+        save_labels(folder / _below(panoptic_root, record), lookup[rows])
         count += 1
     return count
 
 
-def _iterate(
-    content: dict[str, Any], panoptic_json: str, panoptic_root: str
-) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
-    """Yields each annotation record with its checked map of segment rows (see `ids_to_rows`)."""
-    sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
-    categories = {category["id"] for category in content["categories"]}
-    total, reported = len(content["annotations"]), time.monotonic()
-    for number, record in enumerate(content["annotations"], start=1):
-        where = f"{panoptic_json}: annotation of image {record['image_id']!r}"
-        if record["image_id"] not in sizes:
-            raise ValueError(f"{where}: no image with this id in `images`")
-        path = str(Path(panoptic_root) / record["file_name"])
-        ids = read_panoptic_png(path)
-        if ids.shape != sizes[record["image_id"]]:
-            raise ValueError(
-                f"{path} is {ids.shape[1]}x{ids.shape[0]} (width x height), but its image is "
-                f"{sizes[record['image_id']][1]}x{sizes[record['image_id']][0]} in {panoptic_json}"
-            )
-        rows = ids_to_rows(ids, record["segments_info"], path)
-        areas = np.bincount(rows.ravel(), minlength=len(record["segments_info"]) + 1)[1:]
-        for segment, area in zip(record["segments_info"], areas):
-            if segment["category_id"] not in categories:
-                raise ValueError(
-                    f"{where}: segment {segment['id']} has unknown category "
-                    f"{segment['category_id']}"
-                )
-            if area == 0:
-                raise ValueError(f"{where}: segment {segment['id']} has no pixel in {path}")
-        yield record, rows
+@dataclass(frozen=True)
+class _Source:
+    """Panoptic annotations without an error.
+
+    Attributes:
+        path: of the JSON.
+        content: of the JSON.
+        root: folder of the PNGs.
+        records: as training reads them.
+        category_ids: contiguous class → category id.
+    """
+
+    path: str
+    content: dict[str, Any]
+    root: str
+    records: list[dict[str, Any]]
+    category_ids: dict[int, int]
+
+
+def _read(panoptic_json: str, panoptic_root: str) -> _Source:
+    """What training reads too: whatever trains can be evaluated."""
+    meta = panoptic_metadata(read_categories(panoptic_json, panoptic=True))
+    content = load_json(panoptic_json)
+    scan = scan_coco_panoptic(
+        panoptic_json=panoptic_json,
+        image_root="",  # the pictures are not needed
+        panoptic_root=panoptic_root,
+        sem_seg_root=None,
+        meta=meta,
+        content=content,
+    )
+    raise_first(scan.defects)
+    class_ids = meta["stuff_dataset_id_to_contiguous_id"]
+    category_ids = {index: category for category, index in class_ids.items()}
+    return _Source(panoptic_json, content, panoptic_root, scan.records, category_ids)
+
+
+def _iterate(source: _Source) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+    """Yields each record with its map of segment rows (see `ids_to_rows`).
+
+    Segments without a pixel are in the record, but nowhere in the map.
+    """
+    name, reported = Path(source.path).name, time.monotonic()
+    for number, record in enumerate(source.records, start=1):
+        path, where = record["pan_seg_file_name"], describe(record)
+        ids = read_panoptic_png(path, where)
+        if "height" in record and "width" in record:  # else the PNG's own
+            size = (record["height"], record["width"])
+            check_label_size(ids, size, path, where, f"(as of {source.path})")
+        yield record, ids_to_rows(ids, record["segments_info"], path, where)
         if time.monotonic() - reported > 5:
             reported = time.monotonic()
-            logger.info("%s: %d of %d label maps", Path(panoptic_json).name, number, total)
+            logger.info("%s: %d of %d label maps", name, number, len(source.records))
 
 
-def _load(panoptic_json: str) -> dict[str, Any]:
-    path = Path(panoptic_json)
-    if not path.is_file():
-        raise FileNotFoundError(f"no panoptic annotations at {path}")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    missing = {"images", "annotations", "categories"} - set(content)
-    if missing:
-        raise ValueError(f"{path} lacks {sorted(missing)}: not COCO panoptic annotations")
-    return content
+def _below(root: str, record: dict[str, Any]) -> str:
+    """The path of a record's PNG from the folder of all on; DataError if it leads out of it."""
+    path = os.path.relpath(record["pan_seg_file_name"], root)
+    if path.split(os.sep)[0] == os.pardir:
+        problem = f"its PNG is not below {root}"
+        mend = "give file_name relative to the folder of the PNGs"
+        name = describe(record)
+        raise DataError(
+            make_defect("bad-value", record["pan_seg_file_name"], name, problem, mend=mend)
+        )
+    return path
 
 
 def _write_json(content: dict[str, Any], path: Path) -> None:

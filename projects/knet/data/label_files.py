@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from detectron2.utils.file_io import PathManager
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+
+from .defects import DataError, Defect, data_error, make_defect
+from .pictures import BROKEN_FILE
 
 __all__ = [
-    "image_size",
+    "Pairing",
+    "foreign_format",
     "label_png_paths",
     "open_label_png",
     "pair_images_with_labels",
@@ -20,8 +25,6 @@ __all__ = [
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 LABEL_SUFFIXES = (".png",)
-
-_EXIF_ORIENTATION = 0x0112
 
 
 def label_png_paths(root: Path) -> dict[str, Path]:
@@ -33,24 +36,92 @@ def label_png_paths(root: Path) -> dict[str, Path]:
     return _by_stem(root, LABEL_SUFFIXES)
 
 
-def open_label_png(path: str | os.PathLike[str]) -> tuple[str, np.ndarray]:
+def open_label_png(path: str | os.PathLike[str], record: str = "") -> tuple[str, np.ndarray]:
     """Pillow's mode and the values (palettes as indices) of a label PNG of any kind.
 
     Raises:
-        FileNotFoundError, ValueError: naming the file, if it is missing or no image.
+        DataError: naming the file and the record, if it is missing (also a FileNotFoundError),
+            cannot be read, or is no PNG.
     """
     try:
         with PathManager.open(os.fspath(path), "rb") as stream, Image.open(stream) as image:
-            return image.mode, np.array(image)
+            if image.format == "PNG":
+                return image.mode, np.array(image)
+            form = image.format
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"no semantic labels at {path}") from error
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+        problem = f"no semantic labels at {path}"
+        raise data_error(make_defect("png-missing", os.fspath(path), record, problem)) from error
+    except BROKEN_FILE as error:
+        problem = f"{path} cannot be read as an image: {error}"
+        raise data_error(make_defect("png-unreadable", os.fspath(path), record, problem)) from error
+    raise DataError(foreign_format("label-png-mode", form, os.fspath(path), record))
 
 
-def pair_images_with_labels(
-    image_root: Path, sem_seg_root: Path, where: str
-) -> list[tuple[str, Path, Path]]:
+def foreign_format(kind: str, form: str | None, path: str, record: str) -> Defect:
+    """The defect of labels in another file format than PNG."""
+    problem = f"is a {form} file, not a PNG" + (": its values are not exact" * (form == "JPEG"))
+    return make_defect(kind, path, record, problem, mend="write it again, from its source, as PNG")
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Pictures and label PNGs of one relative path without suffix.
+
+    Attributes:
+        image_root, sem_seg_root: the folders.
+        pairs: (relative path without suffix, picture, label PNG) of each, sorted.
+        bare: pictures without a label PNG, by relative path.
+        lone: label PNGs without a picture.
+    """
+
+    image_root: Path
+    sem_seg_root: Path
+    pairs: list[tuple[str, Path, Path]]
+    bare: dict[str, Path]
+    lone: dict[str, Path]
+
+    def defects(self) -> list[Defect]:
+        """One for each file without a counterpart."""
+        found = []
+        for stem, path in self.bare.items():
+            problem = f"no label PNG of this name below {self.sem_seg_root}"
+            found.append(make_defect("png-missing", str(path), f"image {stem}", problem))
+        for stem, path in self.lone.items():
+            problem = f"no picture of this name below {self.image_root}"
+            found.append(make_defect("orphan-annotation", str(path), f"image {stem}", problem))
+        return found
+
+    def error(self, where: str) -> DataError | None:
+        """One error for all files without a counterpart, None if there is no such file."""
+        problems = []
+        if self.bare:
+            problems.append(
+                f"{len(self.bare)} without a label PNG below {self.sem_seg_root}: "
+                f"{_first(self.bare)}"
+            )
+        if self.lone:
+            problems.append(
+                f"{len(self.lone)} label PNGs without a picture below {self.image_root}: "
+                f"{_first(self.lone)}"
+            )
+        if not problems:
+            return None
+        first = self.defects()[0]
+        counts = (len(self.pairs) + len(self.bare), len(self.pairs) + len(self.lone))
+        return DataError(
+            make_defect(
+                first.kind,
+                first.file,
+                "",
+                f"{where}: of {counts[0]} pictures and {counts[1]} label PNGs, "
+                f"{'; '.join(problems)}",
+                mend="a label PNG has the relative path of its picture, but for the suffix "
+                "(city/a.jpg and city/a.png)",
+            )
+        )
+
+
+def pair_images_with_labels(image_root: Path, sem_seg_root: Path, where: str) -> Pairing:
     """Pairs pictures and label PNGs by their relative paths without suffix.
 
     Args:
@@ -58,12 +129,9 @@ def pair_images_with_labels(
         sem_seg_root: folder of the label PNGs, arranged alike.
         where: what the files belong to, for messages.
 
-    Returns:
-        (relative path without suffix, picture, label PNG) of each, sorted.
-
     Raises:
-        ValueError: if one folder holds the other, there is no picture, two pictures have one
-            name, or a picture or a label PNG has no counterpart.
+        ValueError: if one folder holds the other, there is no picture, or two pictures have one
+            name.
     """
     images_at, labels_at = image_root.resolve(), sem_seg_root.resolve()
     if images_at == labels_at or images_at in labels_at.parents or labels_at in images_at.parents:
@@ -77,38 +145,13 @@ def pair_images_with_labels(
             f"{where}: no picture below {image_root}; known are {', '.join(IMAGE_SUFFIXES)}"
         )
     labels = label_png_paths(sem_seg_root)
-    problems = []
-    bare = [str(images[stem]) for stem in images if stem not in labels]
-    if bare:
-        problems.append(f"{len(bare)} without a label PNG below {sem_seg_root}: {_first(bare)}")
-    lone = [str(labels[stem]) for stem in labels if stem not in images]
-    if lone:
-        problems.append(
-            f"{len(lone)} label PNGs without a picture below {image_root}: {_first(lone)}"
-        )
-    if problems:
-        raise ValueError(
-            f"{where}: of {len(images)} pictures and {len(labels)} label PNGs, "
-            f"{'; '.join(problems)}. A label PNG has the relative path of its picture, but for "
-            f"the suffix (city/a.jpg and city/a.png)"
-        )
-    return [(stem, image, labels[stem]) for stem, image in images.items()]
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """(height, width) in pixels from a picture's header, turned as its EXIF tag says.
-
-    Raises:
-        ValueError: naming the file, if it is no picture.
-    """
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            turned = image.getexif().get(_EXIF_ORIENTATION, 1) >= 5
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as a picture: {error}") from error
-    # Detectron2 turns pictures on reading; 5 to 8 are the turns that swap the sides.
-    return (width, height) if turned else (height, width)
+    return Pairing(
+        image_root=image_root,
+        sem_seg_root=sem_seg_root,
+        pairs=[(stem, image, labels[stem]) for stem, image in images.items() if stem in labels],
+        bare={stem: path for stem, path in images.items() if stem not in labels},
+        lone={stem: path for stem, path in labels.items() if stem not in images},
+    )
 
 
 def save_labels(path: Path, labels: np.ndarray) -> None:
@@ -145,5 +188,5 @@ def _walk(root: Path) -> Iterator[Path]:
                 yield Path(folder, name)
 
 
-def _first(paths: list[str]) -> str:
-    return ", ".join(paths[:3]) + (", …" if len(paths) > 3 else "")
+def _first(files: dict[str, Path]) -> str:
+    return ", ".join(map(str, list(files.values())[:3])) + (", …" if len(files) > 3 else "")

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.data import transforms as T
 
+from .coco_file import number_defects
+from .defects import DataError, Defect, describe, make_defect, raise_first
 from .label_files import open_label_png
+from .segmentations import segmentation_errors
 
 __all__ = [
     "IGNORE_LABEL",
+    "annotation_name",
+    "annotation_source",
     "check_classes",
-    "decode_annotations",
+    "check_label_size",
+    "class_defects",
+    "encode_annotations",
+    "encode_segmentation",
+    "label_png_defects",
     "read_label_png",
     "transform_labels",
     "transform_masks",
@@ -26,7 +35,11 @@ _MODES = {"P": "palette", "1": "1 bit", "F": "floating point"}
 
 
 def read_label_png(
-    path: str, size: tuple[int, int], num_classes: int | None, ignore_label: int
+    path: str,
+    size: tuple[int, int],
+    num_classes: int | None,
+    ignore_label: int,
+    record: str = "",
 ) -> np.ndarray:
     """Reads a semantic label PNG.
 
@@ -35,70 +48,142 @@ def read_label_png(
         size: (H, W) that it must have.
         num_classes: labels must be below, or equal to ``ignore_label``; None: unchecked.
         ignore_label: value of pixels without a label.
+        record: that it belongs to, for messages.
 
     Returns:
         (H, W) uint8, with 255 for ``ignore_label``.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is no label map of this size and kind, or holds other labels.
+        DataError: naming the file and the record, if it is missing (also a FileNotFoundError),
+            cannot be read, is no label map of this size and kind, or holds other labels.
     """
-    mode, labels = open_label_png(path)
-    if mode != "L":
-        raise ValueError(f"{path}: {_wrong_mode(mode, labels)}")
-    if labels.shape != size:
-        raise ValueError(
-            f"{path} is {labels.shape[1]}x{labels.shape[0]} (width x height), but its picture is "
-            f"{size[1]}x{size[0]}"
-        )
-    ignored = labels == ignore_label
-    if num_classes is not None:
-        wrong = (labels >= num_classes) & ~ignored
-        if wrong.any():
-            check_classes(np.unique(labels[wrong]), range(num_classes), path, "label")
+    mode, labels = open_label_png(path, record)
+    raise_first(label_png_defects(mode, labels, num_classes, ignore_label, path, record))
+    check_label_size(labels, size, path, record)
     if ignore_label != IGNORE_LABEL:
-        labels[ignored] = IGNORE_LABEL
+        labels[labels == ignore_label] = IGNORE_LABEL
     return labels
 
 
-def _wrong_mode(mode: str, values: np.ndarray) -> str:
-    """What is wrong with an image that is not 8 bit greyscale, and what to do about it."""
-    if values.ndim == 3:
-        return (
-            f"a label map has one channel, this one has {values.shape[2]} (mode {mode}); write "
-            f"the class index of each pixel into an 8 bit greyscale PNG"
-        )
-    kind = _MODES.get(mode, "16 or 32 bit greyscale")
-    return (
-        f"a label map is an 8 bit greyscale PNG, this one is a {kind} image (mode {mode}; largest "
-        f"value {float(values.max()):g}); convert the folder with "
-        f"`python datasets/prepare_label_pngs.py IN OUT`"
+def label_png_defects(
+    mode: str,
+    labels: np.ndarray,
+    num_classes: int | None,
+    ignore_label: int,
+    path: str,
+    record: str,
+) -> list[Defect]:
+    """What is wrong with the kind or the values of a label PNG; see :func:`read_label_png`.
+
+    Args:
+        mode, labels: as :func:`knet.data.label_files.open_label_png` gives.
+    """
+    if mode != "L":
+        return [_wrong_mode(mode, labels, path, record)]
+    if num_classes is None:
+        return []
+    wrong = labels[(labels >= num_classes) & (labels != ignore_label)]
+    return class_defects(
+        np.unique(wrong), range(num_classes), path, "label", record, kind="label-range"
     )
 
 
-def check_classes(values: np.ndarray, known: Sequence[int] | None, path: str, what: str) -> None:
-    """Raises ValueError, naming file and value, unless all values are known ids.
+def check_label_size(
+    labels: np.ndarray, size: tuple[int, int], path: str, record: str, picture: str = ""
+) -> None:
+    """Raises DataError if labels (H, W, …) have another size than their picture."""
+    if labels.shape[:2] == size:
+        return
+    problem = (
+        f"{path} is {labels.shape[1]}x{labels.shape[0]} (width x height), but its picture "
+        f"{picture + ' ' if picture else ''}is {size[1]}x{size[0]}"
+    )
+    raise DataError(make_defect("png-size", path, record, problem))
+
+
+def _wrong_mode(mode: str, values: np.ndarray, path: str, record: str) -> Defect:
+    """The defect of an image that is not 8 bit greyscale."""
+    if values.ndim == 3:
+        return make_defect(
+            "label-png-mode",
+            path,
+            record,
+            f"a label map has one channel, this one has {values.shape[2]} (mode {mode})",
+            mend="write the class index of each pixel into an 8 bit greyscale PNG",
+        )
+    kind = _MODES.get(mode, "16 or 32 bit greyscale")
+    problem = (
+        f"a label map is an 8 bit greyscale PNG, this one is a {kind} image (mode {mode}; largest "
+        f"value {float(values.max()):g})"
+    )
+    return make_defect("label-png-mode", path, record, problem)
+
+
+def check_classes(
+    values: np.ndarray,
+    known: Sequence[int] | None,
+    path: str,
+    what: str,
+    record: str = "",
+    *,
+    kind: str = "unknown-category",
+) -> None:
+    """Raises DataError, naming file, record and value, unless all values are known ids.
 
     Args:
         values: ids.
         known: sorted ids; None allows any that is not negative.
         path: of the file, for messages.
         what: the ids are, for messages.
+        record: in the file, for messages.
+        kind: of the defect.
     """
+    raise_first(class_defects(values, known, path, what, record, kind=kind))
+
+
+def class_defects(
+    values: np.ndarray,
+    known: Sequence[int] | None,
+    path: str,
+    what: str,
+    record: str,
+    *,
+    kind: str = "unknown-category",
+) -> list[Defect]:
+    """A defect for each value that :func:`check_classes` would refuse, in their order."""
     wrong = values < 0 if known is None else ~np.isin(values, known)
-    if wrong.any():
-        allowed = "must not be negative"
-        if known is not None:
-            gaps = known[-1] - known[0] >= len(known) if known else True
-            ids = ", ".join(map(str, known)) if gaps else f"{known[0]} to {known[-1]}"
-            allowed = f"there are {len(known)}, {ids}"
-        raise ValueError(f"{path}: {what} {int(values[wrong][0])}, but {allowed}")
+    allowed = "must not be negative"
+    if known is not None:
+        gaps = known[-1] - known[0] >= len(known) if known else True
+        ids = ", ".join(map(str, known)) if gaps else f"{known[0]} to {known[-1]}"
+        allowed = f"there are {len(known)}, {ids}"
+    return [
+        make_defect(kind, path, record, f"{what} {value}, but {allowed}")
+        for value in dict.fromkeys(values[wrong].tolist())
+    ]
 
 
-def decode_annotations(
+def annotation_name(record: Mapping[str, Any], position: int) -> str:
+    """Names an annotation of a record, by its id where it has one, for messages."""
+    annotations = record["annotations"]
+    given = annotations[position].get("id")
+    return describe(record, f"{position + 1} of {len(annotations)}" if given is None else given)
+
+
+def annotation_source(record: Mapping[str, Any]) -> tuple[str, str]:
+    """The file to mend for a record's annotations, and what names its picture in a message.
+
+    The JSON where the record knows it, else the picture.
+    """
+    picture = record["file_name"]
+    file = record.get("annotation_file", picture)
+    return file, "" if file == picture else f" of {picture}"
+
+
+def encode_annotations(
     annotations: Sequence[dict[str, Any]], size: tuple[int, int], record: dict[str, Any]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Rasterises instance annotations.
+) -> tuple[list[dict[str, Any]], np.ndarray]:
+    """Compressed RLE of instance annotations: hundreds of masks in a few kilobytes.
 
     Args:
         annotations: with ``category_id``, ``segmentation`` (polygons; RLE, compressed or not;
@@ -107,72 +192,91 @@ def decode_annotations(
         record: of the data set, for messages.
 
     Returns:
-        masks ((N, H, W) bool) and classes ((N,) int64).
+        N RLE dicts and classes ((N,) int64).
 
     Raises:
-        ValueError: naming the picture, for a segmentation that is missing or has no such form
-            or size.
+        DataError: naming the picture, the annotation and (where the record knows it) the JSON, for
+            a mask that is missing or cannot be used, of a crowd too.
     """
+    file, owner = annotation_source(record)
+    for position, annotation in enumerate(annotations):
+        name = annotation_name(record, position) + owner
+        raise_first(number_defects(annotation, ("category_id",), file, name))
+        raise_first(segmentation_errors(annotation.get("segmentation"), size, file, name))
     kept = [annotation for annotation in annotations if not annotation.get("iscrowd", 0)]
-    masks = np.zeros((len(kept), *size), bool)
-    for mask, annotation in zip(masks, kept):
-        mask[...] = _decode(annotation.get("segmentation"), size, record["file_name"])
+    masks = [encode_segmentation(annotation["segmentation"], size) for annotation in kept]
     return masks, np.array([annotation["category_id"] for annotation in kept], np.int64)
 
 
-def _decode(segmentation: Any, size: tuple[int, int], path: str) -> np.ndarray:
+def encode_segmentation(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
+    """The compressed RLE of a mask without errors (see :func:`segmentation_errors`).
+
+    Args:
+        segmentation: polygons, an RLE dict, or an (H, W) array.
+        size: (H, W) of the picture.
+    """
     height, width = size
-    if isinstance(segmentation, list) and segmentation:
-        if any(len(polygon) < 6 or len(polygon) % 2 for polygon in segmentation):
-            raise ValueError(f"{path}: a polygon needs three or more points, as [x0, y0, x1, …]")
-        polygons = [np.asarray(polygon, np.float64).tolist() for polygon in segmentation]
-        rle = mask_util.merge(mask_util.frPyObjects(polygons, height, width))
-    elif isinstance(segmentation, dict):
-        if tuple(segmentation["size"]) != size:
-            raise ValueError(
-                f"{path}: an RLE of size {tuple(segmentation['size'])} (height, width), but the "
-                f"picture is {size}"
-            )
-        rle = segmentation
-        if isinstance(rle["counts"], list):
-            rle = mask_util.frPyObjects(rle, height, width)
-    elif isinstance(segmentation, np.ndarray):
-        if segmentation.shape != size:
-            raise ValueError(f"{path}: a mask of size {segmentation.shape}, the picture is {size}")
-        return segmentation.astype(bool)
-    else:
-        raise ValueError(
-            f"{path}: an instance without a mask (segmentation is {segmentation!r}); K-Net learns "
-            f"from masks, boxes are not enough"
-        )
-    return mask_util.decode(rle).astype(bool)
+    if isinstance(segmentation, np.ndarray):
+        return mask_util.encode(np.asfortranarray(segmentation, dtype=np.uint8))
+    if isinstance(segmentation, dict):
+        if isinstance(segmentation["counts"], list):
+            return mask_util.frPyObjects(segmentation, height, width)
+        return segmentation
+    polygons = [np.asarray(polygon, np.float64).tolist() for polygon in segmentation]
+    return mask_util.merge(mask_util.frPyObjects(polygons, height, width))
 
 
 def transform_labels(transforms: T.TransformList, labels: np.ndarray) -> np.ndarray:
-    """Moves a label map (H, W) along with its picture, by nearest neighbour; keeps the dtype."""
+    """Moves a label map (H, W) along with its picture, by nearest neighbour; keeps the dtype.
+
+    Pixels that come from outside of the picture become 0.
+    """
     if labels.dtype == np.uint8:
         return np.array(transforms.apply_segmentation(labels))
-    # Detectron2 resizes other types as float tensors; every label here is exact in float32.
-    moved = transforms.apply_segmentation(labels.astype(np.float32))
-    return np.ascontiguousarray(moved).astype(labels.dtype)
+    # Detectron2 takes other neighbours for other types, so it is the pixels that are moved.
+    flat = np.concatenate([np.zeros(1, labels.dtype), labels.ravel(order="F")])
+    return flat[_moved_pixels(transforms, labels.shape)]
 
 
 def transform_masks(
-    transforms: T.TransformList, masks: np.ndarray, size: tuple[int, int]
+    transforms: T.TransformList, masks: Sequence[dict[str, Any]], size: tuple[int, int]
 ) -> np.ndarray:
     """Moves masks along with their picture, by nearest neighbour.
 
+    One mask at a time is decoded at the picture's own size, whatever their number.
+
     Args:
         transforms: of the picture.
-        masks: (N, H, W) bool.
+        masks: N compressed RLE dicts of the picture before.
         size: (H, W) of the picture afterwards.
 
     Returns:
         (N, H, W) bool.
     """
-    if not len(masks):
-        return np.zeros((0, *size), bool)
-    # Nearest neighbour copies values, so the bits of a byte carry eight masks at once.
-    planes = np.packbits(masks, axis=0)
-    moved = np.stack([transforms.apply_segmentation(plane) for plane in planes])
-    return np.unpackbits(moved, axis=0, count=len(masks)).view(bool)
+    moved = np.zeros((len(masks), *size), bool)
+    if not masks:
+        return moved
+    height, width = masks[0]["size"]
+    pixels = _moved_pixels(transforms, (height, width))
+    flat = np.zeros(height * width + 1, np.uint8)
+    for mask, rle in zip(moved, masks):
+        flat[1:] = mask_util.decode(rle).ravel(order="F")  # as decoded: by columns
+        np.take(flat, pixels, out=mask.view(np.uint8))
+    return moved
+
+
+def _moved_pixels(transforms: T.TransformList, size: tuple[int, int]) -> np.ndarray:
+    """Where each pixel of the moved picture comes from: 1 + its index by columns, 0 for nowhere.
+
+    The index goes through as three maps of bytes, the one type whose nearest neighbours are those
+    of Pillow, as the picture's are.
+    """
+    height, width = size
+    index = np.arange(1, height * width + 1, dtype=np.uint32).reshape(width, height).T
+    parts = (
+        transforms.apply_segmentation(np.ascontiguousarray(index >> shift & 0xFF, np.uint8))
+        for shift in range(0, 32, 8)
+        if index[-1, -1] >> shift
+    )
+    moved = [part.astype(np.int64) << 8 * number for number, part in enumerate(parts)]
+    return np.sum(moved, axis=0)

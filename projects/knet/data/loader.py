@@ -19,6 +19,9 @@ from detectron2.data import get_detection_dataset_dicts
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from .defects import DataError
+from .skip_report import SKIPPED, SkipReport
+
 Record = dict[str, Any]
 
 
@@ -35,25 +38,67 @@ class SeededDataset(Dataset):
 
     Args:
         records: Detectron2 dataset dicts.
-        mapper: record -> model input.
+        mapper: record -> model input; raises `DataError` for a record with a defect.
         seed: of the training.
+        groups: a label per record; another record of the same group stands in for a broken one.
+        on_error: "raise" stops at a broken record, "skip" takes another one, drawn by seed and
+            position too, and names those left out under `SKIPPED`.
     """
 
     def __init__(
-        self, records: Sequence[Record], mapper: Callable[[Record], Record], *, seed: int
+        self,
+        records: Sequence[Record],
+        mapper: Callable[[Record], Record],
+        *,
+        seed: int,
+        groups: Sequence[int] | None = None,
+        on_error: str = "raise",
     ) -> None:
         self.records = records
         self.mapper = mapper
         self.seed = seed
+        self.groups = groups
+        self.on_error = on_error
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, key: tuple[int, int]) -> Record:
-        """`key` is (position in the training, index of the record)."""
-        position, index = key
-        seed_everything(self.seed, position)
-        return self.mapper(copy.deepcopy(self.records[index]))
+        """`key` is (position in the training, index of the record).
+
+        Raises:
+            DataError: of the mapper, under "raise"; under "skip" if no record can be used.
+        """
+        position, wanted = key
+        skipped: list[str] = []
+        for index in self._candidates(wanted, position):
+            seed_everything(self.seed, position)
+            try:
+                sample = self.mapper(copy.deepcopy(self.records[index]))
+            except DataError as error:
+                if self.on_error == "raise":
+                    raise
+                skipped.append(str(error))
+                continue
+            if skipped:
+                sample[SKIPPED] = skipped
+            return sample
+        raise DataError(
+            f"none of the {len(skipped)} records can be used; the last error: {skipped[-1]}"
+        )
+
+    def _candidates(self, index: int, position: int) -> Iterator[int]:
+        """The record itself, then others: those of its group first, in a random order.
+
+        Whenever the position is repeated, the order is the same.
+        """
+        yield index
+        generator = np.random.default_rng((self.seed, position))
+        others = generator.permutation(len(self.records))
+        if self.groups is not None:
+            groups = np.asarray(self.groups)
+            others = others[np.argsort(groups[others] != groups[index], kind="stable")]
+        yield from (int(other) for other in others if other != index)
 
 
 class ResumableBatchSampler(Sampler):
@@ -119,8 +164,8 @@ def _one_thread(_: int) -> None:
 
 def build_train_loader(
     cfg: CfgNode, mapper: Callable[[Record], Record], *, seed: int, start_step: int
-) -> DataLoader:
-    """Loader of this process's share of every batch, from optimiser step `start_step` on.
+) -> SkipReport:
+    """Batches of this process's share, from optimiser step `start_step` on, without end.
 
     Raises:
         ValueError: no data set, a sampler that cannot be continued, an uneven batch.
@@ -158,10 +203,11 @@ def build_train_loader(
         world_size=comm.get_world_size(),
         start=start_step * steps,
     )
-    return DataLoader(
-        SeededDataset(records, mapper, seed=seed),
+    loader = DataLoader(
+        SeededDataset(records, mapper, seed=seed, groups=groups, on_error=cfg.DATASETS.ON_ERROR),
         batch_sampler=sampler,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=_identity,
         worker_init_fn=_one_thread,
     )
+    return SkipReport(loader, epoch_size=len(records) // comm.get_world_size())

@@ -11,20 +11,26 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import MetadataCatalog
-from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Instances
 
 from .augmentation import build_knet_augmentation
+from .coco_file import missing_keys
+from .defects import describe, raise_first
 from .labels import (
     IGNORE_LABEL,
+    annotation_name,
+    annotation_source,
     check_classes,
-    decode_annotations,
+    check_label_size,
+    class_defects,
+    encode_annotations,
     read_label_png,
     transform_labels,
     transform_masks,
 )
-from .panoptic_png import ids_to_rows, read_panoptic_png
+from .panoptic_png import ids_to_rows, read_panoptic_png, segment_key_defects
+from .pictures import read_picture
 
 __all__ = ["KNetDatasetMapper"]
 
@@ -139,15 +145,15 @@ class KNetDatasetMapper:
             - ``sem_seg``: (H, W) int64, 255 where there is no label.
 
         Raises:
-            FileNotFoundError: if a file is missing.
-            SizeMismatchError: if the picture has another size than its record.
-            ValueError: naming the file, if it cannot be read, labels and picture differ in size,
-                a label or a segment id is unknown, or a needed target is not there.
+            DataError: naming file, record and mend, for every error that
+                ``tools/check_dataset.py`` finds in what is read here; a missing file is a
+                FileNotFoundError too, a picture of another size than its record's a
+                SizeMismatchError.
+            ValueError: if a needed target is not there.
         """
-        record = copy.copy(dataset_dict)  # only top-level keys are set
-        image = self._read_image(record["file_name"])
-        utils.check_image_size(record, image)
-        result = {"height": record["height"], "width": record["width"]}
+        record = copy.copy(dataset_dict)
+        image = read_picture(record, image_format=self.image_format)
+        result: dict[str, Any] = {"height": image.shape[0], "width": image.shape[1]}
         result.update({key: record[key] for key in ("file_name", "image_id") if key in record})
 
         if not self.is_train:
@@ -173,18 +179,12 @@ class KNetDatasetMapper:
             result["instances"] = instances
         return result
 
-    def _read_image(self, path: str) -> np.ndarray:
-        try:
-            return utils.read_image(path, format=self.image_format)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"no picture at {path}") from error
-        except OSError as error:  # Pillow's error for what it cannot decode is one of these
-            raise ValueError(f"{path} cannot be read as a picture: {error}") from error
-
     def _read_targets(
         self, record: dict[str, Any], size: tuple[int, int]
-    ) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None, np.ndarray | None]:
-        """Labels before augmentation: rows or masks, classes of the instances, semantic map."""
+    ) -> tuple[
+        np.ndarray | None, list[dict[str, Any]] | None, np.ndarray | None, np.ndarray | None
+    ]:
+        """Labels before augmentation: rows or RLEs, classes of the instances, semantic map."""
         wants_instances = not self.targets or "instances" in self.targets
         wants_semantic = not self.targets or "sem_seg" in self.targets
         rows = masks = classes = sem_seg = None
@@ -192,11 +192,15 @@ class KNetDatasetMapper:
             rows, classes, sem_seg = self._read_panoptic(record, size)
         else:
             if wants_instances and "annotations" in record:
-                masks, classes = decode_annotations(record["annotations"], size, record)
-                check_classes(classes, self.thing_ids, record["file_name"], "instance class")
+                masks, classes = encode_annotations(record["annotations"], size, record)
+                self._check_instance_classes(classes, record)
             if wants_semantic and "sem_seg_file_name" in record:
                 sem_seg = read_label_png(
-                    record["sem_seg_file_name"], size, self.num_classes, self.ignore_label
+                    record["sem_seg_file_name"],
+                    size,
+                    self.num_classes,
+                    self.ignore_label,
+                    describe(record),
                 )
                 self._warn_of_masks(sem_seg)
         for target, value in (("instances", classes), ("sem_seg", sem_seg)):
@@ -211,6 +215,16 @@ class KNetDatasetMapper:
             classes if wants_instances else None,
             sem_seg if wants_semantic else None,
         )
+
+    def _check_instance_classes(self, classes: np.ndarray, record: dict[str, Any]) -> None:
+        file, owner = annotation_source(record)
+        if not class_defects(classes, self.thing_ids, file, "instance class", ""):
+            return
+        for position, annotation in enumerate(record["annotations"]):
+            if not annotation.get("iscrowd", 0):
+                label = np.array([annotation["category_id"]])
+                name = annotation_name(record, position) + owner
+                check_classes(label, self.thing_ids, file, "instance class", name)
 
     def _warn_of_masks(self, sem_seg: np.ndarray) -> None:
         """Masks of 0 and 255 pass for two-class labels without any foreground: say so once."""
@@ -233,20 +247,19 @@ class KNetDatasetMapper:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Map of segment rows, class of each row (-1 where it is no instance), semantic map."""
         path = record["pan_seg_file_name"]
+        name = describe(record)
+        raise_first(missing_keys(record, ("segments_info",), path, name))
         segments = record["segments_info"]
-        ids = read_panoptic_png(path)
-        if ids.shape != size:
-            raise ValueError(
-                f"{path} is {ids.shape[1]}x{ids.shape[0]} (width x height), but its picture "
-                f"{record['file_name']} is {size[1]}x{size[0]}"
-            )
-        rows = ids_to_rows(ids, segments, path)
+        raise_first(segment_key_defects(segments, path, name))
+        ids = read_panoptic_png(path, name)
+        check_label_size(ids, size, path, name, record["file_name"])
+        rows = ids_to_rows(ids, segments, path, name)
         labels = np.array([segment["category_id"] for segment in segments], np.int64)
-        check_classes(labels, self._class_ids, path, "class")
+        check_classes(labels, self._class_ids, path, "class", name)
         is_instance = np.array(
             [self._is_thing(s, path) and not s.get("iscrowd", 0) for s in segments], bool
         )
-        check_classes(labels[is_instance], self.thing_ids, path, "instance class")
+        check_classes(labels[is_instance], self.thing_ids, path, "instance class", name)
         dtype = np.uint8 if labels.max(initial=0) < IGNORE_LABEL else np.int32
         sem_seg = np.concatenate([[IGNORE_LABEL], labels]).astype(dtype)[rows]
         classes = np.concatenate([[-1], np.where(is_instance, labels, -1)])

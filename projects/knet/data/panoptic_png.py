@@ -5,43 +5,68 @@ The identifier of a segment is ``R + 256 G + 65536 B``; 0 marks void (unlabelled
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from detectron2.utils.file_io import PathManager
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-__all__ = ["ids_to_rows", "read_panoptic_png", "write_panoptic_png"]
+from .coco_file import number_defects
+from .defects import DataError, Defect, data_error, make_defect, raise_first
+from .label_files import foreign_format
+from .pictures import BROKEN_FILE, has_deep_channels
+
+__all__ = [
+    "LARGEST_ID",
+    "ids_to_rows",
+    "read_panoptic_png",
+    "segment_defects",
+    "segment_key_defects",
+    "write_panoptic_png",
+]
+
+LARGEST_ID = 2**24 - 1  # three bytes of colour
+_MOST_IDS = 20  # unknown ids of a PNG that are named one by one
 
 
-def read_panoptic_png(path: str) -> np.ndarray:
+def read_panoptic_png(path: str, record: str = "") -> np.ndarray:
     """Reads a panoptic PNG.
 
     Args:
         path: of an 8 bit RGB (or RGBA, alpha is ignored) PNG.
+        record: that it belongs to, for messages.
 
     Returns:
         (H, W) uint32, segment ids; 0 is void.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file is no image, or has no colour channels.
+        DataError: naming the file and the record, if it is missing (also a FileNotFoundError),
+            cannot be read, is no PNG, or has no colour channels of 8 bit.
     """
     try:
         with PathManager.open(path, "rb") as stream, Image.open(stream) as image:
-            if image.mode not in ("RGB", "RGBA"):
-                raise ValueError(
-                    f"{path}: a panoptic PNG holds segment ids in R, G and B, but this one is in "
-                    f"mode {image.mode}; a semantic label map is given as sem_seg_root instead"
-                )
+            mode, form, deep = image.mode, image.format, has_deep_channels(image)
             # With a fourth byte the picture *is* an array of little-endian integers, which saves
             # three widened copies; the mask removes the alpha byte.
-            rgba = np.array(image if image.mode == "RGBA" else image.convert("RGBA"))
+            rgba = np.array(image if mode == "RGBA" else image.convert("RGBA"))
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"no panoptic PNG at {path}") from error
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+        problem = f"no panoptic PNG at {path}"
+        raise data_error(make_defect("png-missing", path, record, problem)) from error
+    except BROKEN_FILE as error:
+        problem = f"{path} cannot be read as an image: {error}"
+        raise data_error(make_defect("png-unreadable", path, record, problem)) from error
+    if form != "PNG":
+        raise DataError(foreign_format("panoptic-png-mode", form, path, record))
+    if mode in ("RGB", "RGBA") and deep:
+        problem = "has 16 bit a channel, of which the lower 8 would be cut"
+        raise DataError(make_defect("panoptic-png-mode", path, record, problem))
+    if mode not in ("RGB", "RGBA"):
+        problem = (
+            f"a panoptic PNG holds segment ids in R, G and B, but this one is in mode {mode}; a "
+            f"semantic label map is given as sem_seg_root instead"
+        )
+        raise DataError(make_defect("panoptic-png-mode", path, record, problem))
     ids = rgba.view("<u4")[..., 0]
     ids &= 0xFFFFFF
     return ids.astype(np.uint32, copy=False)
@@ -54,38 +79,104 @@ def write_panoptic_png(path: str, ids: np.ndarray) -> None:
     Image.fromarray(np.ascontiguousarray(rgb)).save(path)
 
 
-def ids_to_rows(ids: np.ndarray, segments: Sequence[dict[str, Any]], path: str) -> np.ndarray:
+def ids_to_rows(
+    ids: np.ndarray, segments: Sequence[Mapping[str, Any]], path: str, record: str = ""
+) -> np.ndarray:
     """Replaces each segment id by 1 + its position in ``segments_info``.
 
     Args:
         ids: (H, W) uint32, as :func:`read_panoptic_png` gives.
         segments: the image's ``segments_info``, K dicts with ``"id"``.
         path: of the PNG, for messages.
+        record: that it belongs to, for messages.
 
     Returns:
         (H, W) integers in [0, K], uint8 if K < 256 else int32; 0 is void.
 
     Raises:
-        ValueError: if the PNG holds an id that no segment has, or an id is 0 or twice there.
+        DataError: if the PNG holds an id that no segment has, or an id is 0 or twice there.
     """
+    raise_first(_id_defects(segments, path, record))
     known = np.array([0] + [int(segment["id"]) for segment in segments], np.uint32)
     order = np.argsort(known, kind="stable")
     ordered = known[order]
-    if (ordered[1:] == ordered[:-1]).any():
-        twice = int(ordered[1:][ordered[1:] == ordered[:-1]][0])
-        raise ValueError(
-            f"{path}: segment id {twice} is "
-            + ("reserved for void" if twice == 0 else "twice in its segments_info")
-        )
     # A search in the short list of ids is several times faster than sorting all the pixels.
     position = np.searchsorted(ordered, ids)
     position[position == len(ordered)] = 0
     unknown = ordered[position] != ids
     if unknown.any():
-        found = np.unique(ids[unknown])
-        raise ValueError(
-            f"{path}: segment id {int(found[0])} ({int((ids == found[0]).sum())} pixels) is not "
-            f"in its segments_info" + (f"; {len(found) - 1} more like it" if len(found) > 1 else "")
-        )
+        raise_first(_unknown_defects(*np.unique(ids[unknown], return_counts=True), path, record))
     dtype = np.uint8 if len(known) <= 256 else np.int32
     return order.astype(dtype)[position]
+
+
+def segment_defects(
+    ids: np.ndarray, segments: Sequence[Mapping[str, Any]], path: str, record: str
+) -> tuple[list[Defect], dict[int, int]]:
+    """All that is wrong between a PNG and its ``segments_info``, and the pixels of each id.
+
+    Args: as of :func:`ids_to_rows`, whose errors are among the defects; the others are segments
+        without a pixel and ``area`` values that are no counts of pixels.
+    """
+    values, counts = np.unique(ids, return_counts=True)
+    pixels = dict(zip(values.tolist(), counts.tolist()))
+    found = _id_defects(segments, path, record)
+    known = {int(segment["id"]) for segment in segments}
+    unknown = np.array([value != 0 and value not in known for value in values.tolist()], bool)
+    found += _unknown_defects(values[unknown], counts[unknown], path, record)
+    for segment in segments:
+        count = pixels.get(int(segment["id"]), 0)
+        problem = f"segment {segment['id']} of its segments_info has no pixel"
+        if segment["id"] and not count:
+            found.append(make_defect("segment-without-pixels", path, record, problem))
+        elif segment.get("area", count) != count:
+            problem = f"segment {segment['id']} has {count} pixels, but its area is "
+            problem += str(segment["area"])
+            found.append(make_defect("wrong-area", path, record, problem))
+    return found, pixels
+
+
+def segment_key_defects(
+    segments: Sequence[Mapping[str, Any]], path: str, record: str
+) -> list[Defect]:
+    """What keeps segments from being read at all: a key that is missing, an id that is none."""
+    found = []
+    for position, segment in enumerate(segments):
+        name = ", ".join(part for part in (record, f"segments_info[{position}]") if part)
+        wrong = number_defects(segment, ("id", "category_id"), path, name)
+        if not wrong and not 0 <= segment["id"] <= LARGEST_ID:
+            problem = f"id is {segment['id']}, not a whole number up to {LARGEST_ID}"
+            wrong = [make_defect("bad-value", path, name, problem)]
+        found += wrong
+    return found
+
+
+def _id_defects(segments: Sequence[Mapping[str, Any]], path: str, record: str) -> list[Defect]:
+    seen: set[int] = set()
+    found = []
+    for segment in segments:
+        key = int(segment["id"])
+        if key == 0:
+            problem = "segment id 0 is reserved for void"
+            found.append(make_defect("segment-id-zero", path, record, problem))
+        elif key in seen:
+            problem = f"segment id {key} is twice in its segments_info"
+            found.append(make_defect("duplicate-segment-id", path, record, problem))
+        seen.add(key)
+    return found
+
+
+def _unknown_defects(
+    values: np.ndarray, counts: np.ndarray, path: str, record: str
+) -> list[Defect]:
+    problems = [
+        f"segment id {value} ({count} pixels) is not in its segments_info"
+        for value, count in zip(values.tolist(), counts.tolist())
+    ]
+    if len(problems) > _MOST_IDS:
+        shown = ", ".join(map(str, values[:3].tolist()))
+        problems = [
+            f"{len(values)} segment ids ({counts.sum()} pixels) are not in its segments_info: "
+            f"{shown}, …"
+        ]
+    return [make_defect("png-id-unknown", path, record, problem) for problem in problems]

@@ -5,24 +5,17 @@ Nothing is registered on import, and only the categories are read on registratio
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from detectron2.data import MetadataCatalog
-from detectron2.data.datasets import load_coco_json
 
-from .catalog import (
-    PathLike,
-    datasets_root,
-    is_registered,
-    optional_file,
-    optional_folder,
-    register_loader,
-)
+from .catalog import PathLike, datasets_root, is_registered, optional_file, optional_folder
 from .categories import instance_metadata, panoptic_metadata, read_categories
+from .coco_json import scan_coco_instances
+from .coco_panoptic_json import scan_coco_panoptic
+from .on_error import register_scan, set_on_error, usable_records
 
 __all__ = [
     "load_coco_panoptic",
@@ -40,6 +33,7 @@ def register_coco_panoptic(
     panoptic_json: PathLike,
     instances_json: PathLike | None = None,
     sem_seg_root: PathLike | None = None,
+    on_error: str = "raise",
 ) -> None:
     """Registers a data set in COCO panoptic format.
 
@@ -55,10 +49,14 @@ def register_coco_panoptic(
         instances_json: COCO instance annotations of the thing categories.
         sem_seg_root: folder of label PNGs with contiguous ids, 255 for void, named as the
             panoptic PNGs.
+        on_error: what happens to images whose annotations have an error when the records are
+            read: ``raise`` (a DataError that names file, record and mend) or ``skip`` (they are
+            left out, with one warning that counts them).
 
     Raises:
         FileNotFoundError: naming what is missing.
-        ValueError: if the categories are not usable, or the name is taken.
+        ValueError: if the categories are not usable (DataError), the name is taken, or
+            ``on_error`` is something else.
     """
     paths = {
         "image_root": optional_folder(image_root, "the pictures", name),
@@ -67,11 +65,12 @@ def register_coco_panoptic(
         "json_file": optional_file(instances_json, "the instance annotations", name),
         "sem_seg_root": optional_folder(sem_seg_root, "the semantic labels", name),
     }
+    set_on_error(name, on_error)
     if is_registered(name, paths):
         return
     assert paths["panoptic_json"] is not None
     meta = panoptic_metadata(read_categories(paths["panoptic_json"], panoptic=True))
-    register_loader(name, paths, lambda: load_coco_panoptic(meta=meta, **_loader_paths(paths)))
+    register_scan(name, paths, lambda: scan_coco_panoptic(meta=meta, **_loader_paths(paths)))
     MetadataCatalog.get(name).set(
         **{key: path for key, path in paths.items() if path is not None},
         **meta,
@@ -81,16 +80,20 @@ def register_coco_panoptic(
     )
 
 
-def register_coco_instances(name: str, *, image_root: PathLike, json_file: PathLike) -> None:
+def register_coco_instances(
+    name: str, *, image_root: PathLike, json_file: PathLike, on_error: str = "raise"
+) -> None:
     """Registers a data set in COCO instance format.
 
     As Detectron2's function of this name, but class names are known before the data are loaded,
-    so that a model can be built for them, and missing files are reported here.
+    so that a model can be built for them, missing files are reported here, and no annotation
+    is dropped in silence.
 
     Args:
         name: for ``cfg.DATASETS``.
         image_root: folder of the pictures.
         json_file: COCO instance annotations.
+        on_error: as in :func:`register_coco_panoptic`.
 
     Raises:
         FileNotFoundError, ValueError: as :func:`register_coco_panoptic`.
@@ -99,10 +102,12 @@ def register_coco_instances(name: str, *, image_root: PathLike, json_file: PathL
     annotations = optional_file(json_file, "the instance annotations", name)
     assert images is not None and annotations is not None
     paths: dict[str, str | None] = {"image_root": images, "json_file": annotations}
+    set_on_error(name, on_error)
     if is_registered(name, paths):
         return
     meta = instance_metadata(read_categories(annotations, panoptic=False))
-    register_loader(name, paths, lambda: load_coco_json(annotations, images, name))
+    class_ids = meta["thing_dataset_id_to_contiguous_id"]
+    register_scan(name, paths, lambda: scan_coco_instances(annotations, images, class_ids))
     MetadataCatalog.get(name).set(**paths, **meta, evaluator_type="coco")
 
 
@@ -168,46 +173,17 @@ def load_coco_panoptic(
         ``category_id`` (contiguous), ``isthing``, ``iscrowd``, ``area``, ``bbox``.
 
     Raises:
-        ValueError: naming the record, for an image or a category that the JSON does not list.
+        FileNotFoundError: if there is no such file.
+        DataError: naming the record, for what cannot be used; see :func:`scan_coco_panoptic`.
     """
-    with open(panoptic_json, encoding="utf-8") as stream:
-        content = json.load(stream)
-    images = {image["id"]: image for image in content["images"]}
-    things = meta["thing_dataset_id_to_contiguous_id"]
-    everything = {**meta["stuff_dataset_id_to_contiguous_id"], **things}
-    records = []
-    for annotation in content["annotations"]:
-        where = f"{panoptic_json}: annotation of image {annotation['image_id']!r}"
-        image = images.get(annotation["image_id"])
-        if image is None:
-            raise ValueError(f"{where}: no image with this id in `images`")
-        segments = []
-        for segment in annotation["segments_info"]:
-            category = segment["category_id"]
-            if category not in everything:
-                raise ValueError(
-                    f"{where}: segment {segment['id']} has unknown category {category}"
-                )
-            segments.append(
-                {
-                    "id": segment["id"],
-                    "category_id": everything[category],
-                    "isthing": category in things,
-                    "iscrowd": segment.get("iscrowd", 0),
-                    **{key: segment[key] for key in ("area", "bbox") if key in segment},
-                }
-            )
-        record = {
-            "file_name": os.path.join(image_root, image["file_name"]),
-            "image_id": annotation["image_id"],
-            **{key: image[key] for key in ("height", "width") if key in image},
-            "pan_seg_file_name": os.path.join(panoptic_root, annotation["file_name"]),
-            "segments_info": segments,
-        }
-        if sem_seg_root is not None:
-            record["sem_seg_file_name"] = os.path.join(sem_seg_root, annotation["file_name"])
-        records.append(record)
-    return records
+    scan = scan_coco_panoptic(
+        panoptic_json=panoptic_json,
+        image_root=image_root,
+        panoptic_root=panoptic_root,
+        sem_seg_root=sem_seg_root,
+        meta=meta,
+    )
+    return usable_records(scan, "raise", panoptic_json)
 
 
 def _loader_paths(paths: dict[str, str | None]) -> dict[str, Any]:

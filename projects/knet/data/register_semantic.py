@@ -9,9 +9,12 @@ from typing import Any
 
 from detectron2.data import MetadataCatalog
 
-from .catalog import PathLike, is_registered, optional_file, optional_folder, register_loader
-from .categories import category_colors
-from .label_files import image_size, pair_images_with_labels
+from .catalog import PathLike, is_registered, optional_file, optional_folder
+from .categories import category_colors, color_problem
+from .defects import DataError, make_defect
+from .label_files import Pairing, pair_images_with_labels
+from .on_error import Scan, register_scan, set_on_error
+from .pictures import read_header
 
 __all__ = ["read_class_names", "register_sem_seg"]
 
@@ -27,6 +30,7 @@ def register_sem_seg(
     colors: Sequence[Color] | None = None,
     ignore_label: int = 255,
     max_images: int | None = None,
+    on_error: str = "raise",
 ) -> None:
     """Registers a data set of pictures and semantic label PNGs.
 
@@ -43,11 +47,14 @@ def register_sem_seg(
             else generated.
         ignore_label: value of pixels without a label, 0 to 255.
         max_images: keep only the first so many, in the order of their paths.
+        on_error: what happens to pictures without labels, labels without a picture and pictures
+            that cannot be read: ``raise`` (a DataError that names the file and the mend) or
+            ``skip`` (they are left out, with one warning that counts them).
 
     Raises:
         FileNotFoundError: naming the folder or file that is missing.
-        ValueError: if pictures and labels do not pair, the classes, the ignored label or the
-            colours are not usable, or the name is taken.
+        ValueError: if pictures and labels do not pair (DataError), the classes, the ignored
+            label, the colours or ``on_error`` are not usable, or the name is taken.
     """
     where = f"data set {name!r}"
     images = optional_folder(image_root, "the pictures", name)
@@ -67,10 +74,14 @@ def register_sem_seg(
         "ignore_label": ignore_label,
         "max_images": max_images,
     }
+    set_on_error(name, on_error)
     if is_registered(name, arguments):
         return
-    pairs = pair_images_with_labels(Path(images), Path(labels), where)[:max_images]
-    register_loader(name, arguments, lambda: _records(pairs))
+    pairing = pair_images_with_labels(Path(images), Path(labels), where)
+    error = pairing.error(where)
+    if error is not None and on_error == "raise":
+        raise error
+    register_scan(name, arguments, lambda: _scan(pairing, max_images))
     MetadataCatalog.get(name).set(
         image_root=images,
         sem_seg_root=labels,
@@ -104,8 +115,9 @@ def read_class_names(
         if path.lower().endswith(".json"):
             try:
                 entries = json.loads(text)
-            except ValueError as error:
-                raise ValueError(f"{path} is not JSON: {error}") from error
+            except (ValueError, RecursionError) as error:
+                defect = make_defect("json-invalid", path, "", f"{path} is not JSON: {error}")
+                raise DataError(defect) from error
         else:
             entries = text.strip().splitlines()
     if not isinstance(entries, (list, tuple)):
@@ -119,6 +131,9 @@ def read_class_names(
         label = entry.get("name")
         if not isinstance(label, str) or not label.strip():
             raise ValueError(f"{source}: class {index} needs a name; it is {entries[index]!r}")
+        problem = color_problem(entry.get("color"))
+        if problem:
+            raise ValueError(f"{source}: class {index}: {problem}")
         dicts.append({**entry, "name": label.strip()})
     return [entry["name"] for entry in dicts], category_colors(dicts)
 
@@ -149,25 +164,27 @@ def _checked_colors(colors: Sequence[Color], names: list[str], where: str) -> li
     if len(colors) != len(names):
         raise ValueError(f"{where}: {len(colors)} colours for {len(names)} classes")
     for color, label in zip(colors, names):
-        if len(color) != 3 or any(not 0 <= value <= 255 for value in color):
+        if color is None or color_problem(color):
             raise ValueError(
                 f"{where}: the colour of {label!r} must be three numbers from 0 to 255, it is "
-                f"{list(color)}"
+                f"{color!r}"
             )
     return [[int(value) for value in color] for color in colors]
 
 
-def _records(pairs: list[tuple[str, Path, Path]]) -> list[dict[str, Any]]:
-    records = []
-    for stem, image, label in pairs:
-        height, width = image_size(image)
-        records.append(
-            {
-                "file_name": str(image),
-                "image_id": stem,
-                "height": height,
-                "width": width,
-                "sem_seg_file_name": str(label),
-            }
-        )
-    return records
+def _scan(pairing: Pairing, max_images: int | None) -> Scan:
+    scan = Scan(defects=pairing.defects(), lost=len(pairing.bare) + len(pairing.lone))
+    for stem, image, label in pairing.pairs[:max_images]:
+        record: dict[str, Any] = {"file_name": str(image), "image_id": stem}
+        try:
+            header = read_header(record)
+        except DataError as error:
+            assert error.defect is not None
+            scan.defects.append(error.defect)
+            scan.lost += 1
+            continue
+        # Detectron2 turns pictures as their EXIF tag says.
+        height, width = header.size
+        record.update(height=height, width=width, sem_seg_file_name=str(label))
+        scan.records.append(record)
+    return scan

@@ -1,0 +1,281 @@
+"""Reads picture and labels of one record: what is in it, and all that is wrong with it.
+
+The errors are those that :class:`knet.data.KNetDatasetMapper` raises, from the same functions; the
+warnings are about what can be used, but looks wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+from detectron2.data import Metadata
+from detectron2.structures import BoxMode
+
+from .coco_file import is_box, is_number, missing_keys, number_defects
+from .defects import DataError, Defect, describe, make_defect
+from .label_files import open_label_png
+from .labels import (
+    IGNORE_LABEL,
+    annotation_name,
+    annotation_source,
+    check_label_size,
+    class_defects,
+    encode_segmentation,
+    label_png_defects,
+)
+from .panoptic_png import read_panoptic_png, segment_defects, segment_key_defects
+from .pictures import PictureHeader, check_picture, rotation_defect
+from .segmentations import segmentation_errors, segmentation_warnings
+
+__all__ = ["Expected", "RecordSummary", "check_record", "inspect_record"]
+
+# Polygons and boxes are drawn between pixels, masks are made of them: both differ a little.
+_BOX_PIXELS, _BOX_SHARE = 2.0, 0.05
+_AREA_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the records of a data set may hold.
+
+    Attributes:
+        annotation_file: that instance annotations come from; None: defects name the picture.
+        thing_ids: the classes that instances may have; None leaves them unchecked.
+        num_classes: semantic labels must be below; None leaves them unchecked.
+        ignore_label: of label PNGs.
+    """
+
+    annotation_file: str | None = None
+    thing_ids: Sequence[int] | None = None
+    num_classes: int | None = None
+    ignore_label: int = IGNORE_LABEL
+
+    @classmethod
+    def from_metadata(cls, meta: Metadata) -> Expected:
+        """From a data set's metadata, as the mapper takes it."""
+        things = meta.get("thing_dataset_id_to_contiguous_id")
+        names = meta.get("thing_classes")
+        ids = sorted(things.values()) if things else range(len(names)) if names else None
+        stuff = meta.get("stuff_classes")
+        return cls(
+            annotation_file=meta.get("json_file"),
+            thing_ids=None if ids is None else list(ids),
+            num_classes=len(stuff) if stuff else None,
+            ignore_label=meta.get("ignore_label", IGNORE_LABEL),
+        )
+
+
+@dataclass
+class RecordSummary:
+    """One record.
+
+    Attributes:
+        size: (H, W) of the picture in pixels, as it is read; None if it cannot be.
+        objects: class of each usable thing that is no crowd, with its area in pixels.
+        crowds: the number of crowds.
+        regions: pixels of each class in a semantic map.
+        defects: all that is wrong.
+    """
+
+    size: tuple[int, int] | None = None
+    objects: list[tuple[int, int]] = field(default_factory=list)
+    crowds: int = 0
+    regions: dict[int, int] = field(default_factory=dict)
+    defects: list[Defect] = field(default_factory=list)
+
+
+def check_record(record: Mapping[str, Any], expected: Expected) -> list[Defect]:
+    """All that is wrong with picture and labels of a record in Detectron2's format."""
+    return inspect_record(record, expected).defects
+
+
+def inspect_record(record: Mapping[str, Any], expected: Expected) -> RecordSummary:
+    """Reads picture and labels of a record once.
+
+    Args:
+        record: in Detectron2's format: panoptic labels go before all others.
+        expected: of its data set.
+
+    Raises:
+        DataError: naming the record, if it is of a form that cannot be checked.
+    """
+    try:
+        return _inspect(record, expected)
+    except Exception as error:  # a form that nobody thought of: at least the record is named
+        where = expected.annotation_file or record.get("file_name", "")
+        what = f"cannot be checked: {type(error).__name__}: {error}"
+        raise DataError(f"{where}: {describe(record) or 'a record'} {what}") from error
+
+
+def _inspect(record: Mapping[str, Any], expected: Expected) -> RecordSummary:
+    lacking = missing_keys(record, ("file_name",), expected.annotation_file or "", describe(record))
+    if lacking:
+        return RecordSummary(defects=lacking)
+    header, found = check_picture(record)
+    summary = RecordSummary(size=None if header is None else header.size, defects=found)
+    if "pan_seg_file_name" in record:
+        _inspect_panoptic(record, expected, header, summary)
+        return summary
+    if "annotations" in record:
+        _inspect_annotations(record, expected, summary)
+    if "sem_seg_file_name" in record:
+        _inspect_semantic(record, expected, header, summary)
+    return summary
+
+
+def _inspect_panoptic(
+    record: Mapping[str, Any],
+    expected: Expected,
+    header: PictureHeader | None,
+    summary: RecordSummary,
+) -> None:
+    path, name = record["pan_seg_file_name"], describe(record)
+    wrong = missing_keys(record, ("segments_info",), path, name)
+    segments = record.get("segments_info", [])
+    wrong += segment_key_defects(segments, path, name)
+    if wrong:
+        summary.defects += wrong
+        return
+    try:
+        ids = read_panoptic_png(path, name)
+        _check_label_size(ids, path, record, header, summary)
+    except DataError as error:
+        assert error.defect is not None
+        summary.defects.append(error.defect)
+        return
+    found, pixels = segment_defects(ids, segments, path, name)
+    summary.defects += found
+    things = expected.thing_ids
+    classes = None if expected.num_classes is None else range(expected.num_classes)
+    for segment in segments:
+        label, area = segment["category_id"], pixels.get(int(segment["id"]), 0)
+        is_thing = segment.get("isthing", things is not None and label in things)
+        is_crowd = bool(segment.get("iscrowd", 0))
+        where = f"{name}, segment {segment['id']}"
+        wrong = class_defects(np.array([label]), classes, path, "class", where)
+        if not wrong and is_thing and not is_crowd:
+            wrong = class_defects(np.array([label]), things, path, "instance class", where)
+        summary.defects += wrong
+        if wrong or not area:
+            continue
+        if not is_thing:
+            summary.regions[label] = summary.regions.get(label, 0) + area
+        elif is_crowd:
+            summary.crowds += 1
+        else:
+            summary.objects.append((label, area))
+
+
+def _inspect_semantic(
+    record: Mapping[str, Any],
+    expected: Expected,
+    header: PictureHeader | None,
+    summary: RecordSummary,
+) -> None:
+    path, name = record["sem_seg_file_name"], describe(record)
+    ignored = expected.ignore_label
+    try:
+        mode, labels = open_label_png(path, name)
+        found = label_png_defects(mode, labels, expected.num_classes, ignored, path, name)
+        summary.defects += found
+        _check_label_size(labels, path, record, header, summary)
+    except DataError as error:
+        assert error.defect is not None
+        summary.defects.append(error.defect)
+        return
+    if not found:
+        counts = np.bincount(labels.ravel(), minlength=256)
+        for label in np.flatnonzero(counts).tolist():
+            if label != ignored:
+                summary.regions[label] = int(counts[label])
+
+
+def _check_label_size(
+    labels: np.ndarray,
+    path: str,
+    record: Mapping[str, Any],
+    header: PictureHeader | None,
+    summary: RecordSummary,
+) -> None:
+    """Raises DataError if labels have not their picture's size; names a rotation for what it is."""
+    if header is None:
+        return
+    if labels.shape[:2] == header.stored != header.size:
+        # One defect, not two: the tag is why the sizes differ.
+        others = [defect for defect in summary.defects if defect.kind != "exif-rotation"]
+        summary.defects[:] = others
+        raise DataError(rotation_defect(header, record, displaced=True))
+    check_label_size(labels, header.size, path, describe(record), record["file_name"])
+
+
+def _inspect_annotations(
+    record: Mapping[str, Any], expected: Expected, summary: RecordSummary
+) -> None:
+    file = expected.annotation_file or annotation_source(record)[0]
+    # Against the size that the annotations were made for: a picture of another size is one
+    # defect, not one of each mask.
+    size = summary.size
+    if record.get("height") is not None and record.get("width") is not None:
+        size = (record["height"], record["width"])
+    if size is None:
+        return
+    for position, annotation in enumerate(record["annotations"]):
+        name = annotation_name(record, position)
+        segmentation, label = annotation.get("segmentation"), annotation.get("category_id")
+        found = number_defects(annotation, ("category_id",), file, name)
+        broken = bool(found)
+        found += segmentation_errors(segmentation, size, file, name)
+        crowd = bool(annotation.get("iscrowd", 0))
+        if not crowd and not broken:
+            ids = expected.thing_ids
+            found += class_defects(np.array([label]), ids, file, "instance class", name)
+        if found:
+            summary.defects += found
+            continue
+        summary.defects += segmentation_warnings(segmentation, size, file, name)
+        rle = encode_segmentation(segmentation, size)
+        area = int(mask_util.area(rle))
+        if crowd and isinstance(segmentation, list):
+            problem = "a crowd (iscrowd 1) with polygons"
+            summary.defects.append(make_defect("crowd-polygon", file, name, problem))
+        if not area:
+            problem = "the mask has no pixel"
+            summary.defects.append(make_defect("zero-area", file, name, problem))
+            continue
+        summary.defects += _measure_defects(annotation, area, mask_util.toBbox(rle), file, name)
+        if crowd:
+            summary.crowds += 1
+        else:
+            summary.objects.append((label, area))
+
+
+def _measure_defects(
+    annotation: Mapping[str, Any], area: int, box: np.ndarray, file: str, name: str
+) -> list[Defect]:
+    """Where ``area`` and ``bbox`` disagree with the mask; ``box`` is x, y, width, height of it."""
+    found = []
+    x, y, width, height = (float(v) for v in box)
+    given = annotation.get("area", area)
+    if not is_number(given):
+        problem = f"area is {given!r}, not a number of pixels"
+        found.append(make_defect("bad-value", file, name, problem, severity="warning"))
+    elif not abs(given - area) <= _AREA_SHARE * max(given, area) + width + height:
+        problem = f"area is {given:g}, but the mask has {area} pixels"
+        found.append(make_defect("wrong-area", file, name, problem))
+    mode = annotation.get("bbox_mode", BoxMode.XYWH_ABS)
+    if "bbox" in annotation and not is_box(annotation["bbox"]):
+        problem = f"bbox is {annotation['bbox']!r}, not four numbers"
+        found.append(make_defect("bad-value", file, name, problem, severity="warning"))
+    elif "bbox" in annotation and mode in (BoxMode.XYWH_ABS, BoxMode.XYXY_ABS):
+        stated = np.array(BoxMode.convert(list(annotation["bbox"]), mode, BoxMode.XYXY_ABS))
+        actual = np.array([x, y, x + width, y + height])
+        allowed = _BOX_PIXELS + _BOX_SHARE * np.array([width, height, width, height])
+        if not (np.abs(stated - actual) <= allowed).all():
+            text = [", ".join(f"{v:g}" for v in values) for values in (stated, actual)]
+            problem = f"bbox spans {text[0]} (x0, y0, x1, y1), but the mask {text[1]}"
+            found.append(make_defect("bbox-wrong", file, name, problem))
+    return found

@@ -1,0 +1,149 @@
+"""Defects of a polygon's points: no numbers, beyond the picture, edges that cross."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+__all__ = ["TooManyPairs", "crossing_edges", "polygon_errors", "polygon_warnings"]
+
+# A crossing shallower than this (pixels) is rounding: outlines from masks touch themselves often.
+_DEPTH = 1e-2
+_PAIRS = 1 << 19  # of edges that are tested at once, and those of the last edge
+_MOST_PAIRS = 1 << 22  # of edges that are tested of one polygon: all pairs of 2,900 edges
+
+
+class TooManyPairs(ValueError):
+    """More pairs of edges might cross than are tested."""
+
+
+def polygon_errors(
+    polygon: Sequence[float], size: tuple[int, int], *, tolerance: float
+) -> Iterator[tuple[str, str]]:
+    """(kind of defect, problem) of a polygon that cannot be used.
+
+    Args:
+        polygon: [x0, y0, x1, y1, …] in pixels, an even number of coordinates.
+        size: (H, W) of the picture.
+        tolerance: pixels that points may lie beyond the border.
+    """
+    try:
+        values = np.asarray(polygon)
+    except ValueError:  # lists of several lengths within the list
+        values = np.array(None)
+    # None would become NaN, "9" a number, True 1.
+    if values.ndim != 1 or values.dtype.kind not in "iuf" or bool in set(map(type, polygon)):
+        yield "polygon-coordinates", "coordinates that are no numbers"
+        return
+    if not np.isfinite(values).all():
+        wrong = values[~np.isfinite(values)][0]
+        yield "polygon-coordinates", f"a coordinate is {wrong}"
+        return
+    x, y = values[::2], values[1::2]
+    height, width = size
+    low, high = (x.min(), y.min()), (x.max(), y.max())
+    outside = any(
+        most < -tolerance or least > side + tolerance
+        for least, most, side in zip(low, high, (width, height))
+    )
+    # Rasterising walks along each edge: far points would cost time and memory without end.
+    far = any(
+        least < -side - tolerance or most > 2 * side + tolerance
+        for least, most, side in zip(low, high, (width, height))
+    )
+    if outside or far:
+        what = "wholly outside" if outside else "far outside"
+        yield "polygon-outside", f"the polygon lies {what} the picture ({_extent(x, y, size)})"
+
+
+def polygon_warnings(
+    polygon: Sequence[float], size: tuple[int, int], *, tolerance: float
+) -> Iterator[tuple[str, str]]:
+    """(kind of defect, problem) of a polygon that can be used, but looks wrong.
+
+    Args: as in :func:`polygon_errors`, which found nothing.
+    """
+    points = np.asarray(polygon, np.float64).reshape(-1, 2)
+    x, y = points.T
+    height, width = size
+    if (
+        min(x.min(), y.min()) < -tolerance
+        or x.max() > width + tolerance
+        or y.max() > height + tolerance
+    ):
+        text = f"the polygon lies partly outside the picture ({_extent(x, y, size)})"
+        yield "polygon-outside", text
+    try:
+        crossing = crossing_edges(points)
+    except TooManyPairs:
+        crossing = None
+        yield "polygon-unchecked", f"not checked for self-intersection: {len(points)} points"
+    if crossing is not None:
+        first, second = crossing
+        yield (
+            "polygon-self-intersecting",
+            f"the edges from points {first + 1} and {second + 1} of {len(points)} cross",
+        )
+
+
+def _extent(x: np.ndarray, y: np.ndarray, size: tuple[int, int]) -> str:
+    return f"x {x.min():g} to {x.max():g} of {size[1]}, y {y.min():g} to {y.max():g} of {size[0]}"
+
+
+def crossing_edges(points: np.ndarray) -> tuple[int, int] | None:
+    """Two edges of a closed polygon that cross, or None.
+
+    Edges that only touch, share a point or lie on each other do not cross.
+
+    Args:
+        points: (N, 2) x and y in pixels.
+
+    Returns:
+        The positions of the edges' first points, the smaller first.
+
+    Raises:
+        TooManyPairs: if none of the first ``2**22`` pairs of edges with overlapping spans cross
+            and there are more. Outlines of short edges have few such pairs: only with thousands
+            of edges across the whole shape are there so many.
+    """
+    start = np.asarray(points, np.float64)
+    along = np.roll(start, -1, axis=0) - start
+    length = np.hypot(along[:, 0], along[:, 1])
+    kept = np.flatnonzero(length > 0)
+    # Edges can only cross where their spans in x overlap. Sorted by where a span begins, those
+    # that begin within an edge's span follow that edge: few, where the edges are short.
+    ends = start[kept, 0], (start + along)[kept, 0]
+    order = np.argsort(np.minimum(*ends), kind="stable")
+    left, right = np.minimum(*ends)[order], np.maximum(*ends)[order]
+    kept = kept[order]
+    start, along, length = start[kept], along[kept], length[kept]
+    places = np.arange(len(kept))
+    followers = np.searchsorted(left, right, side="right") - places - 1
+    pairs_before = np.cumsum(followers) - followers
+    total = int(followers.sum())
+    for block in range(0, min(total, _MOST_PAIRS), _PAIRS):
+        inside = (pairs_before < block + _PAIRS) & (pairs_before + followers > block)
+        one = np.repeat(places[inside], followers[inside])
+        first_pair = np.repeat(pairs_before[inside], followers[inside])
+        number = np.arange(len(one)) + (pairs_before[inside][0] if len(one) else 0)
+        other = one + 1 + number - first_pair
+        mutual = _apart(start, along, length, one, other) & _apart(start, along, length, other, one)
+        hits = np.flatnonzero(mutual)
+        if len(hits):
+            found = sorted((int(kept[one[hits[0]]]), int(kept[other[hits[0]]])))
+            return found[0], found[1]
+    if total > _MOST_PAIRS:
+        raise TooManyPairs(f"{total} pairs of edges")
+    return None
+
+
+def _apart(
+    start: np.ndarray, along: np.ndarray, length: np.ndarray, lines: np.ndarray, edges: np.ndarray
+) -> np.ndarray:
+    """(P,) whether both ends of an edge lie on two sides of a line, for P pairs by position."""
+    offset = start[edges] - start[lines]
+    normal = np.stack([-along[lines, 1], along[lines, 0]], axis=1) / length[lines, None]
+    first = (offset * normal).sum(axis=1)
+    second = first + (along[edges] * normal).sum(axis=1)
+    return (np.minimum(first, second) < -_DEPTH) & (np.maximum(first, second) > _DEPTH)

@@ -1,0 +1,208 @@
+"""Every broken data set: the checker names its one defect, the loader and the mapper refuse it."""
+
+import functools
+import pickle
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog
+from detectron2.data.detection_utils import SizeMismatchError
+
+from knet.config import get_cfg_from_file
+from knet.data import KNetDatasetMapper, register_custom
+from knet.data.check import check_dataset
+from knet.data.check_record import Expected, check_record
+from knet.data.defects import (
+    KINDS,
+    DataError,
+    MissingFileError,
+    PictureSizeError,
+    data_error,
+    make_defect,
+    raise_first,
+)
+from knet.data.panoptic_png import segment_defects
+
+from .broken_sets import CASES, FORMATS, NUM_IMAGES, make_broken, make_good
+
+ERRORS = [case for case in CASES if case.severity == "error"]
+WARNINGS = [case for case in CASES if case.severity == "warning"]
+
+
+def named(cases):
+    return pytest.mark.parametrize("case", cases, ids=lambda case: case.name)
+
+
+@functools.cache
+def base_cfg():
+    return get_cfg_from_file("configs/shapes/panoptic.yaml", [])
+
+
+def make_cfg(entry, on_error="raise", test=()):
+    cfg = base_cfg().clone()
+    cfg.DATASETS.CUSTOM = [entry]
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (entry["NAME"],), test
+    cfg.DATASETS.ON_ERROR = on_error
+    cfg.INPUT.MIN_SIZE_TRAIN = (40,)
+    return cfg
+
+
+def load(entry, on_error="raise"):
+    """Registers, loads and maps all records, as training does."""
+    cfg = make_cfg(entry, on_error)
+    register_custom(cfg)
+    records = DatasetCatalog.get(entry["NAME"])
+    cfg.INPUT.KNET_COLOR_AUG = []
+    mapper = KNetDatasetMapper(cfg, True)
+    return [mapper(record) for record in records]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_good_sets_have_no_defect(tmp_path, form):
+    entry = make_good(form, tmp_path / "good")
+    assert len(load(entry)) == NUM_IMAGES
+    report = check_dataset(entry["NAME"])
+    assert report.defects == [] and report.num_images == len(report.usable) == NUM_IMAGES
+
+
+def test_there_are_enough_cases():
+    assert len({case.name for case in CASES}) == len(CASES) >= 28
+    assert {case.kind for case in CASES} <= set(KINDS)
+
+
+@named(CASES)
+def test_checker_names_the_defect_and_nothing_else(tmp_path, case):
+    entry = make_broken(case, tmp_path / "set")
+    if case.left_out is None:
+        with pytest.raises(DataError) as caught:
+            register_custom(make_cfg(entry, "skip"))
+            DatasetCatalog.get(entry["NAME"])
+        (defect,) = [caught.value.defect]
+    else:
+        register_custom(make_cfg(entry, "skip"))
+        report = check_dataset(entry["NAME"])
+        assert [defect.kind for defect in report.defects] == [case.kind]
+        (defect,) = report.defects
+        assert report.num_errors == (case.severity == "error")
+    assert defect.kind == case.kind
+    assert defect.file == str(tmp_path / "set" / case.file)
+    assert defect.record == case.record
+    assert defect.severity == case.severity
+    assert "\n" not in str(defect) and defect.mend in str(defect)
+
+
+@named(ERRORS)
+def test_loader_refuses_errors(tmp_path, case):
+    entry = make_broken(case, tmp_path / "set")
+    with pytest.raises(DataError) as caught:
+        load(entry)
+    defect = caught.value.defect
+    assert str(tmp_path / "set") in str(caught.value) and defect.mend in str(caught.value)
+    # Labels that only fit the unturned picture have the wrong size for the mapper.
+    assert defect.kind in (case.kind, "png-size" if case.kind == "exif-rotation" else "")
+    if defect.kind == case.kind:
+        assert case.file.split("/")[-1] in str(caught.value)
+    if case.kind in ("image-missing", "png-missing") and case.form != "semantic":
+        assert isinstance(caught.value, FileNotFoundError)
+
+
+@named(WARNINGS)
+def test_loader_takes_what_is_only_odd(tmp_path, case):
+    entry = make_broken(case, tmp_path / "set")
+    unannotated = case.kind == "image-without-annotation"
+    assert len(load(entry)) == NUM_IMAGES - unannotated
+
+
+STRUCTURAL = [
+    "missing-key", "bad-value", "duplicate-image-id", "unknown-category", "ignore-flag",
+    "duplicate-annotation-id", "duplicate-segment-id", "orphan-annotation", "segment-id-zero",
+    "duplicate-annotation", "missing-segmentation", "polygon-empty", "rle-size",
+]  # fmt: skip
+
+
+@named([c for c in ERRORS if c.kind in STRUCTURAL and c.left_out is not None])
+def test_skip_leaves_records_out_with_one_warning(tmp_path, case, caplog):
+    entry = make_broken(case, tmp_path / "set")
+    left = NUM_IMAGES - case.left_out
+    assert len(load(entry, "skip")) == left
+    (line,) = [r.message for r in caplog.records if r.name == "knet.data.on_error"]
+    assert f"1 errors in its annotations, {case.left_out} images left out" in line
+    assert str(tmp_path / "set" / case.file) in line and case.record in line
+
+
+def test_policy(tmp_path):
+    case = next(case for case in CASES if case.name == "instances-unknown-category")
+    entry = make_broken(case, tmp_path / "set")
+    with pytest.raises(ValueError, match=r"DATASETS\.ON_ERROR must be raise or skip, not 'warn'"):
+        register_custom(make_cfg(entry, "warn"))
+    register_custom(make_cfg(entry, "skip", test=(entry["NAME"],)))
+    with pytest.raises(DataError, match="category_id 99"):  # evaluations lose no image
+        DatasetCatalog.get(entry["NAME"])
+    register_custom(make_cfg(entry, "skip"))  # the policy may change
+    assert len(DatasetCatalog.get(entry["NAME"])) == 2
+
+
+def test_errors_count_the_others():
+    defects = [
+        make_defect("wrong-area", "x.json", "image 1", "w"),
+        make_defect("unknown-category", "x.json", "image 2", "y"),
+        make_defect("unknown-category", "x.json", "image 3", "z"),
+    ]
+    raise_first(defects[:1])
+    with pytest.raises(DataError, match=r"^x\.json: image 2: y; add .* \(1 more such errors") as e:
+        raise_first(defects)
+    assert e.value.defect is defects[1] and e.value.more == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "types"),
+    [
+        ("image-missing", (MissingFileError, FileNotFoundError)),
+        ("size-mismatch", (PictureSizeError, SizeMismatchError)),
+        ("rle-invalid", (DataError, ValueError)),
+    ],
+)
+def test_errors_keep_their_old_types_and_survive_pickle(kind, types):
+    error = data_error(make_defect(kind, "a.png", "image 1", "is odd"), 3)
+    assert all(isinstance(error, kind) for kind in (*types, DataError))
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again), again.defect) == (type(error), str(error), error.defect)
+    text = type(error)("from a worker")  # how PyTorch's DataLoader hands it on
+    assert str(text) == "from a worker" and text.defect is None
+    assert str(pickle.loads(pickle.dumps(text))) == "from a worker"
+
+
+def test_mapper_names_json_picture_and_annotation(tmp_path):
+    case = next(case for case in CASES if case.name == "instances-nan")
+    entry = make_broken(case, tmp_path / "set")
+    with pytest.raises(DataError) as caught:
+        load(entry)
+    folder = tmp_path / "set"
+    start = f"{folder}/annotations.json: image 5, annotation 11 of {folder}/images/a.png: "
+    assert str(caught.value).startswith(start)
+
+
+def test_records_of_others(tmp_path):
+    """A defect where a key is missing, a DataError that names the record for all else."""
+    entry = make_good("coco_panoptic", tmp_path / "good")
+    picture, png = f"{entry['IMAGE_ROOT']}/a.png", f"{entry['PANOPTIC_ROOT']}/a.png"
+    record = {"file_name": picture, "image_id": 3, "height": 40}
+    outline = [[10, 10, 20, 10, 20, 20]]
+    for labels, kinds in (
+        ({"annotations": [{"segmentation": outline}]}, ["missing-key"]),
+        ({"annotations": [{"segmentation": outline, "category_id": "x"}]}, ["bad-value"]),
+        ({"pan_seg_file_name": png}, ["missing-key"]),
+        ({"pan_seg_file_name": png, "segments_info": [{"category_id": 1}]}, ["missing-key"]),
+        ({"pan_seg_file_name": png, "segments_info": []}, ["png-id-unknown"] * 2),
+    ):
+        found = check_record({**record, **labels}, Expected())
+        assert [defect.kind for defect in found] == kinds
+    assert [d.kind for d in check_record({"image_id": 3}, Expected())] == ["missing-key"]
+    with pytest.raises(DataError, match=r"a\.png: image 3 cannot be checked: TypeError"):
+        check_record({**record, "annotations": 5}, Expected())
+
+
+def test_many_unknown_ids_are_one_defect(tmp_path):
+    ids = np.arange(2400, dtype=np.uint32).reshape(40, 60)
+    (defect,), _ = segment_defects(ids, [], "x.png", "image 1")
+    assert defect.problem.startswith("2399 segment ids (2399 pixels) are not in its segments_info")

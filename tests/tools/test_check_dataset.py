@@ -1,0 +1,174 @@
+"""The checker as it is called, and what it prints."""
+
+import json
+from pathlib import Path
+
+import check_dataset as tool
+import numpy as np
+import pytest
+import yaml
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+from PIL import Image
+
+from knet.data.check import DatasetReport, check_dataset
+from knet.data.check_report import format_report, kernel_advice
+from knet.data.defects import make_defect
+
+from ..data import broken_sets
+
+
+@pytest.fixture(autouse=True)
+def clean_catalogs():
+    before = set(DatasetCatalog.list())
+    yield
+    for name in set(DatasetCatalog.list()) - before:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def config(folder, train, test=()):
+    """A config with entries for training and testing."""
+    path = folder / "own.yaml"
+    base = Path("configs/shapes/panoptic.yaml").resolve()
+    data = {
+        "CUSTOM": [*train, *test],
+        "TRAIN": [entry["NAME"] for entry in train],
+        "TEST": [entry["NAME"] for entry in test],
+    }
+    path.write_text(yaml.safe_dump({"_BASE_": str(base), "DATASETS": data}))
+    return str(path)
+
+
+def case(name):
+    return next(case for case in broken_sets.CASES if case.name == name)
+
+
+def test_good_sets_of_each_format(tmp_path, capsys):
+    entries = [broken_sets.make_good(form, tmp_path / form) for form in broken_sets.FORMATS]
+    file = config(tmp_path, entries[:2], entries[2:])
+    sheets, report = tmp_path / "sheets", tmp_path / "report.json"
+    arguments = ["--config-file", file, "--workers", "2", "--draw", "1", "--output", str(sheets)]
+    assert tool.main([*arguments, "--json", str(report), "MODEL.KNET.NUM_KERNELS", "1"]) == 0
+    text = capsys.readouterr().out
+    assert text.count("0 errors, 0 warnings") == 3
+    assert "1 / 1 / 2 (min/median/max) (95 % have at most 2)" in text
+    assert "the config's 1 are too few for 1 image, where 1 object cannot be found" in text
+    assert len(list(sheets.glob("*.png"))) == 3
+    for path in sheets.glob("*.png"):
+        assert str(path) in text
+        pixels = np.asarray(Image.open(path))
+        assert pixels.shape[1] > 2 * pixels.shape[0] > 0
+    instances, panoptic, semantic = json.loads(report.read_text())
+    assert instances["class_names"] == ["stem", "leaf"]
+    assert instances["class_objects"] == [3, 1] and instances["class_images"] == [3, 1]
+    assert instances["objects"] == [2, 1, 1] and instances["crowds"] == 1
+    assert instances["sizes"] == [[40, 60]] * 3 and instances["areas"] == [100] * 4
+    assert panoptic["class_names"] == ["stem", "leaf", "soil"]
+    assert panoptic["class_pixels"] == [0, 900, 3 * (2400 - 380)]
+    assert "(nothing to learn it from)" in text
+    assert semantic["objects"] == [] and semantic["class_images"] == [3, 3, 3]
+    assert semantic["class_pixels"] == [3 * (2400 - 300 - 90 - 240), 900, 270]
+
+
+def test_splits_names_and_exit_status(tmp_path, capsys):
+    good = broken_sets.make_good("coco_instances", tmp_path / "good")
+    odd = broken_sets.make_broken(case("instances-area"), tmp_path / "odd")
+    bad = broken_sets.make_broken(case("instances-unknown-category"), tmp_path / "bad")
+    file = config(tmp_path, [good, odd], [bad])
+    run = ["--workers", "0", "--config-file", file]
+    assert tool.main([*run, "--split", "train"]) == 0  # a warning is no error
+    text = capsys.readouterr().out
+    assert "WARNING wrong-area: 1; count `area` again" in text and bad["NAME"] not in text
+    assert tool.main([*run, "--split", "test"]) == 1
+    text = capsys.readouterr().out
+    where = f"{tmp_path}/bad/annotations.json: image 5, annotation 11: category_id 99 is not"
+    assert "ERROR unknown-category: 1; add the category" in text and where in text
+    assert "2 of the images read are without an error" in text
+    assert tool.main(run) == 1
+    assert capsys.readouterr().out.count("Data set ") == 3
+    assert tool.main([*run, "--dataset", good["NAME"]]) == 0
+    assert capsys.readouterr().out.count("Data set ") == 1
+
+
+def test_a_file_that_cannot_be_read_is_one_error_and_others_are_checked(tmp_path, capsys):
+    bad = broken_sets.make_broken(case("instances-json-invalid"), tmp_path / "bad")
+    good = broken_sets.make_good("semantic", tmp_path / "good")
+    assert tool.main(["--config-file", config(tmp_path, [bad, good]), "--workers", "0"]) == 1
+    text = capsys.readouterr().out
+    assert "ERROR json-invalid: 1" in text and f"{tmp_path}/bad/annotations.json" in text
+    assert "good_semantic: 0 errors" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "name a --config-file or a --dataset"),
+        (["--dataset", "nowhere"], "no data set 'nowhere': it is not in"),
+        (["--dataset", "x", "--workers", "-1"], "--workers is -1"),
+        (["--config-file", "nowhere.yaml"], "nowhere.yaml"),
+        (["--dataset", "x", "--split", "dev"], "invalid choice"),
+    ],
+)
+def test_wrong_calls(arguments, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        tool.main(arguments)
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_wrong_configs(tmp_path, capsys):
+    good = broken_sets.make_good("semantic", tmp_path / "good")
+    for entry, message in (
+        ({**good, "IMAGE_ROOT": "nowhere"}, "no folder"),
+        ({**good, "FORMAT": "voc"}, "FORMAT is 'voc'"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            tool.main(["--config-file", config(tmp_path, [entry]), "--workers", "0"])
+        assert caught.value.code == 2
+        assert message in capsys.readouterr().err
+
+
+def test_data_sets_that_others_registered(tmp_path):
+    bad = broken_sets.make_broken(case("instances-unknown-category"), tmp_path / "bad")
+    register_coco_instances("theirs", {}, bad["JSON_FILE"], bad["IMAGE_ROOT"])
+    report = check_dataset("theirs")
+    assert [defect.kind for defect in report.defects] == ["unknown-category"]
+    assert report.class_names == ["stem", "leaf"] and report.num_images == 3
+    records = [{"file_name": str(tmp_path / "gone.png"), "image_id": 4, "annotations": []}]
+    DatasetCatalog.register("function", lambda: records)
+    (defect,) = check_dataset("function").defects
+    assert (defect.kind, defect.record) == ("image-missing", "image 4")
+    DatasetCatalog.register("fails", lambda: {}["key"])
+    with pytest.raises(ValueError, match="the loader of data set 'fails' fails: KeyError: 'key'"):
+        check_dataset("fails")
+
+
+def test_worker_processes_find_the_same(tmp_path):
+    entry = broken_sets.make_broken(case("instances-image-truncated"), tmp_path / "bad")
+    register_coco_instances("theirs", {}, entry["JSON_FILE"], entry["IMAGE_ROOT"])
+    seen = []
+    apart = check_dataset("theirs", workers=2, progress=lambda *numbers: seen.append(numbers))
+    assert apart.as_dict() == check_dataset("theirs").as_dict()
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_report_shows_the_first_ten_of_a_kind():
+    defects = [make_defect("zero-area", "x.json", f"image {k}", "no pixel") for k in range(23)]
+    defects += [make_defect("rle-invalid", "x.json", "image 1", "the RLE has a run of -5 pixels")]
+    report = DatasetReport("own", defects=defects)
+    text = format_report(report)
+    assert text.index("ERROR rle-invalid: 1; ") < text.index("WARNING zero-area: 23; ")
+    assert text.count("no pixel") == 10 and "… and 13 more (--all-defects shows them)" in text
+    assert format_report(report, show_all=True).count("no pixel") == 23
+    assert "own: 1 error, 23 warnings" in text
+
+
+def test_kernel_advice():
+    objects = [*range(1, 101), 375]
+    assert kernel_advice(objects, None).endswith(
+        "375 kernels suffice for every image, 100 for 99 % of them"
+    )
+    assert kernel_advice(objects, 375).endswith("; the config's 375 are enough")
+    text = "300 are too few for 1 image, where 75 objects cannot be found"
+    assert kernel_advice(objects, 300).endswith(text)
