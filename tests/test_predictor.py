@@ -56,6 +56,26 @@ def test_saved_and_loaded_it_says_the_same(predictor, tmp_path):
     assert_equal(again(image), before)
 
 
+def test_classes_are_chosen_by_name(predictor, tmp_path):
+    predictor.save_pretrained(tmp_path / "all")
+    opts = ("MODEL.KNET.TEST.CLASSES", ["star", "stripes"])
+    some = KNetPredictor.from_pretrained(tmp_path / "all", device="cpu", opts=opts)
+    some.save_pretrained(tmp_path / "some")
+    assert yaml.safe_load((tmp_path / "some" / "config.yaml").read_text())["MODEL"]["KNET"]["TEST"][
+        "CLASSES"
+    ] == ["star", "stripes"]
+    again = KNetPredictor.from_pretrained(tmp_path / "some", device="cpu")
+    things, stuff = (predictor.metadata.get(f"{kind}_classes") for kind in ("thing", "stuff"))
+    for chosen in (some, again):
+        found = chosen(picture())
+        assert {things[c] for c in found["instances"].pred_classes.tolist()} == {"star"}
+        assert {stuff[s["category_id"]] for s in found["panoptic_seg"][1]} <= {"star", "stripes"}
+    with pytest.raises(ValueError, match="no class 'moon'; the 8 classes are 'disc'"):
+        KNetPredictor.from_pretrained(
+            tmp_path / "all", device="cpu", opts=("MODEL.KNET.TEST.CLASSES", ["moon"])
+        )
+
+
 def test_ids_of_the_data_set_are_kept(tiny_cfg, tmp_path):
     tiny_cfg.DATASETS.TRAIN = tiny_cfg.DATASETS.TEST = ("cityscapes_fine_panoptic_val",)
     metadata = MetadataCatalog.get("cityscapes_fine_panoptic_val")

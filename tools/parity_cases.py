@@ -150,8 +150,7 @@ def _check_training(case, meta, heads, features, inputs, golden, report):
 def _check_matching(name, criterion, initial, rounds, targets, num_things, golden, report):
     masks = [initial.masks, *(r.masks for r in rounds)]
     with torch.no_grad():
-        large = [criterion.upsample(m[:, :num_things]) for m in masks]
-        matches = criterion.match(masks, large, rounds, targets, num_things)
+        matches = criterion.match(masks, rounds, targets, num_things)
     # the initial masks and the first round share one assignment
     for stage, s in [("init", 0), *((f"s{s}", s) for s in range(len(rounds)))]:
         for b, target in enumerate(targets):
@@ -159,7 +158,7 @@ def _check_matching(name, criterion, initial, rounds, targets, num_things, golde
             if logits is not None:
                 logits = logits[:, : criterion.num_thing_classes]
             cost = criterion.matcher.cost(
-                logits, large[s][b], target.thing_labels, target.thing_masks
+                logits, masks[s][b, :num_things], target.thing_labels, target.thing_masks
             )
             key = f"{stage}.cost.img{b}"
             if key in golden:
@@ -168,24 +167,24 @@ def _check_matching(name, criterion, initial, rounds, targets, num_things, golde
             assigned[matches[s][b].kernels] = matches[s][b].objects
             key = f"{stage}.assigned_gt_inds.img{b}"
             report.compare(f"{name}/{key}", assigned, golden[key], "exact")
-    _check_targets(name, criterion, initial, matches, targets, num_things, golden, report)
+    _check_targets(name, criterion, matches, targets, num_things, golden, report)
 
 
-def _check_targets(name, criterion, initial, matches, targets, num_things, golden, report):
+def _check_targets(name, criterion, matches, targets, num_things, golden, report):
     """Mask, class and pixel targets that follow from the matches."""
     num_classes = criterion.num_classes
     for stage, s in [("init", 0), *((f"s{s}", s) for s in range(len(matches)))]:
-        rows = criterion._rows(matches[s], targets, None if stage == "init" else num_things)
+        rows = criterion.rows(matches[s], targets, None if stage == "init" else num_things)
         masks, labels = golden[f"{stage}.mask_targets"], golden[f"{stage}.labels"]
-        slot = rows.image * (len(labels) // len(targets)) + rows.kernel
-        ours = torch.zeros_like(masks)
-        ours[slot] = rows.target
-        report.compare(f"{name}/{stage}.mask_targets", ours, masks, "exact")
-        ours = torch.full_like(labels, num_classes)
-        ours[slot] = rows.label
-        report.compare(f"{name}/{stage}.labels", ours, labels, "exact")
+        our_masks, our_labels = torch.zeros_like(masks), torch.full_like(labels, num_classes)
+        for b, (row, target) in enumerate(zip(rows, targets)):
+            slot = b * (len(labels) // len(targets)) + row.kernel
+            our_masks[slot] = target.masks[row.target].float()
+            our_labels[slot] = row.label
+        report.compare(f"{name}/{stage}.mask_targets", our_masks, masks, "exact")
+        report.compare(f"{name}/{stage}.labels", our_labels, labels, "exact")
         if stage == "init":
-            ours = criterion._seg_labels(rows, targets, initial.seg_logits)
+            ours = criterion.seg_labels(rows, targets)
             report.compare(f"{name}/init.seg_targets", ours, golden["init.seg_targets"], "exact")
 
 

@@ -18,12 +18,12 @@ from knet.inference.resize import MaskResizer
 from knet.modeling.kernel_update import KernelUpdater, UpdateRound
 from knet.modeling.neck import SemanticFPNNeck
 from knet.modeling.position_encoding import SinePositionEncoding
+from knet.training.enlarged import enlarged_sums
 from knet.training.losses import (
     class_focal_loss,
-    dice_loss,
-    mask_bce_loss,
+    mask_losses,
+    owner_loss,
     pixel_focal_loss,
-    rank_loss,
 )
 from knet.training.matcher import MaskMatcher
 
@@ -196,10 +196,15 @@ def _losses(name, arrays, meta, report):
         report.compare(f"{name}/{key} gradient", logits.grad, golden_gradient)
 
     pred, target = arrays["mask_pred"], arrays["mask_target"]
-    check("dice", lambda x: 4 * dice_loss(x, target) / len(target), pred,
-          arrays["dice.value"], arrays["dice.grad_pred"])  # fmt: skip
-    check("mask_bce", lambda x: mask_bce_loss(x, target) / target.numel(), pred,
-          arrays["mask_bce.value"], arrays["mask_bce.grad_pred"])  # fmt: skip
+
+    def mask_loss(index: int, factor: Tensor | float) -> Callable[[Tensor], Tensor]:
+        terms = mask_losses(lambda part: target[part])
+        return lambda x: factor * enlarged_sums(x, x.shape[-2:], terms, count=2)[index]
+
+    check("dice", mask_loss(1, 4 / len(target)), pred, arrays["dice.value"],
+          arrays["dice.grad_pred"])  # fmt: skip
+    check("mask_bce", mask_loss(0, 1 / target.numel()), pred, arrays["mask_bce.value"],
+          arrays["mask_bce.grad_pred"])  # fmt: skip
     labels, weights = arrays["focal_cls.labels"], arrays["focal_cls.weights"]
     divisor = arrays["focal_cls.avg_factor"]
     check("focal_cls", lambda x: 2 * class_focal_loss(x, labels, weights) / divisor,
@@ -209,12 +214,18 @@ def _losses(name, arrays, meta, report):
     foreground = (labels_seg < logits.shape[1]).sum().clamp(min=1)
 
     def seg(x: Tensor) -> Tensor:
-        return pixel_focal_loss(x.T[None, :, :, None], labels_seg[None, :, None]) / foreground
+        terms = pixel_focal_loss(labels_seg[None, :, None])
+        maps = x.T[None, :, :, None]
+        return enlarged_sums(maps, maps.shape[-2:], terms, whole=True)[0] / foreground
 
     check("focal_seg", seg, logits, arrays["focal_seg.value_w1"], arrays["focal_seg.grad"])
     owners = torch.where(arrays["rank.target"] == 255, -1, arrays["rank.target"])
-    check("rank", lambda x: 0.1 * rank_loss(x, owners) / owners.numel(), arrays["rank.logits"],
-          arrays["rank.value_w0.1"], arrays["rank.grad"])  # fmt: skip
+
+    def rank(x: Tensor) -> Tensor:
+        sums = enlarged_sums(x, x.shape[-2:], owner_loss(owners), whole=True)
+        return 0.1 * sums[0] / owners.numel()
+
+    check("rank", rank, arrays["rank.logits"], arrays["rank.value_w0.1"], arrays["rank.grad"])
 
 
 def _resizer(meta, logits):

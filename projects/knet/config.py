@@ -62,6 +62,12 @@ def _add_model_config(cfg: CN) -> None:
     # training batches are padded to at least this (height, width), as published with crops
     knet.MIN_TRAIN_SIZE = (0, 0)
     knet.CHANNELS_LAST = True
+    # inference runs code of torch.compile, from the images to the last round: the first image takes
+    # a minute, the others less time than before
+    knet.COMPILE = False
+    # less memory, more time in training: activations of "backbone" (a ResNet's stages) and "rounds"
+    # are dropped and computed again for the gradients
+    knet.RECOMPUTE = ()
 
     # semantic models only
     knet.SEMANTIC = CN()
@@ -77,6 +83,9 @@ def _add_model_config(cfg: CN) -> None:
     knet.LOSS.DICE_WEIGHT = 4.0
     # 0 in instance models
     knet.LOSS.RANK_WEIGHT = 0.1
+    # masks are compared with their targets at this many sampled points of each image and mask
+    # (12544 in Mask2Former) for less time and memory; 0: at every pixel, as published
+    knet.LOSS.NUM_POINTS = 0
     # semantic models: of the initial and of every round's logits
     knet.LOSS.SEG_WEIGHT = 1.0
     # semantic models: 0 leaves the auxiliary head out
@@ -86,16 +95,28 @@ def _add_model_config(cfg: CN) -> None:
     knet.COST.MASK_WEIGHT = 1.0
     knet.COST.DICE_WEIGHT = 4.0
 
-    # which results a model gives; TEST.DETECTIONS_PER_IMAGE is the number of instances
+    # which results a model gives. TEST.DETECTIONS_PER_IMAGE is the number of instances, and as
+    # many are scored: raise it where images hold more than 100 objects
     knet.TEST = CN()
     knet.TEST.INSTANCE_ON = True
     knet.TEST.PANOPTIC_ON = True
     knet.TEST.SEMANTIC_ON = True
     # instances under this score are left out
     knet.TEST.SCORE_THRESH = 0.0
-    # a pixel belongs to an instance above this probability
+    # a pixel belongs to an instance above this probability; lower: larger masks
     knet.TEST.MASK_THRESH = 0.5
-    # panoptic: least score of a thing, least share of its own mask that a segment must win
+    # instances are ranked by class score times mean probability inside the mask, as in MaskFormer;
+    # published: by the class score alone
+    knet.TEST.MASK_SCORES = False
+    # instances and panoptic segments of fewer pixels of the original image are left out, instances
+    # after the top k was taken; 0 keeps empty instances, as published
+    knet.TEST.MIN_AREA = 0
+    # names of classes (or labels): only these are found as instances and panoptic segments; empty:
+    # all. Other classes take no place among the top k and no pixel of a segment; a pixel is void
+    # where an object of another class is and no chosen mask reaches 0.5. Semantic maps keep all
+    knet.TEST.CLASSES = []
+    # panoptic: things under this score, and segments that win less than this share of the pixels
+    # of their own mask, become void
     knet.TEST.THING_THRESH = 0.3
     knet.TEST.OVERLAP_THRESH = 0.6
     # semantic models: predict large images in windows of this (height, width), whose logits are

@@ -31,7 +31,8 @@ from knet.data import register_custom
 from knet.data.augmentation import build_knet_augmentation
 from knet.data.builtin import register_builtin
 from knet.modeling.build import is_semantic
-from knet.modeling.classes import class_ids_from_config
+from knet.modeling.class_choice import find_classes
+from knet.modeling.classes import class_ids_from_config, class_names
 from knet.modeling.test_time_augmentation import KNetWithTTA
 
 Picture = Union[str, "os.PathLike[str]", np.ndarray, Image.Image]
@@ -96,7 +97,7 @@ class KNetPredictor:
                 downloaded once (needs `pip install huggingface_hub`).
             device: where to run; a GPU if there is one by default.
             revision: of a model on the Hub.
-            opts: config keys and values, `("TEST.AUG.ENABLED", True)`.
+            opts: config keys and values, `("MODEL.KNET.TEST.CLASSES", ["person"])`.
 
         Raises:
             FileNotFoundError: no such folder, or a file is missing in it.
@@ -114,13 +115,13 @@ class KNetPredictor:
             ],
         )
         saved = json.loads((folder / _CLASSES).read_text(encoding="utf-8"))
-        model = build_model(cfg)
-        KNetCheckpointer.from_config(cfg, model, strict=True).load(cfg.MODEL.WEIGHTS)
         metadata = Metadata(name=str(path_or_hub_id))
         for key, value in saved.items():
             if key.endswith("contiguous_id"):  # JSON has no numbers for keys
                 value = {int(k): v for k, v in value.items()}
             metadata.set(**{key: value})
+        model = build_model(_with_labels(cfg, metadata))
+        KNetCheckpointer.from_config(cfg, model, strict=True).load(cfg.MODEL.WEIGHTS)
         return cls(cfg, model, metadata)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
@@ -170,6 +171,15 @@ class KNetPredictor:
         self._resize(augmented)
         tensor = torch.as_tensor(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
         return self.model([{"image": tensor, "height": height, "width": width}])[0]
+
+
+def _with_labels(cfg: CfgNode, metadata: Metadata) -> CfgNode:
+    """The config with labels for the names of classes that it chooses, as no data set has them."""
+    ids = class_ids_from_config(cfg, semantic=is_semantic(cfg))
+    chosen = find_classes(cfg.MODEL.KNET.TEST.CLASSES, ids, class_names(metadata, ids)) or ()
+    cfg = cfg.clone()
+    cfg.MODEL.KNET.TEST.CLASSES = [[*ids.things, *ids.stuff][row] for row in chosen]
+    return cfg
 
 
 def _folder(path_or_hub_id: str | os.PathLike[str], revision: str | None) -> Path:

@@ -24,9 +24,9 @@ THINGS, STUFF = ["cat", "dog"], ["grass", "sky"]
 THING_IDS, STUFF_IDS = {3: 0, 7: 1}, {20: 2, 31: 3}
 
 
-def config(panoptic=True, instance=True, semantic=True):
+def config(panoptic=True, instance=True, semantic=True, top_k=100):
     test = {"PANOPTIC_ON": panoptic, "INSTANCE_ON": instance, "SEMANTIC_ON": semantic}
-    return CfgNode({"MODEL": {"KNET": {"TEST": test}}})
+    return CfgNode({"MODEL": {"KNET": {"TEST": test}}, "TEST": {"DETECTIONS_PER_IMAGE": top_k}})
 
 
 def labels_of(image_id):
@@ -185,9 +185,9 @@ def test_wrong_results(make_dataset, tmp_path):
 def test_switches_choose(make_dataset, tmp_path):
     make_dataset("evaluated")
     for switches, expected in (
-        ((True, False, False), ["COCOPanopticEvaluator"]),
-        ((False, True, False), ["COCOEvaluator"]),
-        ((False, False, True), ["CheckedSemSegEvaluator"]),
+        ((True, False, False), ["PanopticEvaluator"]),
+        ((False, True, False), ["InstanceEvaluator"]),
+        ((False, False, True), ["SemanticEvaluator"]),
     ):
         evaluators = build_evaluator(config(*switches), "evaluated", str(tmp_path))._evaluators
         assert [type(e).__name__ for e in evaluators] == expected

@@ -44,11 +44,22 @@ def test_no_objects_and_no_costs():
     assert matcher.match([]) == []
 
 
-def test_more_objects_than_kernels_warns_with_both_numbers(caplog):
+def test_masks_are_enlarged_in_parts_to_the_objects():
     matcher = MaskMatcher()
+    logits, objects = torch.randn(900, 20, 20), torch.rand(11, 40, 40).round()
+    labels = torch.zeros(11).long()
+    large = torch.nn.functional.interpolate(logits[None], scale_factor=2, mode="bilinear")[0]
+    whole = matcher.cost(None, large, labels, objects)
+    torch.testing.assert_close(matcher.cost(None, logits, labels, objects.half()), whole)
+
+
+def test_a_random_subset_of_surplus_objects_is_trained_and_counted(caplog):
+    matcher = MaskMatcher()
+    assert matcher.subset(3, 3) is None and matcher.subset(0, 3) is None
     with caplog.at_level(logging.WARNING):
-        matches = matcher.match([torch.randn(3, 7)] * 9)
-    assert all(len(m.kernels) == 3 for m in matches)
+        subsets = [matcher.subset(7, 3) for _ in range(9)]
+    assert all(len(s) == 3 and (s.diff() > 0).all() for s in subsets)
+    assert len({tuple(s.tolist()) for s in subsets}) > 1
     messages = [r.getMessage() for r in caplog.records]
     assert "7 objects" in messages[0] and "3 kernels" in messages[0]
     assert len(messages) == 4  # at the 1st, 2nd, 4th and 8th time

@@ -14,7 +14,19 @@ def test_shrinking_is_bilinear_interpolation(factor):
     expected = F.interpolate(
         masks[None].float(), scale_factor=1 / factor, mode="bilinear", align_corners=False
     )[0]
-    assert torch.equal(shrink_masks(masks, factor), expected)
+    out = torch.full((5, *expected.shape[-2:]), 7, dtype=torch.float16)
+    shrink_masks(masks, factor, out)
+    assert torch.equal(out.float(), expected)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3, 4])
+def test_what_lies_beyond_the_masks_is_background(factor):
+    masks = torch.rand(3, 7, 13) > 0.3
+    padded = F.pad(masks, (0, 24 - 13, 0, 12 - 7))
+    expected, out = torch.empty(2, 3, 12 // factor, 24 // factor)
+    shrink_masks(padded, factor, expected)
+    shrink_masks(masks, factor, out)
+    assert torch.equal(out, expected)
 
 
 def test_targets_of_one_image():

@@ -134,8 +134,10 @@ def _compare(job, one, two):
     for name, value in one["weights"].items():
         gradient = one["gradients"][name]
         message = f"{job}: {name}"
+        # two steps of Adam lie before: a rounding error of a tiny gradient has become a full step
+        near = max(1e-5, 2e-2 * gradient.abs().max().item())
         torch.testing.assert_close(
-            two["gradients"][name], gradient, rtol=1e-2, atol=1e-5, msg=f"gradient, {message}"
+            two["gradients"][name], gradient, rtol=1e-2, atol=near, msg=f"gradient, {message}"
         )
         # Adam scales rounding errors up to full steps where the true gradient of a step is zero,
         # as it is for the key bias of an attention, and at times for a silent unit

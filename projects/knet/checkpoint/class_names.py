@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.data import Metadata, MetadataCatalog
 
 from knet.modeling.build import is_semantic
-from knet.modeling.classes import ClassIds, class_ids_from_config
+from knet.modeling.classes import ClassIds, class_ids_from_config, class_names
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,8 @@ class ClassNames:
     @classmethod
     def from_metadata(cls, metadata: Metadata, ids: ClassIds) -> ClassNames | None:
         """Names of the labels `ids`, None if the metadata lack some."""
-        things, stuff = metadata.get("thing_classes", ()), metadata.get("stuff_classes", ())
-        if max(ids.things, default=-1) >= len(things) or max(ids.stuff, default=-1) >= len(stuff):
-            return None
-        names = [*(things[i] for i in ids.things), *(stuff[i] for i in ids.stuff)]
-        return cls(tuple(names), len(ids.things))
+        names = class_names(metadata, ids)
+        return None if names is None else cls(names, len(ids.things))
 
     def kind(self, row: int) -> bool | None:
         """Whether a row is a thing; None if that is not known."""

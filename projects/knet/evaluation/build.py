@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-from collections.abc import Callable, Sequence
-from typing import Any
+import logging
+from collections.abc import Callable
+from typing import Any, Optional
 
 import numpy as np
 from detectron2.config import CfgNode
@@ -13,32 +14,36 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import (
     CityscapesInstanceEvaluator,
     CityscapesSemSegEvaluator,
-    COCOEvaluator,
-    COCOPanopticEvaluator,
     DatasetEvaluator,
-    DatasetEvaluators,
     SemSegEvaluator,
 )
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 
-from knet.data.labels import read_label_png
-
 from .derived import instance_dataset, semantic_dataset
+from .evaluators import Evaluators, InstanceEvaluator, PanopticEvaluator, SemanticEvaluator
 
 __all__ = ["build_evaluator"]
 
-Build = Callable[[str, "str | None"], DatasetEvaluator]
+logger = logging.getLogger(__name__)
+
+# Data set, output folder, detections an image that count; None where the data set has nothing that
+# the evaluator could judge.
+Build = Callable[[str, Optional[str], int], Optional[DatasetEvaluator]]
+
+# Detections an image and class that COCO's AP counts.
+_COCO_LIMIT = 100
 
 
 def build_evaluator(
     cfg: CfgNode, dataset_name: str, output_folder: str | None = None
-) -> DatasetEvaluators:
+) -> Evaluators:
     """Detectron2's evaluators for the results that the model gives on a data set.
 
     Args:
         cfg: ``MODEL.KNET.TEST.{PANOPTIC,INSTANCE,SEMANTIC}_ON`` choose among the evaluators
-            that fit the data set.
+            that fit the data set. AP counts ``TEST.DETECTIONS_PER_IMAGE`` instances an image
+            where these are more than COCO's 100.
         dataset_name: a registered data set. Its metadata's ``evaluator_type`` is one of
             ``coco``, ``coco_panoptic_seg``, ``ade20k_panoptic_seg``, ``sem_seg``,
             ``cityscapes_panoptic_seg``, ``cityscapes_instance`` and ``cityscapes_sem_seg``.
@@ -48,6 +53,8 @@ def build_evaluator(
     Returns:
         Evaluators whose ``evaluate()`` gives ``panoptic_seg`` (``PQ`` …), ``segm`` (``AP`` …) and
         ``sem_seg`` (``mIoU`` …), each in percent, as far as they are on and fit the data set.
+        What has no ground truth (the AP of a size that no object has, ``PQ_st`` without stuff
+        classes) is left out; a model that finds nothing has AP 0.
 
     Raises:
         ValueError: unknown ``evaluator_type``, or no result is on that the data set can judge.
@@ -60,59 +67,66 @@ def build_evaluator(
         )
     builders = _EVALUATORS[evaluator_type]
     test = cfg.MODEL.KNET.TEST
-    evaluators = [
-        build(dataset_name, output_folder) for switch, build in builders.items() if test[switch]
-    ]
+    evaluators = []
+    for switch, build in builders.items():
+        if test[switch]:
+            built = build(dataset_name, output_folder, cfg.TEST.DETECTIONS_PER_IMAGE)
+            if built is None:
+                logger.info(
+                    "Data set '%s' has no thing classes: MODEL.KNET.TEST.%s is not evaluated",
+                    dataset_name,
+                    switch,
+                )
+            else:
+                evaluators.append(built)
     if not evaluators:
         needed = " or ".join(f"MODEL.KNET.TEST.{switch}" for switch in builders)
         raise ValueError(
             f"Nothing to evaluate on data set '{dataset_name}' (evaluator_type "
             f"'{evaluator_type}'): turn on {needed}."
         )
-    return DatasetEvaluators(evaluators)
+    return Evaluators(evaluators)
 
 
-def _coco_panoptic(dataset_name: str, output_folder: str | None) -> DatasetEvaluator:
-    return COCOPanopticEvaluator(dataset_name, output_folder)
+def _coco_panoptic(dataset_name: str, output_folder: str | None, _: int) -> DatasetEvaluator:
+    return PanopticEvaluator(dataset_name, output_folder)
 
 
-def _coco_instances(dataset_name: str, output_folder: str | None) -> DatasetEvaluator:
-    return COCOEvaluator(
+def _coco_instances(
+    dataset_name: str, output_folder: str | None, max_detections: int
+) -> DatasetEvaluator:
+    # Detectron2 has pycocotools' implementation alone for other limits than COCO's, and for a
+    # smaller one COCO's gives the same numbers: there are no more detections.
+    return InstanceEvaluator(
         dataset_name,
         tasks=("segm",),
         output_dir=output_folder,
+        max_dets_per_image=max_detections if max_detections > _COCO_LIMIT else None,
         # A Detectron2 without compiled operators has pycocotools' implementation only.
         use_fast_impl=importlib.util.find_spec("detectron2._C") is not None,
     )
 
 
-def _panoptic_to_instances(dataset_name: str, output_folder: str | None) -> DatasetEvaluator:
-    return _coco_instances(instance_dataset(dataset_name, output_folder), output_folder)
+def _panoptic_to_instances(
+    dataset_name: str, output_folder: str | None, max_detections: int
+) -> DatasetEvaluator | None:
+    if not MetadataCatalog.get(dataset_name).thing_dataset_id_to_contiguous_id:
+        return None
+    alias = instance_dataset(dataset_name, output_folder)
+    return _coco_instances(alias, output_folder, max_detections)
 
 
-class CheckedSemSegEvaluator(SemSegEvaluator):
-    """Detectron2's counts labels of unknown classes as other ones; here they are errors."""
-
-    def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
-        for record, output in zip(inputs, outputs):
-            read_label_png(
-                self.input_file_to_gt_file[record["file_name"]],
-                tuple(output["sem_seg"].shape[-2:]),
-                self._num_classes,
-                self._ignore_label,
-            )
-        super().process(inputs, outputs)
-
-
-def _semantic(dataset_name: str, output_folder: str | None) -> DatasetEvaluator:
+def _semantic(dataset_name: str, output_folder: str | None, _: int) -> DatasetEvaluator:
     options: dict[str, Any] = {}
     if "sem_seg_loading_fn" in inspect.signature(SemSegEvaluator).parameters:
         options["sem_seg_loading_fn"] = _load_labels
-    return CheckedSemSegEvaluator(dataset_name, output_dir=output_folder, **options)
+    return SemanticEvaluator(dataset_name, output_dir=output_folder, **options)
 
 
-def _panoptic_to_semantic(dataset_name: str, output_folder: str | None) -> DatasetEvaluator:
-    return _semantic(semantic_dataset(dataset_name, output_folder), output_folder)
+def _panoptic_to_semantic(
+    dataset_name: str, output_folder: str | None, limit: int
+) -> DatasetEvaluator:
+    return _semantic(semantic_dataset(dataset_name, output_folder), output_folder, limit)
 
 
 def _load_labels(filename: str, copy: bool = False, dtype: Any = None) -> np.ndarray:
@@ -121,11 +135,11 @@ def _load_labels(filename: str, copy: bool = False, dtype: Any = None) -> np.nda
         return np.array(Image.open(f), dtype=dtype)
 
 
-def _cityscapes_instances(dataset_name: str, output_folder: str | None) -> DatasetEvaluator:
+def _cityscapes_instances(dataset_name: str, output_folder: str | None, _: int) -> DatasetEvaluator:
     return CityscapesInstanceEvaluator(dataset_name)
 
 
-def _cityscapes_semantic(dataset_name: str, output_folder: str | None) -> DatasetEvaluator:
+def _cityscapes_semantic(dataset_name: str, output_folder: str | None, _: int) -> DatasetEvaluator:
     return CityscapesSemSegEvaluator(dataset_name)
 
 

@@ -135,7 +135,9 @@ def semantic_dataset(dataset_name: str, output_folder: str | None) -> str:
 
         _derive_once(root, metadata.panoptic_json, derive)
         files = {
-            r["file_name"]: os.path.join(root, os.path.basename(r["pan_seg_file_name"]))
+            r["file_name"]: os.path.join(
+                root, os.path.relpath(r["pan_seg_file_name"], metadata.panoptic_root)
+            )
             for r in records
         }
 

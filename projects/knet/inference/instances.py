@@ -43,6 +43,28 @@ def mask_boxes(masks: Tensor) -> Tensor:
     return boxes * columns.any(1)[:, None]
 
 
+def best_pairs(
+    class_scores: Tensor, *, top_k: int, classes: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The best pairs of kernel and class, by descending score.
+
+    Args:
+        class_scores: (N, T) probabilities of the thing kernels.
+        top_k: how many; fewer are returned when there are fewer pairs.
+        classes: (c,) int64, those that take part; None for all.
+
+    Returns:
+        Scores, labels in [0, T) and kernels in [0, N), (k,) each.
+    """
+    if classes is not None:
+        class_scores = class_scores[:, classes]
+    flat = class_scores.flatten()
+    scores, index = flat.topk(min(top_k, flat.shape[0]))
+    num_classes = max(class_scores.shape[1], 1)
+    labels = index % num_classes
+    return scores, labels if classes is None else classes[labels], index // num_classes
+
+
 class InstanceSelection:
     """Top k over kernels and classes; each chosen kernel is resized once, however often chosen.
 
@@ -51,6 +73,10 @@ class InstanceSelection:
         top_k: how many to keep; fewer are returned when N * T is smaller.
         score_threshold: instances under this score are left out.
         mask_threshold: a pixel belongs to the mask where its probability is above this.
+        min_area: instances of fewer pixels are left out, after the top k; 0 keeps empty masks.
+        classes: (c,) int64, the classes that take part in the top k; None for all.
+        mask_scores: multiply each score by the mean probability inside its mask (MaskFormer's
+            ranking), after the top k; thresholds and order follow the product.
         size: (H, W) of the output.
     """
 
@@ -62,29 +88,67 @@ class InstanceSelection:
         size: Sequence[int],
         score_threshold: float = 0.0,
         mask_threshold: float = 0.5,
+        min_area: int = 0,
+        classes: Tensor | None = None,
+        mask_scores: bool = False,
     ) -> None:
-        flat = class_scores.flatten()
-        self.scores, index = flat.topk(min(top_k, len(flat)))
-        if score_threshold > 0:
+        self.scores, self.labels, kernels = best_pairs(class_scores, top_k=top_k, classes=classes)
+        self.score_threshold = score_threshold
+        if score_threshold > 0:  # a product of scores is no higher
             kept = self.scores >= score_threshold
-            self.scores, index = self.scores[kept], index[kept]
-        num_classes = class_scores.shape[1]
-        self.labels = index % num_classes
-        distinct, self._slot = torch.unique(index // num_classes, return_inverse=True)
-        self.kernels: list[int] = distinct.tolist()
-        self._position = {kernel: i for i, kernel in enumerate(self.kernels)}
+            self.scores, self.labels, kernels = self.scores[kept], self.labels[kept], kernels[kept]
+        # the places of each kernel in the result
+        self._slots: dict[int, list[int]] = {}
+        for slot, kernel in enumerate(kernels.tolist()):
+            self._slots.setdefault(kernel, []).append(slot)
+        self.kernels: list[int] = sorted(self._slots)
         self.mask_threshold = mask_threshold
-        self._masks = torch.zeros(
-            (len(self.kernels), *size), dtype=torch.bool, device=class_scores.device
-        )
+        self.min_area = min_area
+        count, device = len(kernels), class_scores.device
+        # written in place: with hundreds of instances these masks are most of the memory
+        self._masks = torch.zeros((count, *size), dtype=torch.bool, device=device)
+        self._boxes = torch.zeros((count, 4), device=device)
+        self._areas = torch.zeros(count, dtype=torch.int64, device=device)
+        self._sums = torch.zeros(count, device=device) if mask_scores else None
 
     def add(self, kernels: Sequence[int], probabilities: Tensor) -> None:
         """Take the masks of chosen kernels out of (n, H, W) probabilities of kernels."""
-        for kernel, probability in zip(kernels, probabilities):
-            if kernel in self._position:
-                self._masks[self._position[kernel]] = probability > self.mask_threshold
+        rows = [row for row, kernel in enumerate(kernels) if kernel in self._slots]
+        masks = probabilities > self.mask_threshold
+        if len(rows) < len(masks):
+            masks = masks[rows]
+        places = [(slot, i) for i, row in enumerate(rows) for slot in self._slots[kernels[row]]]
+        for slot, i in places:
+            self._masks[slot] = masks[i]
+            if self.min_area > 0 or self._sums is not None:
+                # of one mask: sums along axes are slow
+                self._areas[slot] = masks[i].count_nonzero()
+            if self._sums is not None:
+                self._sums[slot] = torch.dot(
+                    probabilities[rows[i]].flatten(), masks[i].flatten().float()
+                )
+        self._boxes[[slot for slot, _ in places]] = mask_boxes(masks)[[i for _, i in places]]
 
     def finish(self) -> InstanceResult:
         """The instances, by descending score."""
-        boxes = mask_boxes(self._masks)
-        return InstanceResult(self.scores, self.labels, self._masks[self._slot], boxes[self._slot])
+        if self._sums is not None:
+            self._rank_by_masks(self._sums / self._areas.clamp(min=1))
+        result = InstanceResult(self.scores, self.labels, self._masks, self._boxes)
+        if self.min_area > 0:
+            kept = (self._areas >= self.min_area).nonzero()[:, 0]
+            for new, old in enumerate(kept.tolist()):
+                if new != old:  # downwards only, so nothing is overwritten before it is read
+                    self._masks[new] = self._masks[old]
+            result = InstanceResult(
+                self.scores[kept], self.labels[kept], self._masks[: len(kept)], self._boxes[kept]
+            )
+        return result
+
+    def _rank_by_masks(self, factors: Tensor) -> None:
+        scores = self.scores * factors
+        order = scores.argsort(descending=True, stable=True)
+        if self.score_threshold > 0:
+            order = order[scores[order] >= self.score_threshold]
+        self.scores, self.labels = scores[order], self.labels[order]
+        self._masks, self._boxes = self._masks[order], self._boxes[order]
+        self._areas = self._areas[order]

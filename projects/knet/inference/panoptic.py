@@ -29,15 +29,17 @@ def kernel_scores(
 
     Args:
         class_scores: (N + S, T + S) probabilities.
-        num_things: N.
+        num_things: N, 0 if T is.
         num_thing_classes: T.
 
     Returns:
         Scores (N + S,) and labels (N + S,) int64.
     """
-    thing_scores, thing_labels = class_scores[:num_things, :num_thing_classes].max(dim=1)
     stuff_scores = class_scores[num_things:, num_thing_classes:].diagonal()
     stuff_labels = torch.arange(len(stuff_scores), device=class_scores.device) + num_thing_classes
+    if not num_thing_classes:
+        return stuff_scores, stuff_labels
+    thing_scores, thing_labels = class_scores[:num_things, :num_thing_classes].max(dim=1)
     return torch.cat([thing_scores, stuff_scores]), torch.cat([thing_labels, stuff_labels])
 
 
@@ -49,12 +51,18 @@ class PanopticFusion:
     `overlap_threshold` of the pixels where its own probability is at least one half. Pixels of
     dropped segments become void; nobody inherits them. Ids start at 1, void is 0.
 
+    With `chosen`, only those kernels compete. A pixel stays void where the winner's own
+    probability is under one half and a kernel left out has the higher score times probability:
+    else the last class chosen would flood the image. Choosing all kernels changes nothing.
+
     Args:
         scores: (M,) of the kernels.
         labels: (M,) in [0, T + S).
         num_thing_classes: T; labels below it are things.
         size: (H, W) of the map.
         thing_threshold, overlap_threshold: see above.
+        min_area: segments of fewer pixels are dropped too.
+        chosen: (M,) boolean; None for all.
     """
 
     def __init__(
@@ -66,45 +74,113 @@ class PanopticFusion:
         size: Sequence[int],
         thing_threshold: float = 0.3,
         overlap_threshold: float = 0.6,
+        min_area: int = 0,
+        chosen: Tensor | None = None,
     ) -> None:
         self.scores = scores
         self.labels = labels
         self.num_thing_classes = num_thing_classes
         self.thing_threshold = thing_threshold
         self.overlap_threshold = overlap_threshold
-        self._best = torch.full(tuple(size), -1.0, device=scores.device)
-        self._winner = torch.zeros(tuple(size), dtype=torch.int64, device=scores.device)
-        self._own_area = torch.zeros(len(scores), dtype=torch.int64, device=scores.device)
+        self.min_area = max(min_area, 1)
+        size, device = tuple(size), scores.device
+        self.best = torch.zeros(size, device=device)
+        # without a choice somebody wins even where all probabilities are 0; else M, for nobody
+        nobody = 0 if chosen is None and len(scores) else len(scores)
+        # a float map, for the same vectorised operations; kernels are far fewer than 2^24
+        self._winner = torch.full(size, float(nobody), device=device)
+        self._competing, self._rivals = scores, None
+        if chosen is not None:
+            self._competing, self._rivals = scores * chosen, scores * ~chosen
+            self._best_rival = torch.zeros(size, device=device)
+            self._certain = torch.zeros(size, device=device)
+        self.own_areas = torch.zeros(len(scores), dtype=torch.int64, device=scores.device)
 
     def add(self, kernels: Sequence[int], probabilities: Tensor) -> None:
         """Let some kernels (n indices, ascending over all calls) compete with (n, H, W)."""
+        if torch.compiler.is_compiling():
+            self._add_at_once(kernels, probabilities)
+            return
+        # one kernel at a time: its map and the running ones stay in the caches
+        value, better = torch.empty_like(self.best), torch.empty_like(self.best)
+        areas = []
+        for kernel, p in zip(kernels, probabilities):
+            own = torch.ge(p, 0.5, out=better)
+            areas.append(own.sum(dtype=torch.float64))
+            if self._rivals is not None:
+                torch.mul(p, self._rivals[kernel], out=value)
+                torch.maximum(self._best_rival, value, out=self._best_rival)
+                own = own.clone()
+            torch.mul(p, self._competing[kernel], out=value)
+            torch.gt(value, self.best, out=better)
+            torch.maximum(self.best, value, out=self.best)
+            self._winner.lerp_(better.new_tensor(float(kernel)), better)  # exact for 0 and 1
+            if self._rivals is not None:
+                self._certain.lerp_(own, better)
+        self.own_areas[list(kernels)] = torch.stack(areas).long()
+
+    def _add_at_once(self, kernels: Sequence[int], probabilities: Tensor) -> None:
+        """The same in few operations, for graphs that are compiled or exported."""
         index = torch.as_tensor(kernels, device=self.scores.device)
-        self._own_area[index] = (probabilities >= 0.5).flatten(1).sum(1)
-        value, winner = (probabilities * self.scores[index, None, None]).max(dim=0)
-        better = value > self._best
-        self._best = torch.where(better, value, self._best)
-        self._winner = torch.where(better, index[winner], self._winner)
+        self.own_areas[index] = (probabilities >= 0.5).flatten(1).sum(1)
+        value, winner = (probabilities * self._competing[index, None, None]).max(dim=0)
+        better = value > self.best
+        if self._rivals is not None:
+            rival = (probabilities * self._rivals[index, None, None]).amax(dim=0)
+            torch.maximum(self._best_rival, rival, out=self._best_rival)
+            certain = (probabilities.gather(0, winner[None])[0] >= 0.5).float()
+            self._certain = torch.where(better, certain, self._certain)
+        self.best = torch.where(better, value, self.best)
+        self._winner = torch.where(better, index[winner].float(), self._winner)
+
+    def winner(self) -> Tensor:
+        """(H, W) int64: the kernel that wins each pixel; M where nobody does."""
+        winner = self._winner.long()
+        if self._rivals is None:
+            return winner
+        lost = (self._certain == 0) & (self._best_rival > self.best)
+        return winner.masked_fill(lost, self.scores.shape[0])
+
+    def areas(self, winner: Tensor) -> Tensor:
+        """(M,) int64: the pixels that each kernel wins."""
+        count = self.scores.shape[0]
+        areas = torch.zeros(count + 1, dtype=torch.int64, device=winner.device)
+        pixels = winner.flatten()
+        return areas.scatter_add(0, pixels, torch.ones_like(pixels))[:count]
+
+    def segments(
+        self, scores: Tensor, labels: Tensor, areas: Tensor, own_areas: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Which kernels become segments, from (M,) tensors on any device.
+
+        Returns:
+            Ids (M + 1,) int32 of the segments that kernels become, 0 for none, and the kernels
+            of segments 1, 2, …
+        """
+        # in double precision, as the thresholds are
+        weak = (labels < self.num_thing_classes) & (scores.double() < self.thing_threshold)
+        overlap = areas.double() / own_areas.clamp(min=1)
+        kept = ~weak & (areas >= self.min_area) & (own_areas > 0)
+        kept = kept & (overlap >= self.overlap_threshold)
+        order = scores.argsort(descending=True, stable=True)
+        kept = kept[order]
+        ids = torch.zeros(scores.shape[0] + 1, dtype=torch.int64, device=scores.device)
+        ids = ids.scatter(0, order, kept.cumsum(0) * kept)
+        return ids.int(), order[kept]
 
     def finish(self) -> tuple[Tensor, list[PanopticSegment]]:
         """The id map (H, W) int32 and its segments, by descending score."""
-        count = len(self.scores)
-        areas = torch.bincount(self._winner.flatten(), minlength=count)
-        order = self.scores.argsort(descending=True, stable=True)
+        winner = self.winner()
         # one copy to the CPU: everything that decides about the segments
-        table = torch.stack([order, self.labels, areas, self._own_area]).cpu().tolist()
-        scores = self.scores.cpu().tolist()
-        segments: list[PanopticSegment] = []
-        ids = [0] * count
-        for kernel in table[0]:
-            label, area, own_area = (column[kernel] for column in table[1:])
-            is_thing = label < self.num_thing_classes
-            if is_thing and scores[kernel] < self.thing_threshold:
-                continue
-            if area == 0 or own_area == 0 or area / own_area < self.overlap_threshold:
-                continue
-            ids[kernel] = len(segments) + 1
-            segments.append(
-                PanopticSegment(len(segments) + 1, label, is_thing, scores[kernel], area)
+        table = torch.stack([self.labels, self.areas(winner), self.own_areas]).cpu()
+        labels, areas, own_areas = table
+        scores = self.scores.cpu()
+        ids, kernels = self.segments(scores, labels, areas, own_areas)
+        segments = [
+            PanopticSegment(number, label, label < self.num_thing_classes, score, area)
+            for number, (label, score, area) in enumerate(
+                zip(labels[kernels].tolist(), scores[kernels].tolist(), areas[kernels].tolist()),
+                start=1,
             )
-        lookup = torch.tensor(ids, dtype=torch.int32, device=self.scores.device)
-        return lookup[self._winner], segments
+        ]
+        return ids.to(winner.device)[winner], segments

@@ -16,7 +16,16 @@ from knet.inference.semantic import SemanticScores
 
 @dataclass(frozen=True)
 class InferenceOptions:
-    """Which results are wanted, and the thresholds of each (published defaults)."""
+    """Which results are wanted, and what is left out of them (published defaults).
+
+    Attributes:
+        instance, panoptic, semantic: which results are wanted.
+        top_k, score_threshold, mask_threshold, mask_scores: see `InstanceSelection`.
+        thing_threshold, overlap_threshold: see `PanopticFusion`.
+        min_area: instances and panoptic segments of fewer pixels are left out.
+        classes: in [0, T + S), the only ones in instances and panoptic segments; None for all.
+            Semantic scores keep all classes.
+    """
 
     instance: bool = True
     panoptic: bool = True
@@ -26,6 +35,44 @@ class InferenceOptions:
     mask_threshold: float = 0.5
     thing_threshold: float = 0.3
     overlap_threshold: float = 0.6
+    min_area: int = 0
+    classes: tuple[int, ...] | None = None
+    mask_scores: bool = False
+
+    def chosen_kernels(self, labels: Tensor, *, num_classes: int) -> Tensor | None:
+        """(M,) boolean: the kernels whose labels are among `classes`; None for all."""
+        if self.classes is None:
+            return None
+        chosen = [c in self.classes for c in range(num_classes)]
+        return torch.tensor(chosen, device=labels.device)[labels]
+
+    def chosen_things(self, num_thing_classes: int, device: torch.device) -> Tensor | None:
+        """(c,) int64: the thing classes among `classes`; None for all."""
+        if self.classes is None:
+            return None
+        things = [c for c in self.classes if c < num_thing_classes]
+        return torch.tensor(things, dtype=torch.int64, device=device)
+
+    def fusion(
+        self,
+        scores: Tensor,
+        labels: Tensor,
+        *,
+        num_thing_classes: int,
+        num_stuff_classes: int,
+        size: Sequence[int],
+    ) -> PanopticFusion:
+        """The panoptic fusion that these options ask for."""
+        return PanopticFusion(
+            scores,
+            labels,
+            num_thing_classes=num_thing_classes,
+            size=size,
+            thing_threshold=self.thing_threshold,
+            overlap_threshold=self.overlap_threshold,
+            min_area=self.min_area,
+            chosen=self.chosen_kernels(labels, num_classes=num_thing_classes + num_stuff_classes),
+        )
 
 
 @dataclass
@@ -76,15 +123,17 @@ def postprocess(
             score_threshold=options.score_threshold,
             size=size,
             mask_threshold=options.mask_threshold,
+            min_area=options.min_area,
+            classes=options.chosen_things(num_thing_classes, labels.device),
+            mask_scores=options.mask_scores,
         )
     if options.panoptic:
-        fusion = PanopticFusion(
+        fusion = options.fusion(
             scores,
             labels,
             num_thing_classes=num_thing_classes,
+            num_stuff_classes=num_stuff_classes,
             size=size,
-            thing_threshold=options.thing_threshold,
-            overlap_threshold=options.overlap_threshold,
         )
     if options.semantic:
         semantic = SemanticScores(

@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+# length of a band of the output, see `_bands`
+_BAND = 64
+
 # at most this much resized probability is held at a time
 _CHUNK_BYTES = 32 << 20
 
@@ -30,16 +33,37 @@ def interpolation_matrix(position: Tensor, size_in: int) -> Tensor:
     low = position.long().clamp(max=size_in - 1)
     high = (low + 1).clamp(max=size_in - 1)
     fraction = (position - low).clamp(0, 1)
-    matrix = torch.zeros(len(position), size_in)
-    rows = torch.arange(len(position))
+    count = position.shape[0]  # not len(): an exported graph does not know it
+    matrix = torch.zeros(count, size_in)
+    rows = torch.arange(count)
     matrix[rows, low] += (1 - fraction).float()
     matrix[rows, high] += fraction.float()
     return matrix
 
 
-def _composed(size_in: int, padded: int, cropped: int, size_out: int) -> Tensor:
+def composed_matrix(size_in: int, padded: int, cropped: int, size_out: int) -> Tensor:
+    """(size_out, size_in) float32: enlarge to `padded`, cut to `cropped`, resize to `size_out`."""
     enlarge = bilinear_matrix(size_in, padded)[:cropped]
     return (bilinear_matrix(cropped, size_out).double() @ enlarge.double()).float()
+
+
+def _bands(matrix: Tensor, device: torch.device) -> list[tuple[slice, slice, Tensor]]:
+    """The blocks of a resizing matrix that are not zero: neighbours come from neighbours.
+
+    A product with the whole matrix would spend most of its time on zeros.
+
+    Returns:
+        Of each band the rows of the output, the rows of the input that they read, and the
+        weights between them.
+    """
+    bands = []
+    for start in range(0, len(matrix), _BAND):
+        block = matrix[start : start + _BAND]
+        used = block.any(0).nonzero()[:, 0]
+        read = slice(int(used[0]), int(used[-1]) + 1)
+        weights = block[:, read].contiguous().to(device)
+        bands.append((slice(start, start + len(block)), read, weights))
+    return bands
 
 
 class MaskResizer:
@@ -66,28 +90,32 @@ class MaskResizer:
         device: torch.device,
     ) -> None:
         sizes = zip(grid_size, padded_size, image_size, output_size)
-        rows, columns = (_composed(*axis) for axis in sizes)
-        self.rows = rows.to(device)  # (H, h)
-        self.columns_t = columns.T.contiguous().to(device)  # (w, W)
-        self.output_size = (int(output_size[0]), int(output_size[1]))
-        rows_first = (
-            self.rows.shape[0]
-            * self.columns_t.shape[0]
-            * (self.rows.shape[1] + self.columns_t.shape[1])
-        )
-        columns_first = (
-            self.rows.shape[1]
-            * self.columns_t.shape[1]
-            * (self.columns_t.shape[0] + self.rows.shape[0])
-        )
-        self._rows_first = rows_first <= columns_first
+        rows, columns = (composed_matrix(*axis) for axis in sizes)
+        self._rows = _bands(rows, device)
+        self._columns = _bands(columns, device)
+        (height, h), (width, w) = rows.shape, columns.shape
+        self.output_size = (int(height), int(width))
+        # the order that passes fewer numbers on
+        self._rows_first = height * w <= h * width
 
     def __call__(self, masks: Tensor) -> Tensor:
         """(N, h, w) float32 -> (N, H, W)."""
         with torch.autocast(masks.device.type, enabled=False):
             if self._rows_first:
-                return (self.rows @ masks) @ self.columns_t
-            return self.rows @ (masks @ self.columns_t)
+                return self._resize_columns(self._resize_rows(masks))
+            return self._resize_rows(self._resize_columns(masks))
+
+    def _resize_rows(self, masks: Tensor) -> Tensor:
+        out = masks.new_empty((len(masks), self.output_size[0], masks.shape[2]))
+        for where, read, weights in self._rows:
+            out[:, where] = weights @ masks[:, read]
+        return out
+
+    def _resize_columns(self, masks: Tensor) -> Tensor:
+        out = masks.new_empty((*masks.shape[:2], self.output_size[1]))
+        for where, read, weights in self._columns:
+            out[..., where] = masks[..., read] @ weights.T
+        return out
 
     def stream(
         self, kernels: Sequence[int], probabilities: Callable[[Sequence[int]], Tensor]

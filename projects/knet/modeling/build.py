@@ -11,6 +11,7 @@ from torch import nn
 
 from knet.inference.postprocess import InferenceOptions
 from knet.modeling.build_neck import build_neck
+from knet.modeling.class_choice import chosen_classes
 from knet.modeling.classes import ClassIds
 from knet.modeling.grouping import soft_groups
 from knet.modeling.heads import KNetHeads, SemanticHeads
@@ -19,9 +20,11 @@ from knet.modeling.kernel_rounds import KernelRounds
 from knet.modeling.kernel_update import UpdateRound
 from knet.modeling.pixel_classifier import PixelClassifier
 from knet.modeling.pixel_decoders import PIXEL_DECODERS, FCNDecoder
+from knet.modeling.recompute import recomputed_parts
 from knet.modeling.task import MaskTask, SemanticTask
 from knet.training.criterion import KNetCriterion, LossWeights
 from knet.training.matcher import MaskMatcher
+from knet.training.pixels import AllPixels, SampledPoints
 from knet.training.semantic_criterion import SemanticCriterion
 
 
@@ -68,10 +71,15 @@ def _mask_parts(
 ) -> dict[str, Any]:
     knet = cfg.MODEL.KNET
     things, stuff = len(class_ids.things), len(class_ids.stuff)
-    if not things:
+    if not things + stuff:
+        names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
         raise ValueError(
-            f"{cfg.DATASETS.TRAIN or cfg.DATASETS.TEST}: no thing class; K-Net's learned "
-            "kernels need at least one"
+            f"{', '.join(names) or 'the config'}: neither instance nor panoptic classes; semantic "
+            "data need a semantic model, see MODEL.KNET.KERNEL_HEAD"
+        )
+    if things and knet.NUM_KERNELS < 1:
+        raise ValueError(
+            f"MODEL.KNET.NUM_KERNELS is {knet.NUM_KERNELS}, but {things} thing classes need kernels"
         )
     stride = shapes[knet.IN_FEATURES[1]].stride
     if stride % knet.MASK_UPSAMPLE or knet.SIZE_DIVISIBILITY % stride:
@@ -83,7 +91,7 @@ def _mask_parts(
         neck=build_neck(cfg, shapes),
         kernel_head=KernelHead(
             hidden_dim=knet.HIDDEN_DIM,
-            num_kernels=knet.NUM_KERNELS,
+            num_kernels=knet.NUM_KERNELS if things else 0,
             num_thing_classes=things,
             num_stuff_classes=stuff,
             norm_groups=knet.NORM_GROUPS,
@@ -107,7 +115,7 @@ def _mask_parts(
             rank=knet.LOSS.RANK_WEIGHT,
             seg=knet.LOSS.SEG_WEIGHT,
         ),
-        mask_upsample=knet.MASK_UPSAMPLE,
+        pixels=SampledPoints(knet.LOSS.NUM_POINTS) if knet.LOSS.NUM_POINTS else AllPixels(),
     )
     task = MaskTask(
         class_ids=class_ids,
@@ -120,6 +128,9 @@ def _mask_parts(
             mask_threshold=knet.TEST.MASK_THRESH,
             thing_threshold=knet.TEST.THING_THRESH,
             overlap_threshold=knet.TEST.OVERLAP_THRESH,
+            min_area=knet.TEST.MIN_AREA,
+            mask_scores=knet.TEST.MASK_SCORES,
+            classes=chosen_classes(cfg, class_ids),
         ),
         mask_upsample=knet.MASK_UPSAMPLE,
         loss_stride=stride // knet.MASK_UPSAMPLE,
@@ -136,6 +147,12 @@ def _semantic_parts(
         raise ValueError(
             f"a semantic model (MODEL.KNET.KERNEL_HEAD {knet.KERNEL_HEAD!r}) gives semantic maps "
             "only: set MODEL.KNET.TEST.SEMANTIC_ON True, INSTANCE_ON and PANOPTIC_ON False"
+        )
+    if knet.TEST.MIN_AREA > 0 or knet.TEST.CLASSES:
+        raise ValueError(
+            "MODEL.KNET.TEST.MIN_AREA and CLASSES choose among instances and panoptic segments, "
+            f"which a semantic model does not give: set {knet.TEST.MIN_AREA} to 0 and "
+            f"{list(knet.TEST.CLASSES)} to []"
         )
     classes = len(class_ids.stuff)
 
@@ -183,7 +200,7 @@ def _semantic_parts(
 
 def _rounds(cfg: CfgNode, *, num_classes: int | None, **arguments: Any) -> KernelRounds:
     knet = cfg.MODEL.KNET
-    return KernelRounds(
+    rounds = (
         UpdateRound(
             dim=knet.HIDDEN_DIM,
             num_heads=knet.NUM_HEADS,
@@ -194,3 +211,4 @@ def _rounds(cfg: CfgNode, *, num_classes: int | None, **arguments: Any) -> Kerne
         )
         for _ in range(knet.NUM_ROUNDS)
     )
+    return KernelRounds(rounds, recompute="rounds" in recomputed_parts(knet.RECOMPUTE))

@@ -41,6 +41,14 @@ def class_ids_from_config(cfg: CfgNode, *, semantic: bool = False) -> ClassIds:
     return ids
 
 
+def class_names(metadata: Metadata, ids: ClassIds) -> tuple[str, ...] | None:
+    """Names of the labels `ids`, things first; None if the metadata lack some."""
+    things, stuff = metadata.get("thing_classes", ()), metadata.get("stuff_classes", ())
+    if max(ids.things, default=-1) >= len(things) or max(ids.stuff, default=-1) >= len(stuff):
+        return None
+    return (*(things[i] for i in ids.things), *(stuff[i] for i in ids.stuff))
+
+
 def _class_ids_from_config(cfg: CfgNode, class_ids: Callable[[str], ClassIds]) -> ClassIds:
     names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
     given = (cfg.MODEL.KNET.NUM_THING_CLASSES, cfg.MODEL.KNET.NUM_STUFF_CLASSES)

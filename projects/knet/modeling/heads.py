@@ -64,7 +64,7 @@ class SemanticHeads(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> tuple[InitialKernels, list[RoundOutput]]:
         """Maps (B, C_i, H_i, W_i), finest first -> initial kernels and every round."""
         pixels, logits = self.kernel_head(features)
-        kernels = self.kernel_head.classifier.weight.flatten(1).expand(len(pixels), -1, -1)
+        kernels = self.kernel_head.classifier.weight.flatten(1).expand(pixels.shape[0], -1, -1)
         auxiliary = None
         if self.auxiliary is not None and self.training:
             _, auxiliary = self.auxiliary([features[self.auxiliary_index]])

@@ -37,7 +37,7 @@ class KernelHead(nn.Module):
 
     Args:
         hidden_dim: width C.
-        num_kernels: N learned thing kernels.
+        num_kernels: N learned thing kernels; 0 in a model of stuff alone.
         num_thing_classes, num_stuff_classes: T and S; things come first in the class order.
         norm_groups: of every GroupNorm.
         conv_std: standard deviation of initial convolution weights.
@@ -62,10 +62,13 @@ class KernelHead(nn.Module):
         norm = group_norm(norm_groups)
         self.localise = ConvNormReLU(hidden_dim, hidden_dim, kernel_size=1, norm=norm)
         self.classify = ConvNormReLU(hidden_dim, hidden_dim, kernel_size=1, norm=norm)
-        self.init_kernels = nn.Conv2d(hidden_dim, num_kernels, 1, bias=False)
+        self.init_kernels = (
+            nn.Conv2d(hidden_dim, num_kernels, 1, bias=False) if num_kernels else None
+        )
         self.seg_predictor = nn.Conv2d(hidden_dim, num_thing_classes + num_stuff_classes, 1)
         init_convs(self, conv_std)
-        nn.init.normal_(self.init_kernels.weight)
+        if self.init_kernels is not None:
+            nn.init.normal_(self.init_kernels.weight)
         nn.init.constant_(self.seg_predictor.get_parameter("bias"), -math.log(1 / class_prior - 1))
 
     def forward(self, localising: Tensor, classifying: Tensor) -> InitialKernels:
@@ -73,14 +76,17 @@ class KernelHead(nn.Module):
         localising = self.localise(localising)
         classifying = self.classify(classifying)
         features = localising + classifying
-        masks = self.init_kernels(localising)
         seg_logits = self.seg_predictor(classifying)
-
-        groups, _ = gather_features(features, hard_groups(masks))
-        kernels = self.init_kernels.weight.flatten(1) + groups
+        if self.init_kernels is None:
+            masks = seg_logits[:, :0]
+            kernels = features.new_zeros((features.shape[0], 0, features.shape[1]))
+        else:
+            masks = self.init_kernels(localising)
+            groups, _ = gather_features(features, hard_groups(masks))
+            kernels = self.init_kernels.weight.flatten(1) + groups
         if self.num_stuff_classes:
             # a stuff kernel is its class's row of the classifier; its bias is no part of it
             stuff = self.seg_predictor.weight.flatten(1)[self.num_thing_classes :]
-            kernels = torch.cat([kernels, stuff.expand(len(kernels), -1, -1)], dim=1)
+            kernels = torch.cat([kernels, stuff.expand(kernels.shape[0], -1, -1)], dim=1)
             masks = torch.cat([masks, seg_logits[:, self.num_thing_classes :]], dim=1)
         return InitialKernels(features, kernels, masks, seg_logits)

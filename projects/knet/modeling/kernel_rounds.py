@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from knet.modeling.kernel_update import RoundOutput, UpdateRound
 
@@ -14,10 +16,13 @@ class KernelRounds(nn.ModuleList):
 
     Args:
         rounds: the rounds in order.
+        recompute: keep no activations of a round in training; its backward pass computes them
+            again.
     """
 
-    def __init__(self, rounds: Iterable[UpdateRound]) -> None:
+    def __init__(self, rounds: Iterable[UpdateRound], *, recompute: bool = False) -> None:
         super().__init__(rounds)
+        self.recompute = recompute
         if not len(self):
             raise ValueError("K-Net needs at least one update round: see MODEL.KNET.NUM_ROUNDS")
 
@@ -25,6 +30,10 @@ class KernelRounds(nn.ModuleList):
         """Features (B, C, H, W), kernels (B, N, C), masks (B, N, H, W) -> every round's output."""
         outputs = []
         for update in self:
-            outputs.append(update(features, kernels, masks))
+            if self.recompute and torch.is_grad_enabled():
+                output = checkpoint(update, features, kernels, masks, use_reentrant=False)
+            else:
+                output = update(features, kernels, masks)
+            outputs.append(output)
             kernels, masks = outputs[-1].kernels, outputs[-1].masks
         return outputs

@@ -18,7 +18,9 @@ from knet.inference.predictions import Frame, MaskPredictions, PixelPredictions
 from knet.inference.sliding_window import SlidingWindow, slide
 from knet.modeling.build import build_parts, is_semantic
 from knet.modeling.classes import class_ids_from_config
+from knet.modeling.fast_path import FastPath
 from knet.modeling.kernel_update import RoundOutput
+from knet.modeling.recompute import recompute_stages, recomputed_parts
 from knet.modeling.task import Task
 
 
@@ -59,6 +61,7 @@ class KNet(nn.Module):
         window: SlidingWindow | None = None,
         freeze_norm_stats: bool,
         channels_last: bool,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -74,6 +77,7 @@ class KNet(nn.Module):
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
         self.to(memory_format=self.memory_format)
+        self._fast_path = FastPath(backbone, heads, self.in_features, compiled=compiled)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -84,6 +88,8 @@ class KNet(nn.Module):
         if isinstance(backbone, FPN):  # published initialisation; Detectron2's differs
             for conv in [*backbone.lateral_convs, *backbone.output_convs]:
                 nn.init.xavier_uniform_(conv.weight)
+        if "backbone" in recomputed_parts(knet.RECOMPUTE):
+            recompute_stages(backbone)
         class_ids = class_ids_from_config(cfg, semantic=semantic)
         window = SlidingWindow.from_sizes(
             knet.TEST.WINDOW.SIZE, knet.TEST.WINDOW.STRIDE, knet.TEST.WINDOW.BATCH_SIZE
@@ -104,6 +110,7 @@ class KNet(nn.Module):
             "window": window,
             "freeze_norm_stats": knet.FREEZE_NORM_STATS,
             "channels_last": knet.CHANNELS_LAST,
+            "compiled": knet.COMPILE,
         }
 
     @property
@@ -185,6 +192,8 @@ class KNet(nn.Module):
         return PixelPredictions(slide(image, predict, self.window), Frame(size, size))
 
     def _rounds(self, images: Tensor) -> tuple[Any, list[RoundOutput]]:
+        if not self.training and not torch.is_grad_enabled():
+            return self._fast_path(images)
         features = self.backbone(images)
         return self.heads([features[name] for name in self.in_features])
 

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from knet.modeling.kernel_head import InitialKernels
 from knet.modeling.kernel_update import RoundOutput
+from knet.training.enlarged import enlarged_sums
 from knet.training.losses import (
     class_focal_loss,
-    dice_loss,
-    mask_bce_loss,
     paint_owners,
     pixel_focal_loss,
-    rank_loss,
     world_mean_divisors,
 )
 from knet.training.matcher import MaskMatcher, Matches
+from knet.training.pixels import AllPixels, Pixels
 from knet.training.targets import ImageTargets
 
 
@@ -35,14 +34,18 @@ class LossWeights:
     seg: float = 1.0
 
 
-@dataclass
-class _Rows:
-    """All masks of a batch that have a target: matched things, then present stuff."""
+class Rows(NamedTuple):
+    """The masks of one image that have a target: M matched things, then present stuff.
 
-    image: Tensor  # (M,)
-    kernel: Tensor  # (M,)
-    label: Tensor  # (M,) in [0, T + S)
-    target: Tensor  # (M, h, w)
+    Attributes:
+        kernel: (M,) int64.
+        target: (M,) int64 index into the image's target masks.
+        label: (M,) int64 in [0, T + S).
+    """
+
+    kernel: Tensor
+    target: Tensor
+    label: Tensor
 
 
 def _class_logits(output: RoundOutput) -> Tensor:
@@ -60,7 +63,7 @@ class KNetCriterion:
         num_thing_classes, num_stuff_classes: T and S.
         matcher: pairs thing kernels and objects.
         weights: factors of the loss terms.
-        mask_upsample: factor between the model's masks and the targets.
+        pixels: where masks are compared with their targets; everywhere by default.
     """
 
     def __init__(
@@ -70,14 +73,14 @@ class KNetCriterion:
         num_stuff_classes: int,
         matcher: MaskMatcher,
         weights: LossWeights,
-        mask_upsample: int = 2,
+        pixels: Pixels | None = None,
     ) -> None:
         self.num_thing_classes = num_thing_classes
         self.num_stuff_classes = num_stuff_classes
         self.num_classes = num_thing_classes + num_stuff_classes
         self.matcher = matcher
         self.weights = weights
-        self.mask_upsample = mask_upsample
+        self.pixels = pixels or AllPixels()
 
     def __call__(
         self,
@@ -90,7 +93,7 @@ class KNetCriterion:
         Args:
             initial: output of the kernel head.
             rounds: outputs of the S rounds.
-            targets: one an image, at `mask_upsample` times the masks' resolution.
+            targets: one an image, all of one size, to which the masks are enlarged.
 
         Returns:
             `loss_init_{mask,dice,seg}`, `loss_round{s}_{cls,mask,dice}` and, with a rank weight,
@@ -99,15 +102,6 @@ class KNetCriterion:
         with torch.autocast(initial.masks.device.type, enabled=False):
             return self._losses(initial, rounds, targets)
 
-    def upsample(self, masks: Tensor) -> Tensor:
-        """(B, N, H, W) -> float32 at the targets' resolution."""
-        if not masks.numel():  # interpolate refuses it, but the graph must reach every parameter
-            height, width = (n * self.mask_upsample for n in masks.shape[-2:])
-            return masks.float().sum().expand(*masks.shape[:2], height, width)
-        return F.interpolate(
-            masks.float(), scale_factor=self.mask_upsample, mode="bilinear", align_corners=False
-        )
-
     def _losses(
         self,
         initial: InitialKernels,
@@ -115,41 +109,40 @@ class KNetCriterion:
         targets: Sequence[ImageTargets],
     ) -> dict[str, Tensor]:
         num_things = initial.masks.shape[1] - self.num_stuff_classes
+        size = targets[0].masks.shape[-2:]
         # the initial losses see the learned kernels only; stuff is the semantic loss's there
         masks = [initial.masks[:, :num_things], *(r.masks for r in rounds)]
-        # the rank loss needs all masks at full size; without it only matched ones are enlarged
-        large = [self.upsample(m) for m in masks] if self.weights.rank else None
-        seg_logits = self.upsample(initial.seg_logits)
-
-        matches = self.match(masks, large, rounds, targets, num_things)
+        matches = self.match(masks, rounds, targets, num_things)
         # index 0 holds the initial masks' rows, index s those of round s
-        rows = [self._rows(matches[0], targets, None)]
-        rows += [self._rows(m, targets, num_things) for m in matches]
-        seg_labels = self._seg_labels(rows[0], targets, seg_logits)
-        divisors = self._divisors(rows, seg_labels)
+        rows = [self.rows(matches[0], targets, None)]
+        rows += [self.rows(m, targets, num_things) for m in matches]
+        seg_labels = self.seg_labels(rows[0], targets)
+        divisors = self._divisors(rows, seg_labels, len(targets) * self.pixels.count(size))
 
         losses: dict[str, Tensor] = {}
         names = ["init", *(f"round{s}" for s in range(1, len(rounds) + 1))]
         for i, name in enumerate(names):
-            row, mask_count = rows[i], divisors["masks"][i]
-            if large is not None:
-                chosen = large[i][row.image, row.kernel]
-            else:
-                chosen = self.upsample(masks[i][row.image, row.kernel][None])[0]
-            pixels = chosen.shape[-2] * chosen.shape[-1]
-            bce = mask_bce_loss(chosen, row.target) / (mask_count * pixels)
-            losses[f"loss_{name}_mask"] = self.weights.mask * bce
-            losses[f"loss_{name}_dice"] = (
-                self.weights.dice * dice_loss(chosen, row.target) / mask_count
-            )
-            if large is not None:
-                owners = paint_owners(row.target, row.image, row.kernel, len(targets))
-                rank = rank_loss(large[i], owners) / divisors["pixels"]
+            mask_count = divisors["masks"][i]
+            sums = [
+                self.pixels.mask_sums(image[row.kernel], t.masks, row.target)
+                for image, row, t in zip(masks[i], rows[i], targets)
+            ]
+            cross_entropy, dice = torch.stack(sums).sum(0)
+            places = mask_count * self.pixels.count(size)
+            losses[f"loss_{name}_mask"] = self.weights.mask * cross_entropy / places
+            losses[f"loss_{name}_dice"] = self.weights.dice * dice / mask_count
+            if self.weights.rank:
+                owners = [
+                    paint_owners(t.masks, row.target, row.kernel)
+                    for t, row in zip(targets, rows[i])
+                ]
+                rank = self.pixels.owner_sum(masks[i], torch.stack(owners)) / divisors["pixels"]
                 losses[f"loss_{name}_rank"] = self.weights.rank * rank
             if i > 0:
-                loss = self._class_loss(_class_logits(rounds[i - 1]).float(), row, num_things)
+                loss = self._class_loss(_class_logits(rounds[i - 1]).float(), rows[i], num_things)
                 losses[f"loss_{name}_cls"] = self.weights.classes * loss / mask_count
-        seg = pixel_focal_loss(seg_logits, seg_labels) / divisors["seg"]
+        terms = pixel_focal_loss(seg_labels)
+        seg = enlarged_sums(initial.seg_logits, size, terms, whole=True)[0] / divisors["seg"]
         losses["loss_init_seg"] = self.weights.seg * seg
         return losses
 
@@ -157,55 +150,69 @@ class KNetCriterion:
     def match(
         self,
         masks: Sequence[Tensor],
-        large: Sequence[Tensor] | None,
         rounds: Sequence[RoundOutput],
         targets: Sequence[ImageTargets],
         num_things: int,
     ) -> list[list[Matches]]:
-        """Matches of every round, one an image: S matchings, solved together."""
-        costs = []
-        for s in range(len(rounds)):
-            for b, target in enumerate(targets):
-                if large is not None:
-                    logits = large[s][b, :num_things].detach()
-                else:
-                    logits = self.upsample(masks[s][b : b + 1, :num_things].detach())[0]
+        """Matches of every round, one an image: S matchings, solved together.
+
+        Args:
+            masks: (B, N or more, h, w) of the initial kernels and of every round.
+            rounds: outputs of the S rounds.
+            targets: one an image.
+            num_things: N.
+        """
+        costs: list[list[Tensor]] = [[] for _ in rounds]
+        subsets = []
+        for b, target in enumerate(targets):
+            labels, objects = target.thing_labels, target.thing_masks
+            subset = self.matcher.subset(len(labels), num_things)
+            if subset is not None:
+                labels, objects = labels[subset], objects[subset.to(labels.device)]
+            subsets.append(subset)
+            before = [m[b, :num_things].detach() for m in masks[: len(rounds)]]
+            objects, before = self.pixels.for_costs(objects, before)
+            for s in range(len(rounds)):
                 class_logits = None
                 if s > 0:
                     class_logits = _class_logits(rounds[s - 1])[b, :num_things]
                     class_logits = class_logits[:, : self.num_thing_classes]
-                costs.append(
-                    self.matcher.cost(class_logits, logits, target.thing_labels, target.thing_masks)
-                )
-        solved = self.matcher.match(costs)
-        return [solved[i : i + len(targets)] for i in range(0, len(solved), len(targets))]
+                costs[s].append(self.matcher.cost(class_logits, before[s], labels, objects))
+        solved = iter(self.matcher.match([cost for of_round in costs for cost in of_round]))
+        return [
+            [
+                match if subset is None else match._replace(objects=subset[match.objects])
+                for subset, match in zip(subsets, solved)
+            ]
+            for _ in rounds
+        ]
 
-    def _rows(
+    def rows(
         self,
         matches: Sequence[Matches],
         targets: Sequence[ImageTargets],
         stuff_offset: int | None,
-    ) -> _Rows:
-        """Gather matched things and, behind the `stuff_offset` thing kernels, present stuff."""
-        image, kernel, label, target = [], [], [], []
-        for b, (match, t) in enumerate(zip(matches, targets)):
-            device = t.thing_masks.device
+    ) -> list[Rows]:
+        """Matched things and, behind the `stuff_offset` thing kernels, present stuff."""
+        rows = []
+        for match, t in zip(matches, targets):
+            device = t.masks.device
             kernels, objects = match.kernels.to(device), match.objects.to(device)
-            image.append(torch.full_like(kernels, b))
-            kernel.append(kernels)
-            label.append(t.thing_labels[objects])
-            target.append(t.thing_masks[objects])
+            row = Rows(kernels, objects, t.thing_labels[objects])
             if stuff_offset is not None:
-                image.append(torch.full_like(t.stuff_labels, b))
-                kernel.append(t.stuff_labels + stuff_offset)
-                label.append(t.stuff_labels + self.num_thing_classes)
-                target.append(t.stuff_masks)
-        return _Rows(torch.cat(image), torch.cat(kernel), torch.cat(label), torch.cat(target))
+                present = torch.arange(len(t.stuff_labels), device=device) + len(t.thing_labels)
+                stuff = Rows(
+                    t.stuff_labels + stuff_offset, present, t.stuff_labels + self.num_thing_classes
+                )
+                row = Rows(*(torch.cat(pair) for pair in zip(row, stuff)))
+            rows.append(row)
+        return rows
 
-    def _divisors(self, rows: Sequence[_Rows], seg_labels: Tensor) -> dict[str, Tensor]:
-        pixels = seg_labels.numel()
+    def _divisors(
+        self, rows: Sequence[Sequence[Rows]], seg_labels: Tensor, places: int
+    ) -> dict[str, Tensor]:
         counts = torch.tensor(
-            [pixels, *(len(row.image) for row in rows)],
+            [places, *(sum(len(row.kernel) for row in stage) for stage in rows)],
             dtype=torch.float32,
             device=seg_labels.device,
         )
@@ -213,39 +220,32 @@ class KNetCriterion:
         counts = world_mean_divisors(torch.cat([counts, labelled[None]]))
         return {"pixels": counts[0], "masks": counts[1:-1], "seg": counts[-1]}
 
-    def _seg_labels(
-        self, rows: _Rows, targets: Sequence[ImageTargets], seg_logits: Tensor
-    ) -> Tensor:
-        """(B, h, w) class a pixel; matched things over stuff, K where nothing is labelled."""
-        num_images = len(targets)
-        background = self.num_classes
-        things = paint_owners(
-            rows.target,
-            rows.image,
-            torch.arange(len(rows.image), device=rows.image.device),
-            num_images,
-        )
-        padded = torch.cat([rows.label, rows.label.new_full((1,), background)])
-        things = padded[things]  # index -1 reads the background
-        if not self.num_stuff_classes:
-            return things
-        image = torch.cat([torch.full_like(t.stuff_labels, b) for b, t in enumerate(targets)])
-        stuff = paint_owners(
-            torch.cat([t.stuff_masks for t in targets]),
-            image,
-            torch.cat([t.stuff_labels for t in targets]) + self.num_thing_classes,
-            num_images,
-        )
-        stuff = torch.where(stuff < 0, background, stuff)
-        return torch.where(things < background, things, stuff)
+    def seg_labels(self, rows: Sequence[Rows], targets: Sequence[ImageTargets]) -> Tensor:
+        """(B, h, w) class a pixel; matched things over other objects over stuff, else K."""
+        maps = []
+        for row, t in zip(rows, targets):
+            count = len(t.thing_labels)
+            # objects beyond the kernels are not trained as masks, but their pixels have a class
+            present = torch.arange(len(t.masks), device=t.masks.device)
+            parts = [present[count:], row.target]
+            if len(row.target) < count:
+                things = present[:count]
+                parts.insert(1, things[torch.isin(things, row.target, invert=True)])
+            order = torch.cat(parts)
+            labels = torch.cat([t.thing_labels, t.stuff_labels + self.num_thing_classes])[order]
+            labels = torch.cat([labels, labels.new_full((1,), self.num_classes)])
+            rank = torch.arange(len(order), device=present.device)
+            maps.append(labels[paint_owners(t.masks, order, rank)])  # index -1 is the background
+        return torch.stack(maps)
 
-    def _class_loss(self, class_logits: Tensor, rows: _Rows, num_things: int) -> Tensor:
+    def _class_loss(self, class_logits: Tensor, rows: Sequence[Rows], num_things: int) -> Tensor:
         """Thing kernels are judged on thing classes, a stuff kernel on its own class only."""
         batch, num_kernels, num_classes = class_logits.shape
         labels = torch.full(
             (batch, num_kernels), num_classes, dtype=torch.int64, device=class_logits.device
         )
-        labels[rows.image, rows.kernel] = rows.label
+        for label, row in zip(labels, rows):
+            label[row.kernel] = row.label
         weights = class_logits.new_zeros(num_kernels, num_classes)
         weights[:num_things, : self.num_thing_classes] = 1
         weights[num_things:, self.num_thing_classes :].fill_diagonal_(1)

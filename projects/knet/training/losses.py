@@ -1,14 +1,20 @@
 """Elementary losses, each a plain sum; the criterion divides by world-wide counts.
 
-All take logits and work in float32.
+All work on logits in float32. Those of masks come as terms for `enlarged_sums`: value and
+gradient together, since the masks are enlarged only for the moment of their loss.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+
+from knet.training.chunks import chunks
+from knet.training.enlarged import Terms
 
 
 def focal_terms(logits: Tensor, *, alpha: float, gamma: float) -> tuple[Tensor, Tensor]:
@@ -37,65 +43,114 @@ def class_focal_loss(
     return (weights * torch.where(is_positive, positive, negative)).sum()
 
 
-def pixel_focal_loss(
-    logits: Tensor, labels: Tensor, *, alpha: float = 0.25, gamma: float = 2.0
-) -> Tensor:
-    """Sum of the sigmoid focal loss over classes and pixels.
+def pixel_focal_loss(labels: Tensor, *, alpha: float = 0.25, gamma: float = 2.0) -> Terms:
+    """Sum of the sigmoid focal loss over classes and pixels, for (B, K, H, W) logits.
 
     Every logit is counted as a negative, then the one labelled class of each foreground pixel is
     corrected: no one-hot map is built.
 
     Args:
-        logits: (B, K, H, W).
         labels: (B, H, W) class index; K means background.
     """
-    num_classes = logits.shape[1]
-    probability = logits.sigmoid()
-    total = ((1 - alpha) * probability.pow(gamma) * F.softplus(logits)).sum()
-    foreground = labels < num_classes
-    chosen = logits.gather(1, labels.clamp(max=num_classes - 1)[:, None])[:, 0]
-    positive, negative = focal_terms(chosen, alpha=alpha, gamma=gamma)
-    return total + ((positive - negative) * foreground).sum()
+
+    def terms(x: Tensor, part: slice, wanted: bool) -> Iterator[tuple[Tensor, Tensor | None]]:
+        num_classes = x.shape[1]
+        index = labels[part][:, None]
+        foreground = index < num_classes
+        index = index.clamp(max=num_classes - 1)
+        chosen = x.gather(1, index)
+        positive, negative = focal_terms(chosen, alpha=alpha, gamma=gamma)
+        p, plus = x.sigmoid(), F.softplus(x)
+        scaled = p.pow(gamma).mul_(1 - alpha)
+        value = torch.dot(scaled.flatten(), plus.flatten())
+        value = value + ((positive - negative) * foreground).sum()
+        gradient = None
+        if wanted:
+            # d negative / dx = (1-alpha) p^gamma (gamma (1-p) softplus(x) + p), and its mirror
+            gradient = scaled.mul_(plus.mul_(1 - p).mul_(gamma).add_(p))
+            q = chosen.sigmoid()
+            rest = 1 - q
+            correction = -alpha * rest.pow(gamma) * (gamma * q * F.softplus(-chosen) + rest)
+            correction -= (1 - alpha) * q.pow(gamma) * (gamma * rest * F.softplus(chosen) + q)
+            gradient.scatter_add_(1, index, correction * foreground)
+        yield value, gradient
+
+    return terms
 
 
-def mask_bce_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Sum of the binary cross-entropy over (M, H, W) logits with soft targets."""
-    return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
+def mask_losses(targets: Callable[[slice], Tensor], *, eps: float = 1e-3) -> Terms:
+    """Binary cross-entropy and dice loss of (M, H, W) logits: two sums.
 
-
-def dice_loss(logits: Tensor, targets: Tensor, *, eps: float = 1e-3) -> Tensor:
-    """Sum over M masks of 1 - 2 <p, t> / (|p|^2 + |t|^2 + 2 eps), for (M, H, W) logits."""
-    p, t = logits.sigmoid().flatten(1), targets.flatten(1)
-    overlap = (p * t).sum(1)
-    return (1 - 2 * overlap / (p.square().sum(1) + t.square().sum(1) + 2 * eps)).sum()
-
-
-def rank_loss(logits: Tensor, owners: Tensor) -> Tensor:
-    """Sum over pixels of the cross-entropy over kernels: the owner's mask must rank highest.
+    The dice loss of a mask is 1 - 2 <p, t> / (|p|^2 + |t|^2 + 2 eps).
 
     Args:
-        logits: (B, N, H, W).
-        owners: (B, H, W) index of the kernel that owns a pixel, -1 for none (counts 0).
+        targets: gives the soft targets (m, H, W) of a part of the masks.
     """
-    return F.cross_entropy(logits, owners, ignore_index=-1, reduction="sum")
+
+    def terms(x: Tensor, part: slice, wanted: bool) -> Iterator[tuple[Tensor, Tensor | None]]:
+        t = targets(part).float()
+        p = x.sigmoid()
+        cross_entropy = F.softplus(x).addcmul_(x, t, value=-1)
+        yield cross_entropy.sum(), p - t if wanted else None
+
+        flat_p, flat_t = p.flatten(1), t.flatten(1)
+        overlap = torch.linalg.vecdot(flat_p, flat_t)
+        size = torch.linalg.vecdot(flat_p, flat_p) + torch.linalg.vecdot(flat_t, flat_t) + 2 * eps
+        gradient = None
+        if wanted:
+            of_p = (4 * overlap / size.square())[:, None, None]
+            gradient = (p * of_p).addcmul_(t, (2 / size)[:, None, None], value=-1)
+            gradient = torch.ops.aten.sigmoid_backward(gradient, p)
+        yield (1 - 2 * overlap / size).sum(), gradient
+
+    return terms
 
 
-def paint_owners(masks: Tensor, image: Tensor, values: Tensor, num_images: int) -> Tensor:
-    """Label maps from overlapping masks: where several cover a pixel, the highest value wins.
+def owner_loss(owners: Tensor) -> Terms:
+    """Sum over pixels of the cross-entropy over kernels or classes, for (B, N, H, W) logits.
+
+    As rank loss: the mask that owns a pixel must rank highest there (K-Net §3.5).
 
     Args:
-        masks: (M, H, W); a pixel is covered where a mask is above 0.
-        image: (M,) index of the image that a mask belongs to.
-        values: (M,) non-negative label of each mask.
-        num_images: B.
+        owners: (B, H, W) index of the owner of a pixel, in [0, N); another value counts 0.
+    """
+
+    def terms(x: Tensor, part: slice, wanted: bool) -> Iterator[tuple[Tensor, Tensor | None]]:
+        index = owners[part][:, None]
+        counted = (index >= 0) & (index < x.shape[1])
+        index = index.clamp(0, max(0, x.shape[1] - 1))
+        if not x.shape[1]:
+            yield x.sum(), torch.zeros_like(x) if wanted else None
+            return
+        log_p = x.log_softmax(1)
+        value = -torch.where(counted, log_p.gather(1, index), 0).sum()
+        gradient = None
+        if wanted:
+            gradient = log_p.exp_().mul_(counted)
+            gradient.scatter_add_(1, index, -counted.float())
+        yield value, gradient
+
+    return terms
+
+
+def paint_owners(masks: Tensor, rows: Tensor, values: Tensor) -> Tensor:
+    """Label map from overlapping masks: where several cover a pixel, the highest value wins.
+
+    Args:
+        masks: (G, H, W); a pixel is covered where a mask is above 0.
+        rows: (M,) masks to paint.
+        values: (M,) non-negative label of each.
 
     Returns:
-        (B, H, W) int64, -1 where nothing covers.
+        (H, W) int64, -1 where nothing covers.
     """
-    painted = torch.where(masks > 0, values[:, None, None], -1)
-    owners = painted.new_full((num_images, *masks.shape[1:]), -1)
-    index = image[:, None, None].expand_as(painted)
-    return owners.scatter_reduce_(0, index, painted, reduce="amax")
+    height, width = masks.shape[1:]
+    owners = torch.full((height, width), -1, dtype=torch.int32, device=masks.device)
+    values = values.to(torch.int32)
+    for part in chunks(len(rows), height * width, masks.device):
+        painted = torch.where(masks[rows[part]] > 0, values[part, None, None], -1)
+        owners = torch.maximum(owners, painted.amax(0))
+    return owners.long()
 
 
 def world_mean_divisors(counts: Tensor) -> Tensor:

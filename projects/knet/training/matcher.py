@@ -10,6 +10,9 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from knet.training.chunks import chunks
+from knet.training.enlarged import enlarge
+
 logger = logging.getLogger(__name__)
 
 # larger than any true cost by far, and safe to add up over thousands of rows in float64
@@ -60,18 +63,25 @@ class MaskMatcher:
 
         Args:
             class_logits: (N, T) over thing classes; None before the first round.
-            mask_logits: (N, h, w).
+            mask_logits: (N, h, w), which are enlarged to the objects' masks a few at a time.
             labels: (G,) int64 thing class of each object.
-            masks: (G, h, w) soft masks in [0, 1].
+            masks: (G, H, W) soft masks in [0, 1].
 
         Returns:
             (N, G) float32.
         """
-        p, t = mask_logits.float().sigmoid().flatten(1), masks.flatten(1)
-        pixels = p.shape[1]
-        overlap = p @ t.T
-        agreement = 2 * overlap + pixels - p.sum(1)[:, None] - t.sum(1)  # <p,t> + <1-p,1-t>
-        size = p.square().sum(1)[:, None] + t.square().sum(1) + 2e-3
+        t = masks.flatten(1).float()
+        pixels = t.shape[1]
+        # of every mask: overlap with the objects, sum, sum of squares
+        overlap = t.new_empty(len(mask_logits), len(t))
+        area, square = overlap.new_empty(2, len(mask_logits), 1)
+        for part in chunks(len(mask_logits), pixels, t.device):
+            p = enlarge(mask_logits[part], masks.shape[-2:]).sigmoid().flatten(1)
+            torch.mm(p, t.T, out=overlap[part])
+            torch.sum(p, 1, keepdim=True, out=area[part])
+            square[part] = torch.linalg.vecdot(p, p)[:, None]
+        agreement = 2 * overlap + pixels - area - t.sum(1)  # <p,t> + <1-p,1-t>
+        size = square + torch.linalg.vecdot(t, t) + 2e-3
         cost = -self.mask_weight * agreement / pixels - self.dice_weight * 2 * overlap / size
         if class_logits is not None:
             q = class_logits.float().sigmoid()
@@ -80,24 +90,32 @@ class MaskMatcher:
             cost = cost + self.class_weight * (positive - negative)[:, labels]
         return cost
 
+    def subset(self, num_objects: int, num_kernels: int) -> Tensor | None:
+        """Random objects (N,) int64 to train where there are more than kernels, in order.
+
+        Surplus objects are counted and reported; None if there are none.
+        """
+        if num_objects <= num_kernels:
+            return None
+        self._warn(
+            "crowded",
+            f"an image holds {num_objects} objects but the model has {num_kernels} kernels, so "
+            "a random subset is trained: raise MODEL.KNET.NUM_KERNELS",
+        )
+        return torch.randperm(num_objects)[:num_kernels].sort().values
+
     def match(self, costs: Sequence[Tensor]) -> list[Matches]:
         """Solve every cost matrix (N, G); all of them cross to the CPU in one copy.
 
-        With more objects than kernels the cheapest N pairs are matched and the rest is left out.
+        With more objects than kernels the cheapest N pairs are matched and the rest is left out;
+        `subset` draws who takes part, so that it is not always the same ones.
         """
         if not costs:
             return []
         flat = torch.cat([cost.flatten() for cost in costs]).cpu()
         matches = []
         for cost, block in zip(costs, flat.split([cost.numel() for cost in costs])):
-            num_kernels, num_objects = cost.shape
-            if num_objects > num_kernels:
-                self._warn(
-                    "crowded",
-                    f"an image holds {num_objects} objects but the model has {num_kernels} "
-                    "kernels, so the surplus is not trained: raise MODEL.KNET.NUM_KERNELS",
-                )
-            block = block.double().view(num_kernels, num_objects)
+            block = block.double().view(cost.shape)
             finite = block.isfinite()
             if not finite.all():
                 self._warn(

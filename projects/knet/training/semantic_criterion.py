@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from knet.modeling.kernel_head import InitialKernels
 from knet.modeling.kernel_update import RoundOutput
-from knet.training.losses import world_mean_divisors
+from knet.training.enlarged import enlarged_sums
+from knet.training.losses import owner_loss, world_mean_divisors
 from knet.training.targets import IGNORE_LABEL
 
 
@@ -49,11 +49,8 @@ class SemanticCriterion:
             )[0]
 
             def loss(logits: Tensor) -> Tensor:
-                large = F.interpolate(
-                    logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False
-                )
-                total = F.cross_entropy(large, labels, ignore_index=IGNORE_LABEL, reduction="sum")
-                return total / pixels
+                terms = owner_loss(torch.where(labels == IGNORE_LABEL, -1, labels))
+                return enlarged_sums(logits, labels.shape[-2:], terms, whole=True)[0] / pixels
 
             losses = {"loss_init_seg": self.weight * loss(initial.masks)}
             for s, output in enumerate(rounds, start=1):

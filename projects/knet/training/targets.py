@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from knet.training.chunks import chunks
+
 # label of pixels without a class
 IGNORE_LABEL = 255
 
@@ -18,36 +20,49 @@ class ImageTargets:
 
     Attributes:
         thing_labels: (G,) int64 in [0, T).
-        thing_masks: (G, h, w) float in [0, 1]; soft at borders.
         stuff_labels: (P,) int64 in [0, S), ascending; the stuff classes that the image holds.
-        stuff_masks: (P, h, w) float in [0, 1].
+        masks: (G + P, h, w) in [0, 1], soft at borders; things, then stuff. Of any dtype:
+            quarters are exact in float16.
     """
 
     thing_labels: Tensor
-    thing_masks: Tensor
     stuff_labels: Tensor
-    stuff_masks: Tensor
+    masks: Tensor
+
+    @property
+    def thing_masks(self) -> Tensor:
+        """(G, h, w)."""
+        return self.masks[: len(self.thing_labels)]
+
+    @property
+    def stuff_masks(self) -> Tensor:
+        """(P, h, w)."""
+        return self.masks[len(self.thing_labels) :]
 
 
-def shrink_masks(masks: Tensor, factor: int) -> Tensor:
+def shrink_masks(masks: Tensor, factor: int, out: Tensor) -> None:
     """Bilinear reduction by an integer factor, written as the mean of the pixels it samples.
 
     For an even factor, bilinear interpolation (align_corners=False, no antialiasing) reads the
     inner 2x2 pixels of each block; for an odd one the middle pixel. The sums are exact.
 
     Args:
-        masks: boolean (N, H, W); H and W divisible by `factor`.
+        masks: boolean (N, H, W).
         factor: at least 1.
-
-    Returns:
-        float32 (N, H / factor, W / factor).
+        out: (N, h, w), h >= H / factor and w >= W / factor: what lies beyond the masks is 0.
     """
     start, odd = divmod(factor, 2)
-    if odd:
-        return masks[:, start::factor, start::factor].float()
-    rows = [masks[:, offset::factor] for offset in (start - 1, start)]
-    inner = [row[:, :, offset::factor] for row in rows for offset in (start - 1, start)]
-    return torch.stack(inner).sum(0, dtype=torch.uint8).float() / 4
+    offsets = [start] if odd else [start - 1, start]
+    bits = masks.view(torch.uint8)
+    for part in chunks(len(masks), masks.shape[-2] * masks.shape[-1], masks.device):
+        count = out.new_zeros((part.stop - part.start, *out.shape[1:]), dtype=torch.uint8)
+        for row in offsets:
+            for column in offsets:
+                sampled = bits[part, row::factor, column::factor]
+                count[:, : sampled.shape[1], : sampled.shape[2]] += sampled
+        out[part] = count
+    if not odd:
+        out.mul_(0.25)
 
 
 def build_targets(
@@ -71,26 +86,25 @@ def build_targets(
         stride: of the losses.
         device: where the targets are wanted.
     """
-    height, width = padded_size
-
-    def reduce(masks: Tensor) -> Tensor:
-        padding = (0, width - masks.shape[-1], 0, height - masks.shape[-2])
-        return shrink_masks(F.pad(masks.to(device, non_blocking=True), padding), stride)
-
-    if sem_seg is None or not len(stuff_ids):
-        stuff_labels = torch.zeros(0, dtype=torch.int64)
-        stuff_masks = thing_masks.new_zeros((0, *thing_masks.shape[-2:]))
-    else:
+    stuff_labels = torch.zeros(0, dtype=torch.int64)
+    if sem_seg is not None and len(stuff_ids):
         # labels and ids lie on the CPU, so asking which classes occur waits for no GPU
         occurring = torch.bincount(sem_seg.flatten(), minlength=int(stuff_ids.max()) + 1) > 0
         stuff_labels = occurring[stuff_ids].nonzero()[:, 0]
-        stuff_masks = sem_seg == stuff_ids[stuff_labels][:, None, None]
-    return ImageTargets(
+    count = len(thing_masks) + len(stuff_labels)
+    size = [length // stride for length in padded_size]
+    targets = ImageTargets(
         thing_labels=thing_labels.to(device, non_blocking=True),
-        thing_masks=reduce(thing_masks),
         stuff_labels=stuff_labels.to(device, non_blocking=True),
-        stuff_masks=reduce(stuff_masks),
+        masks=torch.empty((count, *size), dtype=torch.float16, device=device),
     )
+    shrink_masks(thing_masks.to(device, non_blocking=True), stride, targets.thing_masks)
+    if len(stuff_labels):
+        assert sem_seg is not None
+        labels = stuff_ids[stuff_labels].to(device, non_blocking=True)[:, None, None]
+        stuff = sem_seg.to(device, non_blocking=True) == labels
+        shrink_masks(stuff, stride, targets.stuff_masks)
+    return targets
 
 
 def build_semantic_targets(

@@ -15,11 +15,11 @@ from detectron2.evaluation import DatasetEvaluators
 from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 
 from knet.checkpoint.checkpointer import KNetCheckpointer
 from knet.data.loader import build_train_loader
 from knet.data.mapper import KNetDatasetMapper
+from knet.data.skip_report import SkipReport
 from knet.evaluation import build_evaluator
 from knet.modeling.test_time_augmentation import KNetWithTTA
 from knet.training.optimizer import build_lr_scheduler, build_optimizer
@@ -116,9 +116,10 @@ class Trainer(DefaultTrainer):
         optimizer = self.build_optimizer(cfg, model)
         model = distribute(model)
         seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+        self._batches: SkipReport | None = None
         self._trainer = TrainStep(
             model,
-            lambda seed, step: self.build_train_loader(cfg, seed=seed, start_step=step),
+            self._open_loader,
             optimizer,
             seed=seed,
             accumulation_steps=cfg.SOLVER.ACCUMULATION_STEPS,
@@ -133,6 +134,16 @@ class Trainer(DefaultTrainer):
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
+
+    def _open_loader(self, seed: int, step: int) -> SkipReport:
+        self._batches = self.build_train_loader(self.cfg, seed=seed, start_step=step)
+        return self._batches
+
+    def after_train(self) -> None:
+        """As in Detectron2; then what has been skipped is summed up, after a failure too."""
+        super().after_train()
+        if self._batches is not None:
+            self._batches.close()
 
     def state_dict(self) -> dict[str, Any]:
         """Adds the step's state (optimiser, seed), which Detectron2 v0.6 leaves out."""
@@ -170,7 +181,7 @@ class Trainer(DefaultTrainer):
         return build_lr_scheduler(cfg, optimizer)
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode, *, seed: int = 0, start_step: int = 0) -> DataLoader:
+    def build_train_loader(cls, cfg: CfgNode, *, seed: int = 0, start_step: int = 0) -> SkipReport:
         """Batches of this process from a step on."""
         mapper = KNetDatasetMapper(cfg, is_train=True)
         return build_train_loader(cfg, mapper, seed=seed, start_step=start_step)

@@ -1,0 +1,97 @@
+"""AP of images with more than 100 objects, and of models that find nothing."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import Boxes, Instances
+from PIL import Image
+
+from knet.data import register_coco_instances
+from knet.evaluation import build_evaluator
+
+COUNT, SIDE, COLUMNS = 150, 4, 15
+METRICS = {"AP", "AP50", "AP75", "APs"}  # all objects are small
+NAME = "many_objects"
+
+
+@pytest.fixture
+def objects(tmp_path):
+    """Masks of 150 cells of one class in one image, registered with its JSON."""
+    rows = COUNT // COLUMNS
+    masks = torch.zeros(COUNT, rows * (SIDE + 1), COLUMNS * (SIDE + 1), dtype=torch.bool)
+    annotations = []
+    for k, mask in enumerate(masks):
+        y, x = (SIDE + 1) * (k // COLUMNS), (SIDE + 1) * (k % COLUMNS)
+        mask[y : y + SIDE, x : x + SIDE] = True
+        corners = [x, y, x + SIDE, y, x + SIDE, y + SIDE, x, y + SIDE]
+        annotations.append(
+            {"id": k + 1, "image_id": 1, "category_id": 5, "iscrowd": 0, "area": SIDE**2,
+             "bbox": [x, y, SIDE, SIDE], "segmentation": [corners]}
+        )  # fmt: skip
+    height, width = masks.shape[1:]
+    Image.new("RGB", (width, height)).save(tmp_path / "a.png")
+    image = {"id": 1, "file_name": "a.png", "height": height, "width": width}
+    content = {"images": [image], "annotations": annotations,
+               "categories": [{"id": 5, "name": "cell"}, {"id": 2, "name": "rest"}]}  # fmt: skip
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    register_coco_instances(NAME, image_root=tmp_path, json_file=tmp_path / "a.json")
+    yield masks
+    DatasetCatalog.remove(NAME)
+    MetadataCatalog.remove(NAME)
+
+
+def evaluate(masks, top_k, count=COUNT):
+    cfg = CfgNode(
+        {
+            "MODEL": {"KNET": {"TEST": {"INSTANCE_ON": True}}},
+            "TEST": {"DETECTIONS_PER_IMAGE": top_k},
+        }
+    )
+    found = Instances(tuple(masks.shape[1:]))
+    found.pred_masks = masks[:count]
+    found.pred_boxes = Boxes(torch.zeros(count, 4))
+    found.scores = torch.linspace(0.9, 0.1, count)
+    found.pred_classes = torch.ones(count, dtype=torch.int64)  # ids in their order: 2, 5
+    evaluator = build_evaluator(cfg, NAME)
+    evaluator.reset()
+    evaluator.process([{"image_id": 1}], [{"instances": found}])
+    return evaluator.evaluate()["segm"]
+
+
+@pytest.mark.parametrize("top_k", [150, 375])
+def test_all_objects_count(objects, top_k):
+    results = evaluate(objects, top_k)
+    assert set(results) == {*METRICS, "AP-cell"}  # nothing to say of the class without objects
+    assert list(results.values()) == pytest.approx([100] * 5)
+
+
+def test_cocos_limit_stays_with_100_and_fewer(objects):
+    results = evaluate(objects, 100)
+    # 100 of 150 are found: precision 1 at the 67 of 101 recalls up to 2 / 3
+    assert results["AP"] == pytest.approx(100 * 67 / 101)
+    assert set(results) == {*METRICS, "AP-cell"}
+    few = evaluate(objects, 5, count=5)
+    assert few == evaluate(objects, 100, count=5)
+    assert few["AP"] == pytest.approx(100 * 4 / 101)  # recalls 0, 1, 2 and 3 of 100
+
+
+@pytest.mark.parametrize("top_k", [100, 150])
+def test_nothing_found_is_an_ap_of_0(objects, top_k, caplog):
+    with caplog.at_level(logging.INFO, "knet.evaluation"):
+        assert evaluate(objects, top_k, count=0) == dict.fromkeys((*METRICS, "AP-cell"), 0.0)
+    assert "segm/APl" in caplog.text
+
+
+def test_annotations_without_area_and_crowd_flag_are_completed(objects):
+    whole = evaluate(objects, 150)
+    path = MetadataCatalog.get(NAME).json_file
+    content = json.loads(Path(path).read_text())
+    for annotation in content["annotations"]:
+        del annotation["area"], annotation["iscrowd"]
+    Path(path).write_text(json.dumps(content))
+    assert evaluate(objects, 150) == whole

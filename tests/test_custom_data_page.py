@@ -1,0 +1,83 @@
+"""Every command of docs/CUSTOM_DATA.md, as it stands there."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "CUSTOM_DATA.md").read_text()
+
+
+def _blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
+
+
+def _commands():
+    joined = "\n".join(_blocks("bash")).replace("\\\n", " ")
+    return [line for line in joined.splitlines() if line.strip()]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder that looks like a checkout, with the page's YAML, made quick."""
+    folder = tmp_path_factory.mktemp("custom_data")
+    for name in ("configs", "tools", "train_net.py"):
+        (folder / name).symlink_to(ROOT / name)
+    (yaml,) = _blocks("yaml")
+    quick, count = re.subn(r"MAX_ITER: \d+", "MAX_ITER: 3", yaml)
+    assert count == 1
+    (folder / "my_data.yaml").write_text(quick)
+    return folder
+
+
+def test_the_commands_work_one_after_the_other(workplace):
+    environment = {k: v for k, v in os.environ.items() if k != "DETECTRON2_DATASETS"}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    commands = _commands()
+    assert len(commands) == 6
+    for command in commands:
+        # fewer scenes: what is tested is that the commands fit together
+        command = command.replace("--train 200 --val 40", "--train 8 --val 4")
+        done = subprocess.run(
+            command, shell=True, cwd=workplace, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    out = workplace / "output"
+    assert len(list((out / "my_data" / "check").glob("*.png"))) >= 4
+    assert len(list((out / "my_data" / "sheets").glob("*.png"))) == 4
+    for run in ("my_data", "my_data_skip"):
+        lines = (out / run / "metrics.json").read_text().splitlines()
+        assert "panoptic_seg/PQ" in json.loads(lines[-1])
+        assert (out / run / "model_final.pth").is_file()
+
+
+def test_the_keys_of_the_page_exist():
+    from knet.config import get_cfg_from_file
+
+    cfg = get_cfg_from_file(str(ROOT / "configs/nuclei/instance.yaml"))
+    keys = re.findall(r"`((?:MODEL|TEST|DATASETS|INPUT|SOLVER)(?:\.[A-Z_]+)+)`", PAGE)
+    assert len(set(keys)) >= 9
+    for key in keys:
+        node = cfg
+        for part in key.split("."):
+            assert part in node, key
+            node = node[part]
+    table = re.findall(r"\| `([A-Z_.]+)` \| ([\d.]+|all) \|", PAGE)
+    defaults = get_cfg_from_file(str(ROOT / "configs/Base-KNet.yaml"))
+    for key, value in table:
+        node = defaults
+        for part in key.split("."):
+            node = node[part]
+        assert (len(node) == 0) if value == "all" else (node == float(value)), key
+
+
+def test_the_files_that_the_page_names_exist():
+    for path in re.findall(r"`(configs/[\w/]+\.yaml)`", PAGE):
+        assert (ROOT / path).is_file(), path
+    for link in re.findall(r"\]\(([^)#]+)[^)]*\)", PAGE):
+        assert (ROOT / "docs" / link).exists(), link

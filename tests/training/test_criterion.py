@@ -1,0 +1,127 @@
+"""The criterion where images hold many objects, more than kernels, or none."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from knet.modeling.kernel_head import InitialKernels
+from knet.modeling.kernel_update import RoundOutput
+from knet.training.criterion import KNetCriterion, LossWeights
+from knet.training.matcher import MaskMatcher
+from knet.training.targets import ImageTargets
+
+ROUNDS = 3
+
+
+def _criterion(things, stuff, rank=0.1):
+    return KNetCriterion(
+        num_thing_classes=things,
+        num_stuff_classes=stuff,
+        matcher=MaskMatcher(),
+        weights=LossWeights(rank=rank),
+    )
+
+
+def _predictions(batch, kernels, things, stuff, size):
+    def leaf(*shape):
+        return torch.randn(*shape).requires_grad_()
+
+    masks = leaf(batch, kernels + stuff, *size)
+    seg = leaf(batch, things + stuff, *size)
+    initial = InitialKernels(torch.zeros(0), torch.zeros(0), masks, seg)
+    rounds = [
+        RoundOutput(
+            leaf(batch, kernels + stuff, things + stuff),
+            leaf(batch, kernels + stuff, *size),
+            torch.zeros(0),
+        )
+        for _ in range(ROUNDS)
+    ]
+    return initial, rounds
+
+
+def _targets(objects, things, stuff, size):
+    """Objects are bands of rows, stuff class 0 lies below them."""
+    masks = torch.zeros(objects + min(stuff, 1), *size, dtype=torch.float16)
+    for i in range(objects):
+        masks[i, i % size[0], i % 7 :] = 1
+    masks[objects:] = 1
+    return ImageTargets(
+        thing_labels=torch.arange(objects) % max(things, 1),
+        stuff_labels=torch.arange(min(stuff, 1)),
+        masks=masks,
+    )
+
+
+def test_a_random_subset_trains_where_objects_exceed_kernels():
+    criterion = _criterion(2, 1)
+    initial, rounds = _predictions(2, 3, 2, 1, (8, 8))
+    targets = [_targets(10, 2, 1, (16, 16)), _targets(2, 2, 1, (16, 16))]
+    masks = [initial.masks[:, :3], *(r.masks for r in rounds)]
+    seen = set()
+    for _ in range(12):
+        matches = criterion.match(masks, rounds, targets, 3)
+        assert len(matches) == ROUNDS
+        # one subset a step: all rounds train the same objects
+        chosen = {tuple(sorted(of_round[0].objects.tolist())) for of_round in matches}
+        assert len(chosen) == 1 and len(next(iter(chosen))) == 3
+        seen |= chosen
+        assert sorted(matches[0][1].objects.tolist()) == [0, 1]
+    assert len(seen) > 1
+
+
+def test_pixels_of_surplus_objects_keep_their_class():
+    criterion = _criterion(2, 1)
+    initial, rounds = _predictions(1, 3, 2, 1, (8, 8))
+    targets = [_targets(10, 2, 1, (16, 16))]
+    masks = [initial.masks[:, :3], *(r.masks for r in rounds)]
+    matches = criterion.match(masks, rounds, targets, 3)
+    labels = criterion.seg_labels(criterion.rows(matches[0], targets, None), targets)[0]
+    for row in range(10):
+        assert labels[row, row % 7 :].tolist() == [row % 2] * (16 - row % 7)
+    assert (labels[10:] == 2).all()
+
+
+@pytest.mark.parametrize(("kernels", "things", "stuff"), [(4, 2, 0), (0, 0, 3), (4, 2, 3)])
+@pytest.mark.parametrize("objects", [0, 2])
+def test_every_loss_is_there_and_reaches_every_prediction(kernels, things, stuff, objects):
+    initial, rounds = _predictions(2, kernels, things, stuff, (8, 8))
+    targets = [
+        _targets(objects if things else 0, things, stuff, (16, 16)),
+        _targets(0, 0, 0, (16, 16)),
+    ]
+    losses = _criterion(things, stuff)(initial, rounds, targets)
+    names = ["init_mask", "init_dice", "init_rank", "init_seg"]
+    names += [f"round{s}_{t}" for s in (1, 2, 3) for t in ("mask", "dice", "rank", "cls")]
+    assert sorted(losses) == sorted(f"loss_{name}" for name in names)
+    assert all(value.isfinite() for value in losses.values())
+    sum(losses.values()).backward()
+    for leaf in [initial.masks, initial.seg_logits, *(t for r in rounds for t in r[:2])]:
+        assert leaf.grad is not None and leaf.grad.isfinite().all()
+
+
+_MEMORY = """
+import json, resource, torch
+from tests.training.test_criterion import _criterion, _predictions, _targets
+torch.manual_seed(0)
+initial, rounds = _predictions(2, 300, 1, 0, (128, 128))
+targets = [_targets(375, 1, 0, (256, 256)) for _ in range(2)]
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+before = peak()
+losses = _criterion(1, 0, rank=0.0)(initial, rounds, targets)
+sum(losses.values()).backward()
+print(json.dumps({"grown": peak() - before, "dense": 2 * 300 * 256 * 256 * 4 / 2**30}))
+"""
+
+
+def test_375_objects_cost_little_memory():
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", _MEMORY], capture_output=True, text=True, check=True
+    )
+    result = json.loads(done.stdout.splitlines()[-1])
+    # autograd over whole enlarged masks would keep some twelve maps of this size for each stage
+    assert result["grown"] < 6 * result["dense"], result
