@@ -163,6 +163,10 @@ class KNetPredictor:
         Raises:
             FileNotFoundError, ValueError: naming what is not a picture.
         """
+        return self.model([self.prepare(image)])[0]
+
+    def prepare(self, image: Picture) -> dict[str, Any]:
+        """The model's input of one image (see `KNet.forward`); arguments and errors as above."""
         pixels = _read(image)
         height, width = pixels.shape[:2]
         if self.cfg.INPUT.FORMAT == "BGR":
@@ -170,7 +174,7 @@ class KNetPredictor:
         augmented = T.AugInput(np.ascontiguousarray(pixels))
         self._resize(augmented)
         tensor = torch.as_tensor(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
-        return self.model([{"image": tensor, "height": height, "width": width}])[0]
+        return {"image": tensor, "height": height, "width": width}
 
 
 def _with_labels(cfg: CfgNode, metadata: Metadata) -> CfgNode:

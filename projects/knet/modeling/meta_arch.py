@@ -158,13 +158,26 @@ class KNet(nn.Module):
         """What the last round says of each image, before it is resized and fused."""
         if self.window is not None:
             return [self._predict_in_windows(x) for x in batched_inputs]
+        _, rounds, frames = self.trace(batched_inputs)
+        return [self.task.predictions(rounds[-1], b, frame) for b, frame in enumerate(frames)]
+
+    def trace(
+        self, batched_inputs: Sequence[Mapping[str, Any]]
+    ) -> tuple[Any, list[RoundOutput], list[Frame]]:
+        """Initial kernels and every round of a batch, and the frame of each image.
+
+        Raises:
+            ValueError: the model looks at windows of an image.
+        """
+        if self.window is not None:
+            raise ValueError(
+                "kernels are followed through one look at the whole image: set "
+                "MODEL.KNET.TEST.WINDOW.SIZE ()"
+            )
         images = self._images(batched_inputs)
-        last = self._rounds(images.tensor)[1][-1]
         padded_size = tuple(images.tensor.shape[-2:])
-        return [
-            self.task.predictions(last, b, Frame(padded_size, size))
-            for b, size in enumerate(images.image_sizes)
-        ]
+        frames = [Frame(padded_size, size) for size in images.image_sizes]
+        return *self._rounds(images.tensor), frames
 
     def _losses(self, batched_inputs: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         images = self._images(batched_inputs)

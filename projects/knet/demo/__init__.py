@@ -1,0 +1,1 @@
+"""Parts of `demo/demo.py` and of the tools that run a model on pictures."""

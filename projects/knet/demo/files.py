@@ -1,0 +1,123 @@
+"""Which pictures are read, and which files are written."""
+
+from __future__ import annotations
+
+import glob
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from knet.demo.errors import UserError
+
+__all__ = ["SUFFIXES", "find_pictures", "output_files", "require_unique_stems", "writable_folder"]
+
+# of the files that are taken from a folder
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+
+
+def find_pictures(inputs: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """The picture files that files, folders and globs stand for.
+
+    Args:
+        inputs: a folder stands for the pictures in it (not in folders below), a glob (``**`` for
+            folders at any depth) for the files that match.
+
+    Returns:
+        The files in the order of the inputs, each once; a named file need not exist. And one
+        message for each folder or glob that stands for nothing.
+    """
+    pictures: list[Path] = []
+    problems = []
+    for name in map(os.path.expanduser, inputs):
+        path = Path(name)
+        if path.is_dir():
+            found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+            if not found:
+                problems.append(f"{name}: no picture in this folder ({', '.join(SUFFIXES)})")
+        elif path.exists() or not glob.has_magic(name):
+            found = [path]
+        else:
+            found = sorted(p for p in map(Path, glob.glob(name, recursive=True)) if p.is_file())
+            if not found:
+                problems.append(f"{name}: no file matches")
+        pictures += found
+    return list(dict.fromkeys(pictures)), problems
+
+
+def output_files(inputs: Sequence[Path], output: str, *, suffix: str | None = None) -> list[Path]:
+    """The file that is written for each input.
+
+    Args:
+        inputs: at least one file.
+        output: a folder if it exists as one, ends with a slash, has no suffix or there are several
+            inputs (it is made if need be; files keep their names); else the one file.
+        suffix: of files in a folder; None keeps that of the input, or ``.png`` where no such
+            picture can be written.
+
+    Raises:
+        UserError: two inputs have one output, an input would be overwritten, pictures cannot be
+            written with this suffix, or the folder cannot be written.
+    """
+    path = Path(os.path.expanduser(output))
+    is_folder = output.endswith(("/", os.sep)) or path.is_dir() or not path.suffix
+    if is_folder or len(inputs) > 1:
+        if path.is_file():
+            raise UserError(
+                f"--output {output} is a file, and there are {len(inputs)} inputs: name a folder"
+            )
+        files = [path / _name(file, suffix) for file in inputs]
+    else:
+        if suffix is None and not _can_write(path.suffix):
+            raise UserError(f"--output {output}: no picture format has the suffix {path.suffix}")
+        files = [path]
+    for file, source in zip(files, inputs):
+        if file.exists() and source.exists() and file.samefile(source):
+            raise UserError(f"--output {output} would overwrite the input {source}")
+    _require_unique(files, inputs, "--output")
+    writable_folder(files[0].parent, "--output")
+    return files
+
+
+def require_unique_stems(inputs: Sequence[Path], flag: str) -> None:
+    """Raise UserError if two files differ in folder or suffix only."""
+    _require_unique([file.stem for file in inputs], inputs, flag)
+
+
+def writable_folder(folder: str | os.PathLike[str], flag: str) -> Path:
+    """The folder, made if need be.
+
+    Raises:
+        UserError: it cannot be made, or nothing can be written in it.
+    """
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):  # permissions alone do not tell
+            pass
+    except OSError as error:
+        raise UserError(f"{flag}: {path} cannot be written: {error.strerror}") from error
+    return path
+
+
+def _name(file: Path, suffix: str | None) -> str:
+    if suffix is None and _can_write(file.suffix):
+        return file.name
+    return file.stem + (suffix or ".png")
+
+
+def _can_write(suffix: str) -> bool:
+    return Image.registered_extensions().get(suffix.lower()) in Image.SAVE
+
+
+def _require_unique(outputs: Sequence[object], inputs: Sequence[Path], flag: str) -> None:
+    first: dict[object, Path] = {}
+    for output, source in zip(outputs, inputs):
+        if output in first:
+            raise UserError(
+                f"{flag}: the results of {first[output]} and {source} would have one name; "
+                "take one folder at a time"
+            )
+        first[output] = source

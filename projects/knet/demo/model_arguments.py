@@ -1,0 +1,47 @@
+"""The flags that name a model, and the model that they name."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from knet.config import get_cfg_from_file
+from knet.demo.errors import UserError
+from knet.predictor import KNetPredictor
+
+__all__ = ["add_model_arguments", "load_predictor"]
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--config-file`` and ``--predictor``, of which one must be given."""
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument(
+        "--config-file",
+        metavar="FILE",
+        help="a config; its weights are MODEL.WEIGHTS, see the config keys at the end of the line",
+    )
+    which.add_argument(
+        "--predictor",
+        metavar="FOLDER",
+        help="what KNetPredictor.save_pretrained wrote, or owner/name on the Hugging Face Hub",
+    )
+
+
+def load_predictor(args: argparse.Namespace, opts: Sequence[Any]) -> KNetPredictor:
+    """The model of the arguments.
+
+    Args:
+        args: with ``config_file`` and ``predictor``, one of them None.
+        opts: config keys and values.
+
+    Raises:
+        UserError: there is no such model, or keys or weights do not fit it.
+    """
+    try:
+        if args.config_file is None:
+            return KNetPredictor.from_pretrained(args.predictor, opts=tuple(opts))
+        return KNetPredictor.from_config(get_cfg_from_file(args.config_file, opts))
+    # AssertionError and KeyError: config keys that do not exist
+    except (OSError, ValueError, KeyError, AssertionError, ImportError) as error:
+        raise UserError(f"{args.config_file or args.predictor}: {error}") from error

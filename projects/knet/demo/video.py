@@ -1,0 +1,154 @@
+"""Video files and cameras in, video files out, by OpenCV. Audio is not kept."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from knet.demo.errors import UserError
+
+__all__ = ["CODECS", "VideoReader", "VideoWriter"]
+
+# Tried in this order: MPEG-4 part 2 is in every build of OpenCV; H.264, which browsers play, in
+# few. AVI files take MPEG-4 under its other name.
+CODECS = ("mp4v", "avc1", "XVID")
+_FRAMES_A_SECOND = 25.0  # where a video does not say
+
+
+class VideoReader:
+    """The frames of a video file or camera.
+
+    Args:
+        source: a file, or the number of a camera.
+
+    Attributes:
+        num_frames: as the header says, which may be wrong; None if it does not.
+        frames_a_second: as the header says, else 25.
+
+    Raises:
+        UserError: the file is missing or no video, has no frame, or there is no such camera.
+    """
+
+    def __init__(self, source: str | int) -> None:
+        self.source = source
+        if isinstance(source, str) and not os.path.isfile(source):
+            raise UserError(f"{source}: no such video file")
+        self._capture = cv2.VideoCapture(source)
+        opened = self._capture.isOpened()
+        if not opened and isinstance(source, int):
+            raise UserError(f"no camera {source} found, or it is in use")
+        if not opened:
+            raise UserError(f"{source} cannot be read as a video")
+        rate = self._capture.get(cv2.CAP_PROP_FPS)
+        self.frames_a_second = rate if math.isfinite(rate) and rate > 0 else _FRAMES_A_SECOND
+        count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        self.num_frames = int(count) if math.isfinite(count) and count > 0 else None
+        # read here, so that nothing is begun for a video that has none
+        there, self._first = self._capture.read()
+        if not there:
+            self.close()
+            raise UserError(f"{source}: no frame in this video")
+
+    def __enter__(self) -> VideoReader:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """(H, W, 3) uint8 RGB frames, turned as the file says; once."""
+        there, frame = True, self._first
+        while there:
+            yield np.ascontiguousarray(frame[..., ::-1])
+            there, frame = self._capture.read()
+
+    def close(self) -> None:
+        """Let go of file or camera."""
+        self._capture.release()
+
+
+class VideoWriter:
+    """A video file that takes frames.
+
+    Args:
+        path: its suffix names the container (mp4, avi, mkv, mov).
+        frames_a_second: of the video.
+
+    Attributes:
+        codec: the one of `CODECS` that works here; None before the first frame.
+        num_frames: written so far.
+
+    Raises:
+        UserError: the file is already there.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, frames_a_second: float) -> None:
+        self.path = Path(path)
+        if self.path.exists():
+            raise UserError(f"--output {self.path} exists: remove it, or name another file")
+        self.codec: str | None = None
+        self.num_frames = 0
+        self._frames_a_second = frames_a_second
+        self._size = (0, 0)
+        self._writer: cv2.VideoWriter | None = None
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def add(self, frame: np.ndarray) -> None:
+        """Write one frame.
+
+        Args:
+            frame: (H, W, 3) uint8 RGB, all of one size. Codecs want even sides: the last row or
+                column of an odd one is cut.
+
+        Raises:
+            UserError: no codec works for this file, or the frame has another size than the first.
+        """
+        size = (frame.shape[1], frame.shape[0])
+        if self._writer is None:
+            self._writer = self._open(size)
+        if size != self._size:
+            raise UserError(f"{self.path}: a frame of {size} pixels after ones of {self._size}")
+        self._writer.write(np.ascontiguousarray(frame[..., ::-1]))
+        self.num_frames += 1
+
+    def close(self) -> None:
+        """Finish the file, and look whether it can be read: OpenCV reports no error in writing.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        if self._writer is None:
+            return
+        self._writer.release()
+        self._writer = None
+        try:
+            VideoReader(str(self.path)).close()
+        except UserError as error:
+            raise UserError(f"--output {self.path} was not written whole: disk full?") from error
+
+    def _open(self, size: tuple[int, int]) -> cv2.VideoWriter:
+        self._size = size
+        avi = self.path.suffix.lower() == ".avi"
+        codecs = sorted(CODECS, key=lambda codec: codec != "XVID") if avi else CODECS
+        for codec in codecs:
+            fourcc = cv2.VideoWriter.fourcc(*codec)
+            writer = cv2.VideoWriter(str(self.path), fourcc, self._frames_a_second, size)
+            if writer.isOpened():
+                self.codec = codec
+                return writer
+            writer.release()
+            self.path.unlink(missing_ok=True)
+        raise UserError(
+            f"--output {self.path}: OpenCV here writes no such video (codecs tried: "
+            f"{', '.join(codecs)}); take the suffix .mp4 or .avi"
+        )

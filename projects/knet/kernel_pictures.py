@@ -1,0 +1,189 @@
+"""Pictures that explain the kernels: how their masks and classes form, and where they fire.
+
+    trace = trace_kernels(predictor, image)
+    sheet = draw_kernel_rounds(image, trace)
+    averages = average_masks(predictor, images)
+    sheet = draw_average_masks(averages)
+
+Every function returns an (H, W, 3) uint8 RGB array.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from knet.kernel_trace import KernelAverages, KernelTrace
+
+__all__ = ["draw_average_masks", "draw_class_scores", "draw_kernel_rounds"]
+
+_DPI = 110
+_COLORS = "viridis"
+_MAX_CLASSES = 12
+_LEAST_SCORE = 0.05  # classes below it in every round are not listed
+
+
+def draw_kernel_rounds(image: np.ndarray, trace: KernelTrace) -> np.ndarray:
+    """A row a kernel: the image with the final outline, then the mask before and after each round.
+
+    Args:
+        image: (H, W, 3) uint8 RGB, that of the trace.
+        trace: of `trace_kernels`.
+    """
+    stages, rows = trace.masks.shape[:2]
+    columns = stages + 1
+    tile_width = 2.1
+    tile_height = min(max(tile_width * image.shape[0] / image.shape[1], 0.9), 3.2)
+    figure = _figure(columns * tile_width + 1.6, rows * (tile_height + 0.42) + 0.9)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    titles = ["final outline", "initial", *(f"round {r}" for r in range(1, stages))]
+    ious, unsure = trace.iou_with_last(), trace.unsure()
+    shown = None
+    for row in range(rows):
+        for column in range(columns):
+            ax, stage = axes[row, column], column - 1
+            if row == 0:
+                ax.set_title(titles[column], fontsize=10, fontweight="bold")
+            if column == 0:
+                ax.imshow(image)
+                _outline(ax, trace.masks[-1, row] > 0.5)
+                ax.set_ylabel(_kernel_name(trace, row), fontsize=9)
+                ax.tick_params(labelsize=6, length=2)
+                if row == rows - 1:
+                    ax.set_xlabel("pixels", fontsize=8)
+                continue
+            shown = ax.imshow(trace.masks[stage, row], vmin=0, vmax=1, cmap=_COLORS)
+            ax.set_xticks([])
+            ax.set_yticks([])
+            text = f"{_class_text(trace, stage, row)}\nunsure {100 * unsure[stage, row]:.0f} %"
+            if stage < stages - 1:
+                text += f", IoU with last {ious[stage, row]:.2f}"
+            ax.set_xlabel(text, fontsize=8)
+    assert shown is not None  # there is at least one kernel
+    bar = figure.colorbar(shown, ax=axes, shrink=min(1.0, 3 / rows), aspect=40, pad=0.01)
+    bar.set_label("mask probability", fontsize=9)
+    bar.ax.tick_params(labelsize=8)
+    return _render(figure)
+
+
+def draw_class_scores(trace: KernelTrace) -> np.ndarray:
+    """A panel a round: kernels by classes, with the scores written in.
+
+    The classes are the (at most 12) best ones of these kernels in any round. Left grey is what has
+    no meaning, because it is neither trained nor used: thing kernels are scored on thing classes,
+    a stuff kernel on its own class.
+
+    Raises:
+        ValueError: a semantic model, whose kernels are its classes.
+    """
+    if trace.class_scores is None:
+        raise ValueError("a semantic model has no class scores: its kernels are its classes")
+    meant = _meant_classes(trace)
+    scores = np.where(meant, trace.class_scores, np.nan)
+    highest = np.where(meant, trace.class_scores, 0.0).max(axis=(0, 1))
+    best = [c for c in np.argsort(-highest, kind="stable") if highest[c] >= _LEAST_SCORE]
+    classes = sorted(best[:_MAX_CLASSES] or [int(highest.argmax())])
+    rounds, rows = scores.shape[:2]
+    figure = _figure(rounds * (0.52 * len(classes) + 0.4) + 2.6, 0.34 * rows + 2.0)
+    axes = figure.subplots(1, rounds, squeeze=False, sharey=True)[0]
+    shown = None
+    for r, ax in enumerate(axes):
+        values = scores[r][:, classes]
+        ax.set_facecolor("0.9")
+        shown = ax.imshow(values, vmin=0, vmax=1, cmap=_COLORS, aspect="auto")
+        for (y, x), value in np.ndenumerate(values):
+            if np.isnan(value):
+                continue
+            color = "white" if value < 0.6 else "black"
+            ax.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=8, color=color)
+        names = [trace.class_names[c] for c in classes]
+        ax.set_xticks(range(len(classes)), names, rotation=45, ha="right", fontsize=9)
+        ax.set_title(f"round {r + 1}", fontsize=10, fontweight="bold")
+    labels = [_kernel_name(trace, row).replace("\n", " ") for row in range(rows)]
+    axes[0].set_yticks(range(rows), labels, fontsize=9)
+    assert shown is not None  # there is at least one round
+    bar = figure.colorbar(shown, ax=list(axes), aspect=25, pad=0.01)
+    bar.set_label("class score", fontsize=9)
+    bar.ax.tick_params(labelsize=8)
+    return _render(figure)
+
+
+def draw_average_masks(averages: KernelAverages) -> np.ndarray:
+    """A tile a kernel, all in one colour scale, titled with its number, class and use."""
+    count = len(averages.masks)
+    columns = min(count, max(4, math.ceil(math.sqrt(count))))
+    rows = math.ceil(count / columns)
+    figure = _figure(columns * 1.45 + 1.2, rows * 1.68 + 1.0)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    top = float(averages.masks.max()) or 1.0
+    shown = None
+    for k, ax in enumerate(axes.flat):
+        ax.set_xticks([])
+        ax.set_yticks([])
+        if k >= count:
+            ax.axis("off")
+            continue
+        shown = ax.imshow(averages.masks[k], vmin=0, vmax=top, cmap=_COLORS)
+        use = f"{100 * averages.used[k]:.0f} %"
+        name = f"{averages.classes[k]} {use}" if averages.classes[k] else "not used"
+        ax.set_title(f"kernel {k}\n{_short(name)}", fontsize=8)
+    assert shown is not None  # there is at least one kernel
+    bar = figure.colorbar(shown, ax=axes, shrink=min(1.0, 4 / rows), aspect=25, pad=0.01)
+    bar.set_label("mean mask probability", fontsize=9)
+    bar.ax.tick_params(labelsize=8)
+    figure.suptitle(
+        f"Mean mask of each kernel over {averages.num_images} pictures\n"
+        f"(most frequent class, share of pictures with a score of at least "
+        f"{averages.score_threshold:g})",
+        fontsize=9,
+    )
+    figure.supxlabel("width of the picture", fontsize=9)
+    figure.supylabel("height of the picture", fontsize=9)
+    return _render(figure)
+
+
+def _kernel_name(trace: KernelTrace, row: int) -> str:
+    number = int(trace.kernels[row])
+    if trace.class_scores is None:
+        return f"class {number}\n{trace.class_names[number]}"
+    kind = "thing" if number < trace.num_things else "stuff"
+    return f"kernel {number}\n({kind})"
+
+
+def _meant_classes(trace: KernelTrace) -> np.ndarray:
+    """(n, K) whether a kernel is trained on a class: things on all things, stuff on its own."""
+    classes = np.arange(len(trace.class_names))
+    is_thing = trace.kernels < trace.num_things
+    own = trace.labels[-1][:, None] == classes
+    return np.where(is_thing[:, None], classes < trace.num_thing_classes, own)
+
+
+def _class_text(trace: KernelTrace, stage: int, row: int) -> str:
+    score, label = trace.scores[stage, row], trace.labels[stage, row]
+    if trace.class_scores is None:
+        return f"{100 * score:.1f} % of the picture"
+    return "no class yet" if label < 0 else f"{_short(trace.class_names[label])} {score:.2f}"
+
+
+def _short(text: str, limit: int = 22) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _outline(ax: Any, mask: np.ndarray) -> None:
+    if mask.any() and not mask.all():
+        for color, width in (("black", 2.6), ("yellow", 1.3)):
+            ax.contour(mask, levels=[0.5], colors=color, linewidths=width)
+
+
+def _figure(width: float, height: float) -> Figure:
+    return Figure(figsize=(width, height), dpi=_DPI, layout="constrained", facecolor="white")
+
+
+def _render(figure: Figure) -> np.ndarray:
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

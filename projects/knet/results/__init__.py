@@ -1,0 +1,1 @@
+"""What a model says, in the forms that other programs read."""

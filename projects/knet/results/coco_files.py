@@ -1,0 +1,162 @@
+"""Results as files: COCO panoptic PNGs and JSON, COCO results JSON, semantic label PNGs."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from PIL import Image
+from torch import Tensor
+
+from knet.data.panoptic_png import write_panoptic_png
+from knet.inference.instances import mask_boxes
+from knet.results.categories import Category
+
+__all__ = ["ResultFiles", "image_ids"]
+
+
+def image_ids(files: Sequence[str | os.PathLike[str]]) -> list[int]:
+    """An id for each image file: the number that is its name, as in COCO, where it is one.
+
+    ``000000000139.jpg`` is image 139. Files with other names, and further ones with the same
+    number, are counted on from the highest number; from 1 if no name is a number.
+    """
+    stems = [Path(file).stem for file in files]
+    # isascii: digits of other scripts are decimal, too
+    numbers = [int(stem) if stem.isascii() and stem.isdecimal() else None for stem in stems]
+    following = itertools.count(max((n for n in numbers if n is not None), default=0) + 1)
+    taken: set[int] = set()
+    ids = []
+    for number in numbers:
+        image_id = next(following) if number is None or number in taken else number
+        taken.add(image_id)
+        ids.append(image_id)
+    return ids
+
+
+class ResultFiles:
+    """Writes results image by image; use it in a ``with`` block, whose end writes the JSON files.
+
+    In the folder, as far as results hold them:
+
+    ``images.json``
+        ``images`` (id, file_name, height, width) and ``categories``, each with its ``label``.
+    ``panoptic.json``, ``panoptic/NAME.png``
+        COCO's panoptic format: a data set by itself; ids in the PNGs are R + 256 G + 65536 B,
+        0 is void.
+    ``instances.json``
+        COCO's results format: a list of image_id, category_id, score, bbox and RLE.
+    ``semantic/NAME.png``
+        labels (not category ids), 8 bit, or 16 bit with more than 255 classes.
+
+    Args:
+        folder: made if missing; older files of these names are replaced.
+        categories: of the model.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, categories: Sequence[Category]) -> None:
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._things = {c.label: c.id for c in categories if c.is_thing}
+        self._stuff = {c.label: c.id for c in categories if not c.is_thing}
+        self._categories = [
+            {"id": c.id, "name": c.name, "isthing": int(c.is_thing), "label": c.label}
+            for c in categories
+        ]
+        self._images: list[dict[str, Any]] = []
+        self._panoptic: list[dict[str, Any]] = []
+        self._instances: list[dict[str, Any]] = []
+        self._seen: set[str] = set()
+
+    def __enter__(self) -> ResultFiles:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()  # after an error too: what was finished is kept
+
+    def add(self, results: Mapping[str, Any], *, image_id: int, file_name: str) -> None:
+        """Take the results of one image.
+
+        Args:
+            results: ``panoptic_seg``, ``instances`` and ``sem_seg`` of the model, any of them, at
+                the image's size.
+            image_id: of its records.
+            file_name: of the picture; PNGs are named after it.
+
+        Raises:
+            ValueError: no result that can be written.
+        """
+        name = f"{Path(file_name).stem}.png"
+        size = None
+        if "panoptic_seg" in results:
+            id_map, segments = results["panoptic_seg"]
+            size = tuple(id_map.shape)
+            self._add_panoptic(id_map.cpu(), segments, image_id, name)
+        if "instances" in results:
+            instances = results["instances"].to("cpu")
+            size = tuple(instances.image_size)
+            found = instances_to_coco_json(instances, image_id)
+            for record in found:
+                record["category_id"] = self._things[record["category_id"]]
+            self._instances.extend(found)
+        if "sem_seg" in results:
+            size = tuple(results["sem_seg"].shape[-2:])
+            self._write_labels(results["sem_seg"], name)
+        if size is None:
+            raise ValueError(f"{file_name}: no result to write among {sorted(results)}")
+        self._seen.update(results)
+        self._images.append(
+            {"id": image_id, "file_name": file_name, "height": size[0], "width": size[1]}
+        )
+
+    def close(self) -> None:
+        """Write the JSON files of all that was added."""
+        common = {"images": self._images, "categories": self._categories}
+        if self._images:
+            self._write("images.json", common)
+        if "panoptic_seg" in self._seen:
+            self._write("panoptic.json", {**common, "annotations": self._panoptic})
+        if "instances" in self._seen:
+            self._write("instances.json", self._instances)
+
+    def _add_panoptic(
+        self, id_map: Tensor, segments: Sequence[Mapping[str, Any]], image_id: int, name: str
+    ) -> None:
+        infos = []
+        for segment in segments:
+            x0, y0, x1, y1 = mask_boxes((id_map == segment["id"])[None])[0].int().tolist()
+            ids = self._things if segment["isthing"] else self._stuff
+            infos.append(
+                {
+                    "id": segment["id"],
+                    "category_id": ids[segment["category_id"]],
+                    "area": segment["area"],
+                    "bbox": [x0, y0, x1 - x0, y1 - y0],
+                    "iscrowd": 0,
+                    "score": segment["score"],
+                }
+            )
+        write_panoptic_png(str(self._path("panoptic", name)), id_map.numpy())
+        record = {"image_id": image_id, "file_name": name, "segments_info": infos}
+        self._panoptic.append(record)
+
+    def _write_labels(self, scores: Tensor, name: str) -> None:
+        labels = scores.argmax(dim=0).cpu().numpy()
+        dtype = np.uint8 if len(scores) < 256 else np.uint16  # 255 stands for no label
+        Image.fromarray(labels.astype(dtype)).save(self._path("semantic", name))
+
+    def _path(self, kind: str, name: str) -> Path:
+        (self.folder / kind).mkdir(exist_ok=True)
+        return self.folder / kind / name
+
+    def _write(self, name: str, content: Any) -> None:
+        (self.folder / name).write_text(json.dumps(content), encoding="utf-8")

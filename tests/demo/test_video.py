@@ -1,0 +1,83 @@
+"""Video files in and out."""
+
+import numpy as np
+import pytest
+
+from knet.demo.errors import UserError
+from knet.demo.video import VideoReader, VideoWriter
+
+
+def write(path, shades, size=(48, 64), rate=12.0):
+    with VideoWriter(path, frames_a_second=rate) as video:
+        for shade in shades:
+            video.add(np.full((*size, 3), shade, np.uint8))
+    return video
+
+
+@pytest.mark.parametrize("name", ["v.mp4", "v.avi", "v.mkv"])
+def test_frames_come_back_in_order(tmp_path, name):
+    shades = [(200, 20, 20), (20, 200, 20), (20, 20, 200), (120, 120, 120)]
+    video = write(tmp_path / name, shades)
+    assert video.codec in ("mp4v", "XVID") and video.num_frames == 4
+    with VideoReader(str(tmp_path / name)) as reader:
+        assert reader.num_frames == 4 and reader.frames_a_second == pytest.approx(12)
+        frames = list(reader)
+    assert [f.shape for f in frames] == [(48, 64, 3)] * 4
+    means = np.array([f.mean(axis=(0, 1)) for f in frames])
+    assert np.abs(means - shades).max() < 12  # RGB, as written
+
+
+def test_odd_sizes_lose_a_row_or_column(tmp_path):
+    write(tmp_path / "v.mp4", [100], size=(49, 65))
+    with VideoReader(str(tmp_path / "v.mp4")) as reader:
+        assert next(iter(reader)).shape == (48, 64, 3)
+
+
+def test_what_is_no_video_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"gone\.mp4: no such video file"):
+        VideoReader(str(tmp_path / "gone.mp4"))
+    (tmp_path / "text.mp4").write_text("no video")
+    with pytest.raises(UserError, match=r"text\.mp4 cannot be read as a video"):
+        VideoReader(str(tmp_path / "text.mp4"))
+    with pytest.raises(UserError, match="no camera 99 found"):
+        VideoReader(99)
+
+
+def test_a_video_without_frames_is_refused(tmp_path, monkeypatch):
+    import cv2
+
+    class Empty:
+        def __init__(self, source):
+            self.open = True
+
+        def isOpened(self):
+            return self.open
+
+        def get(self, key):
+            return 0.0
+
+        def read(self):
+            return False, None
+
+        def release(self):
+            self.open = False
+
+    (tmp_path / "v.mp4").write_bytes(b"header")
+    monkeypatch.setattr(cv2, "VideoCapture", Empty)
+    with pytest.raises(UserError, match=r"v\.mp4: no frame in this video"):
+        VideoReader(str(tmp_path / "v.mp4"))
+
+
+def test_videos_that_cannot_be_written(tmp_path):
+    write(tmp_path / "v.mp4", [0])
+    with pytest.raises(UserError, match=r"v\.mp4 exists"):
+        VideoWriter(tmp_path / "v.mp4", frames_a_second=5)
+    with pytest.raises(UserError, match=r"codecs tried: mp4v, avc1, XVID"):
+        write(tmp_path / "v.webm", [0])
+    assert not (tmp_path / "v.webm").exists()
+    with (
+        pytest.raises(UserError, match="after ones of"),
+        VideoWriter(tmp_path / "w.mp4", frames_a_second=5) as video,
+    ):
+        video.add(np.zeros((48, 64, 3), np.uint8))
+        video.add(np.zeros((50, 64, 3), np.uint8))
