@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import logging
 from collections.abc import Callable
@@ -21,7 +20,9 @@ from detectron2.utils.file_io import PathManager
 from PIL import Image
 
 from .derived import instance_dataset, semantic_dataset
-from .evaluators import Evaluators, InstanceEvaluator, PanopticEvaluator, SemanticEvaluator
+from .evaluators import Evaluators, SemanticEvaluator
+from .instances import InstanceEvaluator
+from .panoptic import PanopticEvaluator
 
 __all__ = ["build_evaluator"]
 
@@ -95,15 +96,9 @@ def _coco_panoptic(dataset_name: str, output_folder: str | None, _: int) -> Data
 def _coco_instances(
     dataset_name: str, output_folder: str | None, max_detections: int
 ) -> DatasetEvaluator:
-    # Detectron2 has pycocotools' implementation alone for other limits than COCO's, and for a
-    # smaller one COCO's gives the same numbers: there are no more detections.
+    # Under COCO's limit the limit changes nothing: there are no more detections.
     return InstanceEvaluator(
-        dataset_name,
-        tasks=("segm",),
-        output_dir=output_folder,
-        max_dets_per_image=max_detections if max_detections > _COCO_LIMIT else None,
-        # A Detectron2 without compiled operators has pycocotools' implementation only.
-        use_fast_impl=importlib.util.find_spec("detectron2._C") is not None,
+        dataset_name, output_folder, max_dets_per_image=max(max_detections, _COCO_LIMIT)
     )
 
 

@@ -1,27 +1,22 @@
-"""Detectron2's evaluators where theirs cannot judge every data set."""
+"""Detectron2's group of evaluators and its semantic one, made to fit any data set."""
 
 from __future__ import annotations
 
+import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from detectron2.data import MetadataCatalog
-from detectron2.evaluation import (
-    COCOEvaluator,
-    COCOPanopticEvaluator,
-    DatasetEvaluators,
-    SemSegEvaluator,
-)
-from detectron2.evaluation.coco_evaluation import COCOevalMaxDets
-from pycocotools import mask as mask_util
-from pycocotools.coco import COCO
+from detectron2.evaluation import DatasetEvaluators, SemSegEvaluator
 
 from knet.data.labels import read_label_png
 
-__all__ = ["Evaluators", "InstanceEvaluator", "PanopticEvaluator", "SemanticEvaluator"]
+from .spool import Spool
+
+__all__ = ["Evaluators", "SemanticEvaluator"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,56 +44,19 @@ class Evaluators(DatasetEvaluators):
         )
 
 
-class PanopticEvaluator(COCOPanopticEvaluator):
-    """Detectron2's reports a quality of 0 for things or stuff where the data set has none."""
+class SemanticEvaluator(SemSegEvaluator):
+    """Detectron2's ``SemSegEvaluator``, with the same results and ``sem_seg_predictions.json``.
 
-    def __init__(self, dataset_name: str, output_dir: str | None = None) -> None:
-        super().__init__(dataset_name, output_dir)
-        metadata = MetadataCatalog.get(dataset_name)
-        things = set(metadata.thing_dataset_id_to_contiguous_id)
-        stuff = set(metadata.stuff_dataset_id_to_contiguous_id) - things
-        self._absent = [kind for kind, ids in (("_th", things), ("_st", stuff)) if not ids]
-
-    def evaluate(self) -> Any:
-        """As the original, without the results of a kind that has no class."""
-        results = super().evaluate()
-        for metrics in (results or {}).values():
-            for name in [name for name in metrics if name.endswith(tuple(self._absent))]:
-                del metrics[name]
-        return results
-
-
-class InstanceEvaluator(COCOEvaluator):
-    """Detectron2's gives NaN to a model that finds nothing; here its AP is 0.
-
-    Annotations may lack `area` and `iscrowd`, which COCO's evaluation reads: the area is counted
-    from the mask, and nothing is a crowd unless it says so.
+    Detectron2's counts labels of unknown classes as other ones; here they are errors. It keeps
+    the run lengths of all predicted masks in memory; here they are written to disk image by
+    image, and only if there is an output folder. In memory are the confusion matrix and the names
+    of the label PNGs.
     """
 
-    def __init__(self, *args: Any, **arguments: Any) -> None:
-        super().__init__(*args, **arguments)
-        for annotation in self._coco_api.dataset.get("annotations", ()):
-            annotation.setdefault("iscrowd", 0)
-            if "area" not in annotation:
-                annotation["area"] = float(mask_util.area(self._coco_api.annToRLE(annotation)))
-
-    def _derive_coco_results(
-        self, coco_eval: Any, iou_type: str, class_names: Sequence[str] | None = None
-    ) -> Mapping[str, float]:
-        if coco_eval is None:
-            nothing = COCO()
-            nothing.dataset = {**self._coco_api.dataset, "annotations": []}
-            nothing.createIndex()
-            coco_eval = COCOevalMaxDets(self._coco_api, nothing, iou_type)
-            coco_eval.params.maxDets = self._max_dets_per_image
-            coco_eval.evaluate()
-            coco_eval.accumulate()
-            coco_eval.summarize()
-        return super()._derive_coco_results(coco_eval, iou_type, class_names)
-
-
-class SemanticEvaluator(SemSegEvaluator):
-    """Detectron2's counts labels of unknown classes as other ones; here they are errors."""
+    def reset(self) -> None:
+        """Forget all predictions."""
+        super().reset()
+        self._spool = Spool(self._output_dir) if self._output_dir else None
 
     def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
         """As the original.
@@ -119,7 +77,16 @@ class SemanticEvaluator(SemSegEvaluator):
         """As the original; all NaN if no pixel has a label."""
         with np.errstate(invalid="ignore"):
             results = super().evaluate()
+        if self._spool is not None:
+            self._spool.write(os.path.join(self._output_dir, "sem_seg_predictions.json"))
         for metrics in (results or {}).values():
             if math.isnan(metrics["pACC"]):
                 metrics["fwIoU"] = math.nan  # an empty sum there
         return results
+
+    def encode_json_sem_seg(self, sem_seg: np.ndarray, input_file_name: str) -> list[Any]:
+        """The original's records of an image go to disk; it gets none to keep."""
+        if self._spool is not None:
+            for record in super().encode_json_sem_seg(sem_seg, input_file_name):
+                self._spool.add(json.dumps(record))
+        return []

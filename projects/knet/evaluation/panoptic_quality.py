@@ -181,7 +181,7 @@ def image_statistics(
     if unlisted:
         # COCO's code accepts this, so equal numbers need it too; but somebody should know.
         logger.warning(
-            "%s: ground truth segments %s have pixels but no record.", where, _first(unlisted)
+            "%s: ground truth segments %s have pixels but no record.", where, first_few(unlisted)
         )
 
     statistics = PanopticStatistics()
@@ -267,7 +267,7 @@ def pq_compute(
     if missing:
         raise ValueError(
             f"'{pred_json_file}' has no prediction for {len(missing)} of "
-            f"{len(gt_json['annotations'])} images of '{gt_json_file}': {_first(missing)}."
+            f"{len(gt_json['annotations'])} images of '{gt_json_file}': {first_few(missing)}."
         )
 
     def one_image(gt_record: Mapping[str, Any]) -> PanopticStatistics:
@@ -321,15 +321,15 @@ def _check_ids(area: Mapping[int, int], listed: Mapping[int, Any], where: str) -
     unlisted = sorted(set(area) - set(listed) - {VOID})
     if unlisted:
         raise ValueError(
-            f"{where}: predicted segments {_first(unlisted)} are in the PNG but not in the JSON."
+            f"{where}: predicted segments {first_few(unlisted)} are in the PNG but not in the JSON."
         )
     absent = sorted(set(listed) - set(area))
     if absent:
         raise ValueError(
-            f"{where}: predicted segments {_first(absent)} are in the JSON but not in the PNG."
+            f"{where}: predicted segments {first_few(absent)} are in the JSON but not in the PNG."
         )
 
 
-def _first(values: Sequence[Any], limit: int = 10) -> str:
+def first_few(values: Sequence[Any], limit: int = 10) -> str:
     shown = ", ".join(str(value) for value in values[:limit])
     return shown if len(values) <= limit else f"{shown} and {len(values) - limit} more"

@@ -1,0 +1,1 @@
+"""How much a model computes and holds: operations, activations, parameters."""

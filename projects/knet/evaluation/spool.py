@@ -1,0 +1,64 @@
+"""Lines that every process writes to disk while it predicts, joined into one file at the end."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+
+__all__ = ["Spool"]
+
+_BLOCK_BYTES = 8 << 20
+
+
+class Spool:
+    """JSON values of this process on disk, so that memory does not grow with their number.
+
+    The file has no name: whatever ends the process, nothing is left of it. It lies in the folder
+    of the results because the system's folder for temporary files may be in memory.
+
+    Args:
+        folder: made if missing.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        os.makedirs(folder, exist_ok=True)
+        self._file = tempfile.TemporaryFile("w+b", dir=folder)  # noqa: SIM115 (closed with it)
+
+    def add(self, line: str) -> None:
+        """Keep a line, which must not contain a line break."""
+        self._file.write(line.encode("utf-8") + b"\n")
+
+    def write(self, path: str, *, before: str = "[", after: str = "]") -> None:
+        """Join the lines of all processes with commas. All of them must call this.
+
+        Blocks of whole lines travel to the first process, so that the others need no folder in
+        common with it; it holds one block of each.
+
+        Args:
+            path: written by the first process.
+            before, after: what stands before and behind the lines.
+        """
+        lines = self._gathered()
+        if not comm.is_main_process():
+            for _ in lines:
+                raise AssertionError("lines are gathered in the first process only")
+            return
+        with PathManager.open(path, "w") as f:
+            f.write(before)
+            for count, line in enumerate(lines):
+                f.write(f", {line}" if count else line)
+            f.write(after)
+
+    def _gathered(self) -> Iterator[str]:
+        self._file.seek(0)
+        while True:
+            block = self._file.readlines(_BLOCK_BYTES)
+            if not any(comm.all_gather(bool(block))):
+                return
+            for lines in comm.gather(block):
+                for line in lines:
+                    yield line.decode("utf-8").rstrip("\n")
