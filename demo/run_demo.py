@@ -4,7 +4,8 @@
     python demo/run_demo.py [--seed 2] [--output output/demo]
 
 Runs the commands that a user would type and shows them. At the end `metrics.json` in the output
-folder holds the scores, and `sheets/` pictures: scene, ground truth, prediction.
+folder holds the scores, `sheets/` pictures (scene, ground truth, prediction), and `report.html` all
+of it to look through in a browser.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def main() -> int:
     os.chdir(ROOT)
     os.environ.setdefault("PYTHONUNBUFFERED", "1")
     output = args.output
-    metrics = output / "metrics.json"
+    metrics, report = output / "metrics.json", output / "report.html"
     metrics.unlink(missing_ok=True)  # Detectron2 appends; this file is to hold one run
     start = time.perf_counter()
     print(
@@ -57,6 +58,8 @@ def main() -> int:
         run("train_net.py", *config, "OUTPUT_DIR", str(output), "SEED", str(args.seed))
         for task in ("panoptic", "instance"):
             run("tools/visualize_results.py", *config, "--task", task, *sheets, *weights)
+        page = ["--images", "200", "--output", str(report), "OUTPUT_DIR", str(output)]
+        run("tools/report.py", *config, *page, *weights)
     except subprocess.CalledProcessError as error:
         print(f"demo: the command above failed with status {error.returncode}", file=sys.stderr)
         return 1
@@ -66,7 +69,8 @@ def main() -> int:
     for key, meaning in SCORES.items():
         print(f"  {key:20s} {results[key]:6.1f}   {meaning}")
     print(f"\nScene | ground truth | prediction: {output / 'sheets'}")
-    print(f"\nDone in {(time.perf_counter() - start) / 60:.1f} minutes.")
+    print(f"\nDone in {(time.perf_counter() - start) / 60:.1f} minutes. Open in a browser:")
+    print(f"  {report.resolve()}")
     return 0
 
 

@@ -1,0 +1,186 @@
+"""Results that were written as files (see :class:`knet.results.coco_files.ResultFiles`)."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+import torch
+from detectron2.structures import Boxes, Instances
+from PIL import Image
+
+from knet.data.defects import raise_first
+from knet.data.panoptic_png import read_panoptic_png
+from knet.data.pictures import BROKEN_FILE
+from knet.data.segmentations import segmentation_errors
+from knet.results.categories import Category
+
+__all__ = ["FilePredictions"]
+
+
+class FilePredictions:
+    """A folder of results, image by image in the form that Detectron2's models give.
+
+    Args:
+        folder: with ``images.json`` and ``panoptic.json``, ``instances.json`` or ``semantic/``.
+        categories: of the data set; those of the files must be the same.
+
+    Attributes:
+        tasks: which of ``panoptic``, ``instance`` and ``semantic`` the folder has.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or a file is missing in it.
+        ValueError: naming the file and what is wrong with it.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, categories: Sequence[Category]) -> None:
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise FileNotFoundError(f"--predictions {folder}: there is no such folder")
+        self._num_labels = max(category.label for category in categories) + 1
+        content = self._read("images.json")
+        self._check_categories(content, categories)
+        self._labels = {(c.id, c.is_thing): c.label for c in categories}
+        self._images: dict[str, dict[str, Any]] = {}
+        for image in self._list(content, "images", "images.json"):
+            stem = Path(str(image.get("file_name"))).stem
+            if stem in self._images:
+                raise ValueError(f"{self.folder / 'images.json'}: '{stem}' is there twice")
+            self._images[stem] = image
+        self.tasks: list[str] = []
+        self._panoptic: dict[Any, dict[str, Any]] = {}
+        self._instances: dict[Any, list[dict[str, Any]]] = {}
+        if (self.folder / "panoptic.json").exists():
+            self.tasks.append("panoptic")
+            for a in self._list(self._read("panoptic.json"), "annotations", "panoptic.json"):
+                self._panoptic[a.get("image_id")] = a
+        if (self.folder / "instances.json").exists():
+            self.tasks.append("instance")
+            for found in self._list({"": self._read("instances.json")}, "", "instances.json"):
+                self._instances.setdefault(found.get("image_id"), []).append(found)
+        if (self.folder / "semantic").is_dir():
+            self.tasks.append("semantic")
+        if not self.tasks:
+            raise FileNotFoundError(
+                f"--predictions {folder}: no panoptic.json, instances.json or semantic/ in it"
+            )
+
+    def missing(self, records: Sequence[Mapping[str, Any]]) -> list[str]:
+        """The names of the data set's pictures that the folder has no results of."""
+        names = [Path(record["file_name"]) for record in records]
+        return [name.name for name in names if name.stem not in self._images]
+
+    def output_of(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """What a model would have given for a record.
+
+        Returns:
+            ``panoptic_seg``, ``instances`` and ``sem_seg`` (one 1 among 0s a pixel), as far as
+            the folder has them.
+
+        Raises:
+            ValueError: naming the file and what is wrong with it.
+        """
+        stem = Path(record["file_name"]).stem
+        image = self._images[stem]
+        size = (image["height"], image["width"])
+        try:
+            output: dict[str, Any] = {}
+            if "panoptic" in self.tasks:
+                output["panoptic_seg"] = self._panoptic_seg(image["id"])
+            if "instance" in self.tasks:
+                output["instances"] = self._instances_of(image["id"], size)
+            if "semantic" in self.tasks:
+                output["sem_seg"] = self._sem_seg(stem)
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"{self.folder}: the results of '{stem}' are not in the form of demo.py --results: "
+                f"{type(error).__name__} {error}"
+            ) from error
+        return output
+
+    def _panoptic_seg(self, image_id: Any) -> tuple[torch.Tensor, list[dict[str, Any]]]:
+        record = self._panoptic[image_id]
+        path = self.folder / "panoptic" / record["file_name"]
+        ids = read_panoptic_png(str(path)).astype(np.int32)
+        segments = []
+        for info in record["segments_info"]:
+            is_thing = (info["category_id"], True) in self._labels
+            label = self._labels[info["category_id"], is_thing]
+            segments.append(
+                {
+                    "id": info["id"],
+                    "category_id": label,
+                    "isthing": is_thing,
+                    "score": info.get("score"),
+                    "area": info.get("area"),
+                }
+            )
+        return torch.as_tensor(ids), segments
+
+    def _instances_of(self, image_id: Any, size: tuple[int, int]) -> Instances:
+        found = self._instances.get(image_id, [])
+        path = str(self.folder / "instances.json")
+        for k, one in enumerate(found):
+            where = f"image {image_id}, instance {k + 1} of {len(found)}"
+            raise_first(segmentation_errors(one["segmentation"], size, path, where))
+        masks = [mask_util.decode(one["segmentation"]).astype(bool) for one in found]
+        instances = Instances(size)
+        instances.pred_masks = torch.as_tensor(np.array(masks).reshape(-1, *size))
+        boxes = torch.tensor([one["bbox"] for one in found]).reshape(-1, 4)
+        instances.pred_boxes = Boxes(torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1))
+        instances.scores = torch.tensor([float(one["score"]) for one in found])
+        labels = [self._labels[one["category_id"], True] for one in found]
+        instances.pred_classes = torch.tensor(labels, dtype=torch.long)
+        return instances
+
+    def _sem_seg(self, stem: str) -> torch.Tensor:
+        path = self.folder / "semantic" / f"{stem}.png"
+        try:
+            with Image.open(path) as opened:
+                labels = torch.as_tensor(np.array(opened).astype(np.int64))
+        except BROKEN_FILE as error:
+            raise ValueError(f"{path} cannot be read as a label map: {error}") from error
+        if labels.ndim != 2 or int(labels.max()) >= self._num_labels:
+            raise ValueError(
+                f"{path} is no map of the labels 0 to {self._num_labels - 1}: are these the "
+                "predictions of another model?"
+            )
+        one_hot = torch.zeros(self._num_labels, *labels.shape, dtype=torch.uint8)
+        return one_hot.scatter_(0, labels[None], 1)
+
+    def _check_categories(self, content: Any, categories: Sequence[Category]) -> None:
+        theirs = {
+            (c.get("id"), c.get("name"), c.get("label"))
+            for c in self._list(content, "categories", "images.json")
+        }
+        ours = {(c.id, c.name, c.label) for c in categories}
+        if theirs != ours:
+            other = sorted(str(c[1]) for c in theirs ^ ours)
+            raise ValueError(
+                f"{self.folder / 'images.json'} has other classes than the data set: "
+                f"{', '.join(other[:5])}{' …' if len(other) > 5 else ''}"
+            )
+
+    def _read(self, name: str) -> Any:
+        path = self.folder / name
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"--predictions {self.folder}: no {name} in it; demo/demo.py --results writes "
+                "such folders"
+            ) from error
+        except ValueError as error:
+            raise ValueError(f"{path} cannot be read as JSON: {error}") from error
+
+    def _list(self, content: Any, key: str, name: str) -> list[dict[str, Any]]:
+        found = content.get(key) if isinstance(content, dict) else None
+        if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+            what = f"no list of {key}" if key else "no list of records"
+            raise ValueError(f"{self.folder / name} has {what}")
+        return found

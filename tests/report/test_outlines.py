@@ -1,0 +1,57 @@
+"""Outlines hold exactly the pixels of their masks."""
+
+import re
+
+import numpy as np
+import pytest
+
+from knet.report.outlines import inner_point, outline, shrink_labels
+
+
+def filled(path, size):
+    """The pixels inside of a path, by the even-odd rule: its vertical lines to their left."""
+    crossings = np.zeros((size[0], size[1] + 1), int)
+    x = y = 0
+    for command, numbers in re.findall(r"([Mhvz])([-\d ]*)", path):
+        if command == "M":
+            x, y = map(int, numbers.split())
+            start = (x, y)
+        elif command == "h":
+            x += int(numbers)
+        else:
+            end = y + int(numbers) if command == "v" else start[1]
+            assert command == "v" or x == start[0]  # what closes a path is a straight line
+            crossings[min(y, end) : max(y, end), x] += 1
+            y = end
+    return crossings.cumsum(1)[:, :-1] % 2 == 1
+
+
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.98])
+def test_any_mask(share):
+    mask = np.random.default_rng(0).random((23, 31)) < share
+    assert (filled(outline(mask), mask.shape) == mask).all()
+
+
+def test_simple_masks():
+    mask = np.zeros((5, 6), bool)
+    assert outline(mask) == ""
+    mask[1:4, 2:5] = True
+    assert outline(mask) == "M2 1h3v3h-3z"
+    mask[2, 3] = False
+    assert outline(mask).count("M") == 2  # a hole
+    assert outline(np.ones((5, 6), bool)) == "M0 0h6v5h-6z"
+
+
+def test_inner_point_is_deep_inside():
+    mask = np.zeros((40, 60), bool)
+    mask[10:31, 20:41] = True
+    assert inner_point(mask) == (30, 20)
+    mask[10:31, 29:32] = False  # two halves
+    x, y = inner_point(mask)
+    assert mask[y - 3 : y + 4, x - 3 : x + 4].all()
+
+
+def test_small_maps_take_the_nearest_pixels():
+    labels = np.arange(12).reshape(3, 4)
+    assert shrink_labels(labels, (3, 4)).tolist() == labels.tolist()
+    assert shrink_labels(np.kron(labels, np.ones((2, 2), int)), (3, 4)).tolist() == labels.tolist()

@@ -1,0 +1,125 @@
+"""What cannot be done ends with one clear message, and nothing half written."""
+
+import json
+
+import pytest
+import report as tool
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from knet.report.page import write_page
+
+from . import results
+
+
+def fails(capsys, arguments):
+    assert tool.main(arguments) == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1].startswith("report.py: error: ")
+    return lines[-1]
+
+
+@pytest.fixture
+def call(tiny_opts, tiny_shapes, tmp_path):
+    def arguments(*flags, **options):
+        flags = ["--output", tmp_path / "report.html", *flags]
+        return results.arguments(tiny_opts, *flags, **options)
+
+    return arguments
+
+
+def test_predictions_that_are_not_there(call, tmp_path, capsys):
+    message = fails(capsys, call("--predictions", tmp_path / "nowhere"))
+    assert "nowhere: there is no such folder" in message
+    (tmp_path / "empty").mkdir()
+    message = fails(capsys, call("--predictions", tmp_path / "empty"))
+    assert "no images.json in it; demo/demo.py --results writes such folders" in message
+    assert "name the weights with MODEL.WEIGHTS" in fails(capsys, call())
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_predictions_that_do_not_fit(call, results_folder, capsys, tmp_path):
+    file = results_folder / "images.json"
+    good = json.loads(file.read_text())
+
+    def message(content):
+        file.write_text(content if isinstance(content, str) else json.dumps(content))
+        return fails(capsys, call("--predictions", results_folder))
+
+    text = message({**good, "images": good["images"][1:]})
+    assert "lacks 1 of the data set's 4 images: 000001.png" in text
+    assert "has other classes than the data set: disc" in message(
+        {**good, "categories": [c for c in good["categories"] if c["name"] != "disc"]}
+    )
+    assert "cannot be read as JSON" in message("{")
+    assert "no list of images" in message({**good, "images": 3})
+    file.write_text(json.dumps(good))
+    found = json.loads((results_folder / "instances.json").read_text())
+    found[0]["segmentation"]["size"] = [5, 5]
+    (results_folder / "instances.json").write_text(json.dumps(found))
+    assert "instances.json" in fails(capsys, call("--predictions", results_folder))
+    del found[0]["segmentation"]
+    (results_folder / "instances.json").write_text(json.dumps(found))
+    assert "are not in the form" in fails(capsys, call("--predictions", results_folder))
+    (results_folder / "semantic" / "000001.png").write_bytes(b"no picture")
+    (results_folder / "instances.json").unlink()
+    assert "000001.png cannot be read" in fails(capsys, call("--predictions", results_folder))
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_outputs_that_cannot_be_written(results_folder, tiny_opts, tmp_path, capsys):
+    flags = ["--predictions", results_folder, "--output"]
+    message = fails(capsys, results.arguments(tiny_opts, *flags, tmp_path))
+    assert "is a folder: name a file" in message
+    (tmp_path / "file").write_text("")
+    message = fails(capsys, results.arguments(tiny_opts, *flags, tmp_path / "file" / "x.html"))
+    assert "--output" in message and "cannot be written" in message
+
+
+def test_a_page_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "page.html"
+    write_page(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_page(path, "new \ud800")
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    write_page(path, "new")
+    assert path.read_text() == "new" and path.stat().st_mode & 0o444 == 0o444
+
+
+def test_data_sets_without_images_or_truth(call, capsys):
+    metadata = MetadataCatalog.get("tiny_val").as_dict()
+    records = [{"file_name": "x.png", "image_id": 1}]
+    DatasetCatalog.register("bare", lambda: list(records))
+    MetadataCatalog.get("bare").set(**{**metadata, "name": "bare"})
+    try:
+        arguments = [*call("--dataset", "bare"), "MODEL.WEIGHTS", "none.pth"]
+        assert "none.pth" in fails(capsys, arguments)
+        records.clear()
+        assert "'bare' has no image" in fails(capsys, arguments)
+    finally:
+        DatasetCatalog.remove("bare")
+        MetadataCatalog.remove("bare")
+    assert "'nowhere' is not registered" in fails(capsys, call("--dataset", "nowhere"))
+
+
+def test_tasks_without_results(call, tiny_shapes, tmp_path, capsys):
+    folder = results.write_results(tmp_path / "results", kinds=["sem_seg"])
+    message = fails(capsys, call("--predictions", folder, "--task", "panoptic"))
+    assert "--task panoptic: there are results for semantic only" in message
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [(["--images", "0"], "at least one"), (["--score-threshold", "2"], "scores are 0 to 1")],
+)
+def test_wrong_calls(flags, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        tool.main(["--config-file", "x.yaml", *flags])
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_wrong_configs(capsys, tmp_path):
+    output = ["--output", str(tmp_path / "x.html")]
+    assert "gone.yaml" in fails(capsys, ["--config-file", "gone.yaml", *output])
+    arguments = ["--config-file", "configs/shapes/panoptic.yaml", *output, "NO.KEY", "1"]
+    assert "NO.KEY" in fails(capsys, arguments)
