@@ -17,6 +17,7 @@ setup(
     license="Apache-2.0",
     package_dir={"": "projects"},
     packages=find_packages("projects"),
+    package_data={"knet.report": ["templates/*"]},
     python_requires=">=3.9",
     # Ranges only; constraints.txt holds the tested set that `make install` uses.
     # Detectron2 is not named: it has no release on PyPI under its own name, and naming it would
@@ -33,6 +34,8 @@ setup(
         "tqdm>4.29.0",
         # fvcore and Detectron2 use it to crop polygon masks, and neither declares it.
         "shapely>=1.8",
+        # For the page of tools/report.py; torch needs it as well.
+        "jinja2>=3.1",
     ],
     extras_require={
         # OpenCV is left to an extra, as Detectron2 leaves it to its users: opencv-python,
@@ -46,6 +49,10 @@ setup(
         "timm": ["timm>=1.0.10"],
         # For weights in safetensors files and on the Hugging Face Hub.
         "hub": ["huggingface_hub>=0.23", "safetensors>=0.4"],
+        # For tools/export.py; tools/run_onnx.py needs onnxruntime, numpy and Pillow alone.
+        "export": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"],
+        # For the tests of tools/report.py in a browser: it drives a Chromium that is there.
+        "browser": ["playwright>=1.48"],
         "dev": [
             "pytest>=7.4",
             "ruff",
@@ -54,6 +61,9 @@ setup(
             "timm>=1.0.10",
             "huggingface_hub>=0.23",
             "safetensors>=0.4",
+            "onnx>=1.17",
+            "onnxruntime>=1.20",
+            "onnxscript>=0.5",
         ],
     },
 )

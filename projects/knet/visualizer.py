@@ -29,7 +29,7 @@ class ClassColorVisualizer(Visualizer):
     """
 
     def __init__(self, image: np.ndarray, metadata: Metadata) -> None:
-        super().__init__(image, metadata=_with_colors(metadata))
+        super().__init__(image, metadata=with_colors(metadata))
         self._default_font_size = max(math.sqrt(image.shape[0] * image.shape[1]) / 45, 11)
 
     def _jitter(self, color: Any) -> tuple[float, ...]:
@@ -104,7 +104,7 @@ class ClassColorVisualizer(Visualizer):
         return self.output
 
 
-def _with_colors(metadata: Metadata) -> Metadata:
+def with_colors(metadata: Metadata) -> Metadata:
     """A copy of the metadata with a colour for each class."""
     values = {k: v for k, v in metadata.as_dict().items() if k != "name"}
     things = list(values.get("thing_classes") or [])

@@ -17,7 +17,8 @@ from knet.modeling.layers import ConvNormReLU, NormFactory
 
 def resize_to(x: Tensor, like: Tensor) -> Tensor:
     """Bilinear resize (align_corners=False) to the height and width of another map."""
-    if x.shape[-2:] == like.shape[-2:]:
+    # a traced graph must not depend on whether two sizes happen to be equal
+    if not torch.compiler.is_compiling() and x.shape[-2:] == like.shape[-2:]:
         return x
     return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
 

@@ -1,0 +1,1 @@
+"""From image tensor to final results in one graph, for ONNX runtimes and `torch.export`."""

@@ -1,0 +1,111 @@
+"""What a program needs to know to feed an exported graph and to name its results."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import Metadata
+
+import knet
+from knet.modeling.build import is_semantic
+from knet.modeling.classes import ClassIds, class_ids_from_config
+from knet.visualizer import with_colors
+
+# the key in ONNX files and the file name in torch.export archives
+METADATA_KEY = "knet"
+
+_FORMAT = 1
+
+
+def describe(
+    cfg: CfgNode,
+    metadata: Metadata,
+    *,
+    size_divisibility: int,
+    raw: bool,
+    half: bool,
+    input_dtype: str,
+) -> dict[str, Any]:
+    """The description that travels within an exported file, ready for JSON.
+
+    Args:
+        cfg: the model's config.
+        metadata: class names and colours of its data set.
+        size_divisibility: to a multiple of which the graph pads.
+        raw, half, input_dtype: what was exported.
+    """
+    bgr = cfg.INPUT.FORMAT == "BGR"
+    mean, std = list(cfg.MODEL.PIXEL_MEAN), list(cfg.MODEL.PIXEL_STD)
+    semantic = is_semantic(cfg)
+    test = cfg.MODEL.KNET.TEST
+    results = {
+        "panoptic": test.PANOPTIC_ON,
+        "instance": test.INSTANCE_ON,
+        "semantic": test.SEMANTIC_ON,
+    }
+    return {
+        "format": _FORMAT,
+        "producer": f"knet {knet.__version__}",
+        "results": ["raw"] if raw else [name for name, wanted in results.items() if wanted],
+        "precision": "float16" if half else "float32",
+        "input": {
+            "name": "image",
+            "dtype": input_dtype,
+            "layout": "NCHW",
+            "channel_order": "RGB",
+            "range": [0, 255],
+            "resize": {
+                "method": "Pillow bilinear",
+                "short_side": cfg.INPUT.MIN_SIZE_TEST,
+                "max_long_side": cfg.INPUT.MAX_SIZE_TEST,
+            },
+            "least_size": size_divisibility + 1,
+            "size_divisibility": size_divisibility,
+            "pixel_mean": mean[::-1] if bgr else mean,
+            "pixel_std": std[::-1] if bgr else std,
+            "note": "the graph normalises and pads: feed pixels of 0 to 255",
+        },
+        "output_size": {
+            "name": None if raw else "output_size",
+            "dtype": "int64",
+            "order": ["height", "width"],
+            "note": "masks, maps and boxes come at this size, usually that of the original image",
+        },
+        "thresholds": {}
+        if semantic or raw
+        else {
+            "instances": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "instance_score": test.SCORE_THRESH,
+            "mask": test.MASK_THRESH,
+            "panoptic_thing_score": test.THING_THRESH,
+            "panoptic_overlap": test.OVERLAP_THRESH,
+            "min_area": test.MIN_AREA,
+            "classes": list(test.CLASSES),
+        },
+        "void_id": 0,
+        "classes": _classes(metadata, class_ids_from_config(cfg, semantic=semantic)),
+    }
+
+
+def _classes(metadata: Metadata, ids: ClassIds) -> list[dict[str, Any]]:
+    """One entry a class, in the order of the model's rows: things first."""
+    colored = with_colors(metadata)
+    entries = []
+    for kind, labels in (("thing", ids.things), ("stuff", ids.stuff)):
+        names = colored.get(f"{kind}_classes") or []
+        colors = colored.get(f"{kind}_colors") or []
+        mapping = colored.get(f"{kind}_dataset_id_to_contiguous_id") or {}
+        dataset_ids = {contiguous: dataset for dataset, contiguous in mapping.items()}
+        for label in labels:
+            known = label < len(names)
+            entries.append(
+                {
+                    "id": label,
+                    "name": names[label] if known else f"class {label}",
+                    "isthing": kind == "thing",
+                    "color": [int(c) for c in colors[label]] if known else [128, 128, 128],
+                    "dataset_id": int(dataset_ids.get(label, label)),
+                }
+            )
+    return entries

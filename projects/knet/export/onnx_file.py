@@ -1,0 +1,114 @@
+"""Writes a traced graph as an ONNX file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from knet.export.metadata import METADATA_KEY
+from knet.export.program import output_names
+
+OPSET = 18
+# operators whose inputs are all of one type
+_ONE_TYPE = ("Conv", "LayerNormalization", "InstanceNormalization", "GroupNormalization")
+# of a protocol buffer; larger models keep their weights in a file beside
+_LARGEST = 2**31 - 2**20
+
+
+def save_onnx(
+    program: ExportedProgram,
+    path: str | os.PathLike[str],
+    metadata: Mapping[str, Any],
+    *,
+    half: bool = False,
+) -> None:
+    """Write an ONNX file with the metadata as its property "knet"; `half` as it was traced.
+
+    Weights are within the file, beside it (`<path>.data`) if they take more than 2 GB.
+
+    Raises:
+        ImportError: onnx or onnxscript is missing.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f"ONNX needs {error.name}: run `pip install -e .[export]` in the repository root",
+            name=error.name,
+        ) from error
+    exported = torch.onnx.export(
+        program,
+        dynamo=True,
+        opset_version=OPSET,
+        output_names=output_names(program),
+        custom_translation_table={torch.ops.aten.sort.stable: _stable_sort},
+        # the optimiser would give float16 convolutions the float32 biases of batch norms
+        optimize=not half,
+        verbose=False,
+    )
+    assert exported is not None
+    model = exported.model
+    if half:
+        _store_float16(model)
+    model.metadata_props[METADATA_KEY] = json.dumps(metadata)
+    weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value)
+    exported.save(path, external_data=weights > _LARGEST)
+
+
+def _stable_sort(
+    self: Any, stable: bool | None = None, dim: int = -1, descending: bool = False
+) -> Any:
+    """`aten.sort.stable` of a vector: ONNX breaks ties in TopK by the lower index, too."""
+    from onnxscript import opset18 as op
+
+    return op.TopK(self, op.Shape(self), axis=dim, largest=int(descending), sorted=1)
+
+
+def _store_float16(model: Any) -> None:
+    """Weights that the graph uses as float16 are stored as such."""
+    import onnx_ir as ir
+
+    graph = model.graph
+    for node in list(graph):
+        if node.op_type == "Cast" and node.attributes["to"].as_int() == ir.DataType.FLOAT16:
+            if _is_float32_weight(graph, node.inputs[0]):
+                narrow = _float16(graph, node.inputs[0])
+                ir.convenience.replace_all_uses_with(node.outputs[0], narrow)
+                graph.remove(node, safe=True)
+        elif node.op_type in _ONE_TYPE and node.inputs[0].dtype == ir.DataType.FLOAT16:
+            # PyTorch mixes types here, ONNX does not
+            for i, value in enumerate(node.inputs):
+                if value is not None and _is_float32_weight(graph, value):
+                    node.replace_input_with(i, _float16(graph, value))
+    for value in list(graph.initializers.values()):
+        if not value.uses():
+            del graph.initializers[value.name]
+
+
+def _is_float32_weight(graph: Any, value: Any) -> bool:
+    import onnx_ir as ir
+
+    return value.name in graph.initializers and value.dtype == ir.DataType.FLOAT
+
+
+def _float16(graph: Any, weight: Any) -> Any:
+    """The float16 twin of a weight, which is made if need be."""
+    import onnx_ir as ir
+
+    name = f"{weight.name}_float16"
+    if name not in graph.initializers:
+        values = weight.const_value.numpy().astype("float16")
+        twin = ir.Value(
+            name=name,
+            const_value=ir.tensor(values, name=name),
+            type=ir.TensorType(ir.DataType.FLOAT16),
+            shape=ir.Shape(values.shape),
+        )
+        graph.register_initializer(twin)
+    return graph.initializers[name]

@@ -1,0 +1,176 @@
+"""The runner without torch: same results as the predictor, clear errors, nothing lost."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from detectron2.data import transforms as T
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+pytest.importorskip("onnxruntime")
+
+import run_onnx
+
+_TOOLS = Path(run_onnx.__file__).parent
+
+# an environment with onnxruntime, numpy and Pillow alone: nothing else of ours can be imported
+_ALONE = """
+import runpy, sys
+for name in ("torch", "torchvision", "detectron2", "knet", "cv2", "scipy", "matplotlib", "onnx",
+             "onnxscript", "pycocotools", "fvcore", "timm", "tqdm", "yaml"):
+    sys.modules[name] = None
+path, *sys.argv = sys.argv[1:]
+sys.argv.insert(0, path)
+runpy.run_path(path, run_name="__main__")
+"""
+
+
+def run_alone(*arguments: object) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", _ALONE, str(_TOOLS / "run_onnx.py"), *map(str, arguments)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def read_ids(path: Path) -> np.ndarray:
+    rgb = np.asarray(Image.open(path)).astype(np.int64)
+    return rgb[..., 0] + 256 * rgb[..., 1] + 256**2 * rgb[..., 2]
+
+
+def test_panoptic_files_equal_the_predictor(panoptic, pictures, tmp_path):
+    out = tmp_path / "out"
+    done = run_alone(panoptic.onnx, "--input", pictures, "--output", out)
+    assert done.returncode == 0, done.stderr
+    content = json.loads((out / "panoptic.json").read_text())
+    assert [image["id"] for image in content["images"]] == [1, 2, 3]
+    categories = {c["id"]: c for c in content["categories"]}
+    assert (categories[14]["name"], categories[14]["isthing"]) == ("ring", 1)
+    for image, annotation in zip(content["images"], content["annotations"]):
+        expected, segments = panoptic.predictor(pictures / image["file_name"])["panoptic_seg"]
+        ids = read_ids(out / annotation["file_name"])
+        assert ids.shape == (image["height"], image["width"])
+        assert (ids == expected.numpy()).mean() >= 0.999
+        dataset_ids = [11 + s["category_id"] for s in segments]
+        assert [s["category_id"] for s in annotation["segments_info"]] == dataset_ids
+        for segment in annotation["segments_info"]:
+            assert (ids == segment["id"]).sum() == segment["area"]
+    assert len(list(out.glob("*_overlay.png"))) == 3
+    semantic = np.asarray(Image.open(out / "001_semantic.png"))
+    assert semantic.shape == (96, 96) and set(np.unique(semantic)) <= set(range(7))
+
+
+def test_instances_json_holds_coco_results(export_once, pictures, tmp_path):
+    exported = export_once("instance")
+    out = tmp_path / "out"
+    assert run_onnx.main([str(exported.onnx), "--input", str(pictures), "--output", str(out)]) == 0
+    records = json.loads((out / "instances.json").read_text())
+    for image_id in (1, 2, 3):
+        found = exported.predictor(pictures / f"{image_id:03d}.png")["instances"]
+        mine = [r for r in records if r["image_id"] == image_id]
+        assert [r["category_id"] for r in mine] == found.pred_classes.tolist()
+        np.testing.assert_allclose([r["score"] for r in mine], found.scores, rtol=0, atol=1e-4)
+        masks = np.stack([coco_mask.decode(r["segmentation"]) for r in mine])
+        assert (masks == found.pred_masks.numpy()).mean() >= 0.999
+        x0, y0, width, height = mine[0]["bbox"]
+        rows, columns = np.nonzero(masks[0])
+        assert (x0, y0, x0 + width, y0 + height) == (
+            columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+        )  # fmt: skip
+
+
+def test_semantic_png_holds_class_ids(export_once, pictures, tmp_path):
+    exported = export_once("semantic")
+    out = tmp_path / "out"
+    picture = str(pictures / "002.png")
+    assert run_onnx.main([str(exported.onnx), "--input", picture, "--output", str(out)]) == 0
+    labels = np.asarray(Image.open(out / "002_semantic.png"))
+    expected = exported.predictor(picture)["sem_seg"].argmax(dim=0).numpy()
+    assert (labels == expected).mean() >= 0.999
+    overlay = np.asarray(Image.open(out / "002_overlay.png"))
+    assert overlay.shape == (75, 130, 3)
+
+
+def test_what_is_finished_is_kept(panoptic, pictures, tmp_path, capsys):
+    (pictures / "002.png").write_bytes(b"no picture")
+    Image.new("RGB", (300, 2)).save(pictures / "004.png")
+    out = tmp_path / "out"
+    missing = pictures / "missing.png"
+    status = run_onnx.main(
+        [str(panoptic.onnx), "--input", str(pictures), str(missing), "--output", str(out)]
+    )
+    assert status == 1
+    errors = capsys.readouterr().err
+    for name in ("002.png", "missing.png"):
+        assert f"{name} cannot be read as a picture" in errors
+    assert "300 x 2 pixels become 1333 x 9 for the model, which takes sides of 17" in errors
+    content = json.loads((out / "panoptic.json").read_text())
+    names = [image["file_name"] for image in content["images"]]
+    assert names == ["001.png", "003.png"]
+    assert all((out / a["file_name"]).is_file() for a in content["annotations"])
+
+
+def test_calls_that_cannot_work_say_why(panoptic, pictures, tmp_path, capsys):
+    def status(model: object, *inputs: object, output: Path = tmp_path / "out") -> int:
+        return run_onnx.main([str(model), "--input", *map(str, inputs), "--output", str(output)])
+
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert status(panoptic.onnx, empty) == 2
+    assert "the folder holds no picture" in capsys.readouterr().err
+    assert status(panoptic.onnx, f"{empty}/*.jpg") == 2
+    assert "no file matches" in capsys.readouterr().err
+    assert status(tmp_path / "no.onnx", pictures) == 2
+    assert "no such file" in capsys.readouterr().err
+    assert status(pictures / "001.png", pictures) == 2
+    assert "cannot be read as an ONNX model" in capsys.readouterr().err
+    assert status(panoptic.onnx, pictures, output=pictures / "001.png") == 2
+    assert "001.png" in capsys.readouterr().err
+
+
+def test_two_pictures_of_one_name_get_two_results(panoptic, pictures, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "001.png").write_bytes((pictures / "001.png").read_bytes())
+    out = tmp_path / "out"
+    inputs = [str(pictures / "001.png"), str(other)]
+    assert run_onnx.main([str(panoptic.onnx), "--input", *inputs, "--output", str(out)]) == 0
+    assert sorted(p.name for p in out.glob("*_panoptic.png")) == [
+        "001_2_panoptic.png", "001_panoptic.png",
+    ]  # fmt: skip
+
+
+def test_input_size_is_detectron2s(panoptic):
+    model = run_onnx.Model(str(panoptic.onnx))
+    resize = model.info["input"]["resize"]
+    for short, longest in ((800, 1333), (96, 1333), (640, 700)):
+        resize.update(short_side=short, max_long_side=longest)
+        for height, width in ((480, 640), (427, 640), (333, 333), (1200, 31), (613, 1000)):
+            expected = T.ResizeShortestEdge.get_output_shape(height, width, short, longest)
+            if min(expected) > 16:
+                assert model.input_size(height, width) == expected
+
+
+@pytest.mark.parametrize("fill", ["random", "empty", "full", "last", "first", "large"])
+def test_run_lengths_are_cocos(fill):
+    mask = np.zeros((37, 53), dtype=bool)
+    if fill == "random":
+        mask = np.random.default_rng(0).random(mask.shape) > 0.6
+    elif fill == "full":
+        mask[:] = True
+    elif fill == "last":
+        mask[-1, -1] = True
+    elif fill == "first":
+        mask[0, 0] = True
+    elif fill == "large":
+        mask = np.zeros((900, 1100), dtype=bool)
+        mask[100:700, 90:1000] = True
+    encoded = run_onnx.encode_rle(mask)
+    reference = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    assert encoded["counts"] == reference["counts"].decode()
+    assert encoded["size"] == reference["size"]

@@ -1,0 +1,341 @@
+"""Run an exported K-Net on pictures. Needs onnxruntime, numpy and Pillow, nothing else.
+
+    python tools/run_onnx.py model.onnx --input photo.jpg 'more/*.png' folder --output results
+
+Writes for every picture an overlay and, as the model gives them, panoptic PNGs with panoptic.json
+(COCO's formats), instances.json (COCO results), and semantic PNGs of class ids.
+
+Exit status: 0 if every picture went through, 1 if some did not (the others are kept), 2 if nothing
+could be done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageOps
+
+_PICTURES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+_ALPHA = 0.55
+
+
+class Model:
+    """An exported file with its description.
+
+    Args:
+        path: of the ONNX file.
+        providers: of onnxruntime, in order of preference; by default all that it has.
+
+    Raises:
+        ValueError: the file cannot be read, or holds no exported results.
+    """
+
+    def __init__(self, path: str, providers: Sequence[str] | None = None) -> None:
+        if not Path(path).is_file():
+            raise ValueError(f"{path}: no such file")
+        available = onnxruntime.get_available_providers()
+        if set(providers or ()) - set(available):
+            raise ValueError(f"this onnxruntime has {available}, not {list(providers or ())}")
+        try:
+            self.session = onnxruntime.InferenceSession(path, providers=providers or available)
+        except Exception as error:  # the library's own kinds have no common base
+            raise ValueError(f"{path} cannot be read as an ONNX model: {error}") from error
+        properties = self.session.get_modelmeta().custom_metadata_map
+        if "knet" not in properties:
+            raise ValueError(f"{path} was not written by tools/export.py: no metadata 'knet'")
+        self.info: dict[str, Any] = json.loads(properties["knet"])
+        if "raw" in self.info["results"]:
+            raise ValueError(f"{path} gives raw logits; export without --raw to draw results")
+        self.classes = {entry["id"]: entry for entry in self.info["classes"]}
+        self._outputs = [output.name for output in self.session.get_outputs()]
+        self._shape = self.session.get_inputs()[0].shape
+
+    def __call__(self, image: Image.Image) -> dict[str, np.ndarray]:
+        """Results of an RGB picture at its own size, by the names of the outputs."""
+        size = (image.height, image.width)
+        pixels = np.asarray(image.resize(self.input_size(*size)[::-1], Image.Resampling.BILINEAR))
+        feeds = {
+            "image": pixels.transpose(2, 0, 1)[None].astype(self.info["input"]["dtype"]),
+            "output_size": np.array(size, dtype=np.int64),
+        }
+        return dict(zip(self._outputs, self.session.run(None, feeds)))
+
+    def input_size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) to feed: the shorter side as trained, the longer one bounded."""
+        resize = self.info["input"]["resize"]
+        new = [float(height), float(width)]
+        if resize["short_side"] > 0:
+            scale = resize["short_side"] / min(new)
+            # the shorter side exactly; a product may differ from it in the last bit
+            new = [float(resize["short_side"]) if n == min(new) else n * scale for n in new]
+            if max(new) > resize["max_long_side"]:
+                scale = resize["max_long_side"] / max(new)
+                new = [n * scale for n in new]
+        rounded = [int(n + 0.5) for n in new]
+        for i, fixed in enumerate(self._shape[2:]):
+            if isinstance(fixed, int):  # exported for one size
+                rounded[i] = fixed
+        least = self.info["input"]["least_size"]
+        if min(rounded) < least:
+            raise ValueError(
+                f"{width} x {height} pixels become {rounded[1]} x {rounded[0]} for the model, "
+                f"which takes sides of {least} or more"
+            )
+        return rounded[0], rounded[1]
+
+
+def encode_rle(mask: np.ndarray) -> dict[str, Any]:
+    """COCO's compressed run lengths of a boolean mask (H, W)."""
+    flat = np.concatenate([[False], mask.ravel(order="F"), [False]])
+    changes = np.flatnonzero(flat[1:] != flat[:-1])
+    counts = np.diff(np.concatenate([[0], changes, [mask.size]])).tolist()
+    if len(counts) > 1 and counts[-1] == 0:
+        counts.pop()  # the mask ends with its last run of ones
+    # every count from the third on is stored as its difference to the one before the last
+    text = []
+    for i, count in enumerate(counts):
+        value = count - counts[i - 2] if i > 2 else count
+        while True:
+            bits, value = value & 31, value >> 5
+            more = value != (-1 if bits & 16 else 0)
+            text.append(chr(bits + 32 * more + 48))
+            if not more:
+                break
+    return {"size": list(mask.shape), "counts": "".join(text)}
+
+
+def overlay(image: np.ndarray, regions: Sequence[tuple[np.ndarray, Sequence[int]]]) -> np.ndarray:
+    """(H, W, 3) uint8 with masks (H, W) painted over in their colours, outlined in black."""
+    out = image.astype(np.float32)
+    for mask, color in regions:
+        out[mask] = (1 - _ALPHA) * out[mask] + _ALPHA * np.asarray(color, dtype=np.float32)
+    for mask, _ in regions:
+        inner = mask.copy()
+        inner[1:] &= mask[:-1]
+        inner[:-1] &= mask[1:]
+        inner[:, 1:] &= mask[:, :-1]
+        inner[:, :-1] &= mask[:, 1:]
+        out[mask & ~inner] = 0
+    return out.round().astype(np.uint8)
+
+
+class Writer:
+    """Files of all pictures in one folder; the JSON files are written by `close`.
+
+    Args:
+        folder: is made if need be.
+        model: whose results are written.
+        threshold: instances under this score are not drawn; instances.json has them.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+
+    def __init__(self, folder: str, model: Model, threshold: float) -> None:
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        probe = self.folder / ".write_test"
+        probe.touch()
+        probe.unlink()
+        self.model = model
+        self.threshold = threshold
+        self._names: set[str] = set()
+        self._images: list[dict[str, Any]] = []
+        self._panoptic: list[dict[str, Any]] = []
+        self._instances: list[dict[str, Any]] = []
+
+    def add(self, path: Path, image: Image.Image, results: dict[str, np.ndarray]) -> None:
+        """Write the files of one picture and keep its records."""
+        name = self._free_name(path.stem)
+        image_id: int | str = int(name) if name.isdecimal() else name
+        pixels = np.asarray(image)
+        drawn: np.ndarray | None = None
+        if "semantic_classes" in results:
+            labels = results["semantic_classes"]
+            wide = max(self.model.classes) > 255
+            stored = Image.fromarray(labels.astype(np.uint16 if wide else np.uint8))
+            stored.save(self.folder / f"{name}_semantic.png")
+            drawn = overlay(pixels, [(labels == c, self._color(c)) for c in np.unique(labels)])
+        if "instance_scores" in results:
+            regions = self._add_instances(image_id, path.name, results)
+            drawn = overlay(pixels, regions)
+        if "panoptic_ids" in results:
+            regions = self._add_panoptic(name, image_id, results)
+            drawn = overlay(pixels, regions)
+        assert drawn is not None  # a model gives one result at least
+        Image.fromarray(drawn).save(self.folder / f"{name}_overlay.png")
+        self._images.append(
+            {"id": image_id, "file_name": path.name, "height": image.height, "width": image.width}
+        )
+
+    def close(self) -> None:
+        """Write the JSON files of what was added."""
+        if "panoptic" in self.model.info["results"]:
+            categories = [
+                {"id": c["dataset_id"], "name": c["name"], "isthing": int(c["isthing"]),
+                 "color": c["color"]} for c in self.model.info["classes"]
+            ]  # fmt: skip
+            content = {
+                "images": self._images, "annotations": self._panoptic, "categories": categories,
+            }  # fmt: skip
+            _write_json(self.folder / "panoptic.json", content)
+        if "instance" in self.model.info["results"]:
+            _write_json(self.folder / "instances.json", self._instances)
+
+    def _add_instances(
+        self, image_id: int | str, file_name: str, results: dict[str, np.ndarray]
+    ) -> list[tuple[np.ndarray, Sequence[int]]]:
+        regions = []
+        columns = ("scores", "classes", "masks", "boxes")
+        rows = list(zip(*(results[f"instance_{column}"] for column in columns)))
+        for score, label, mask, (x0, y0, x1, y1) in rows:
+            self._instances.append(
+                {
+                    "image_id": image_id,
+                    "file_name": file_name,
+                    "category_id": self.model.classes[int(label)]["dataset_id"],
+                    "bbox": [float(x0), float(y0), float(x1 - x0), float(y1 - y0)],
+                    "score": float(score),
+                    "segmentation": encode_rle(mask),
+                }
+            )
+            if score >= self.threshold:
+                regions.append((mask, self._color(int(label))))
+        return regions[::-1]  # the best last, on top
+
+    def _add_panoptic(
+        self, name: str, image_id: int | str, results: dict[str, np.ndarray]
+    ) -> list[tuple[np.ndarray, Sequence[int]]]:
+        ids = results["panoptic_ids"]
+        rgb = np.stack([ids & 255, ids >> 8 & 255, ids >> 16], axis=-1).astype(np.uint8)
+        Image.fromarray(rgb).save(self.folder / f"{name}_panoptic.png")
+        segments, regions = [], []
+        columns = ("ids", "classes", "isthing", "scores", "areas")
+        for i, label, isthing, score, area in zip(*(results[f"segment_{c}"] for c in columns)):
+            segments.append(
+                {
+                    "id": int(i),
+                    "category_id": self.model.classes[int(label)]["dataset_id"],
+                    "isthing": bool(isthing),
+                    "score": float(score),
+                    "area": int(area),
+                }
+            )
+            regions.append((ids == i, self._color(int(label))))
+        self._panoptic.append(
+            {
+                "image_id": image_id,
+                "file_name": f"{name}_panoptic.png",
+                "segments_info": segments,
+            }
+        )
+        return regions
+
+    def _color(self, label: int) -> Sequence[int]:
+        return self.model.classes[int(label)]["color"]
+
+    def _free_name(self, stem: str) -> str:
+        name, number = stem, 1
+        while name in self._names:
+            number += 1
+            name = f"{stem}_{number}"
+        self._names.add(name)
+        return name
+
+
+def find_pictures(inputs: Sequence[str]) -> list[Path]:
+    """Files, globs and folders as a list of files.
+
+    Raises:
+        ValueError: an input that leads to no picture.
+    """
+    return [path for entry in inputs for path in _pictures(entry)]
+
+
+def _pictures(entry: str) -> Iterator[Path]:
+    if Path(entry).is_dir():
+        found = sorted(p for p in Path(entry).iterdir() if p.suffix.lower() in _PICTURES)
+        if not found:
+            raise ValueError(
+                f"{entry}: the folder holds no picture ({' '.join(sorted(_PICTURES))})"
+            )
+        yield from found
+    elif Path(entry).exists() or not glob.has_magic(entry):
+        yield Path(entry)  # a missing file is reported when its turn comes
+    else:
+        matches = sorted(glob.glob(entry))
+        if not matches:
+            raise ValueError(f"{entry}: no file matches")
+        yield from map(Path, matches)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse arguments and run; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", help="ONNX file of tools/export.py")
+    parser.add_argument("--input", nargs="+", required=True, help="files, globs, folders")
+    parser.add_argument("--output", required=True, help="folder for the results")
+    parser.add_argument(
+        "--confidence-threshold", type=float, default=0.5, help="of the instances that are drawn"
+    )
+    parser.add_argument(
+        "--providers", nargs="+", help="of onnxruntime, such as CUDAExecutionProvider"
+    )
+    args = parser.parse_args(arguments)
+    try:
+        pictures = find_pictures(args.input)
+        model = Model(args.model, args.providers)
+        writer = Writer(args.output, model, args.confidence_threshold)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    failed = 0
+    try:
+        try:
+            for number, path in enumerate(pictures, start=1):
+                problem = _process(path, model, writer)
+                failed += problem is not None
+                if problem is None:
+                    print(f"{number} of {len(pictures)}: {path}")
+                else:
+                    print(f"error: {problem}", file=sys.stderr)
+        finally:
+            writer.close()  # what is finished is kept, whatever stopped the rest
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"results of {len(pictures) - failed} pictures in {args.output}")
+    return int(failed > 0)
+
+
+def _process(path: Path, model: Model, writer: Writer) -> str | None:
+    """Run one picture and write its files; the problem if it cannot be read or fed."""
+    try:
+        with Image.open(path) as opened:
+            image = ImageOps.exif_transpose(opened).convert("RGB")
+    except (OSError, ValueError, SyntaxError) as error:
+        return f"{path} cannot be read as a picture: {error}"
+    try:
+        results = model(image)
+    except ValueError as error:
+        return f"{path}: {error}"
+    writer.add(path, image, results)
+    return None
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
