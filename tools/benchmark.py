@@ -38,7 +38,7 @@ from benchmark_sides import Side, agreement, losses_differ
 PARTS = ("inference", "training", "memory")
 DEFAULT_CONFIG = Path(__file__).parents[1] / "configs/coco/panoptic/knet_r50_fpn_1x.yaml"
 # a picture, its results, objects in it, rounds
-QUICK = {"size": [256, 384], "output_size": [213, 320], "objects": 8, "repeats": 5}
+QUICK = {"size": [256, 384], "output_size": [213, 320], "objects": 8, "repeats": 3}
 FULL = {"size": [800, 1216], "output_size": [421, 640], "objects": 15, "repeats": 7}
 
 

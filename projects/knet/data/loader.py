@@ -209,5 +209,7 @@ def build_train_loader(
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=_identity,
         worker_init_fn=_one_thread,
+        # copies to a GPU then run beside the computation
+        pin_memory=torch.device(cfg.MODEL.DEVICE).type == "cuda",
     )
     return SkipReport(loader, epoch_size=len(records) // comm.get_world_size())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
@@ -113,7 +115,7 @@ class MaskMatcher:
         if not costs:
             return []
         flat = torch.cat([cost.flatten() for cost in costs]).cpu()
-        matches = []
+        blocks = []
         for cost, block in zip(costs, flat.split([cost.numel() for cost in costs])):
             block = block.double().view(cost.shape)
             finite = block.isfinite()
@@ -124,9 +126,13 @@ class MaskMatcher:
                     "because mask or class logits are not: the learning rate may be too high",
                 )
                 block = torch.where(finite, block, _NON_FINITE_COST)
-            rows, columns = linear_sum_assignment(block.numpy())
-            matches.append(Matches(torch.as_tensor(rows), torch.as_tensor(columns)))
-        return matches
+            blocks.append(block.numpy())
+        # SciPy's solver lets other threads run
+        with ThreadPoolExecutor(max_workers=min(len(blocks), os.cpu_count() or 1)) as pool:
+            solved = list(pool.map(linear_sum_assignment, blocks))
+        return [
+            Matches(torch.as_tensor(rows), torch.as_tensor(columns)) for rows, columns in solved
+        ]
 
     def _warn(self, kind: str, message: str) -> None:
         # the 1st, 2nd, 4th, 8th, ... time: loud at first, never a flood
