@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +14,8 @@ from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+
+import knet.modeling.winograd  # noqa: F401  (registers operators)
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -88,12 +91,24 @@ def seconds(device: str) -> Counting:
     return Counting(now)
 
 
+def _operations(x: Sequence[int], outputs: int) -> int:
+    """Of a 3x3 convolution of maps (B, C, H, W), and of its weights' gradient, as direct sums."""
+    return 2 * 9 * math.prod(x) * outputs
+
+
+_DIRECT_SUMS = {
+    torch.ops.knet.convolve_3x3: lambda x, weight, bias, out_shape: _operations(x, weight[0]),
+    torch.ops.knet.convolve_3x3_weight_gradient: lambda x, upstream, out_shape: _operations(x, upstream[1]),
+}
+
+
 def products(run: Callable[[Laps], Any]) -> dict[str, float]:
     """Floating point operations of the matrix products and convolutions of every stage.
 
-    A multiplication with its addition counts as two.
+    A multiplication with its addition counts as two; convolutions count as direct sums, however
+    they are computed.
     """
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=_DIRECT_SUMS) as counter:
         counting = Counting(lambda: float(counter.get_total_flops()))
         run(counting)
     return counting.stages

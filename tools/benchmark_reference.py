@@ -13,6 +13,8 @@ from benchmark_sides import Trained, autocast, padded_size
 from detectron2.structures import ImageList
 from torch import Tensor
 
+from knet.modeling.fast_convolutions import use_direct_sums
+
 
 class Reference:
     """Detectron2's backbone as it comes, and the plain heads with a copy of the weights."""
@@ -129,4 +131,6 @@ class Reference:
 
 
 def _plain(module: torch.nn.Module) -> torch.nn.Module:
-    return copy.deepcopy(module).to(memory_format=torch.contiguous_format)
+    plain = copy.deepcopy(module)
+    use_direct_sums(plain)
+    return plain.to(memory_format=torch.contiguous_format)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from knet.export.lowering import RegionAverage
 from knet.export.onnx_file import save_onnx
@@ -18,6 +20,7 @@ from .models import scene, small_cfg, small_predictor
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
+PHOTOGRAPHS = Path(__file__).parents[1] / "fixtures/coco_panoptic_fixture/images"
 # of the image, and of the results
 SIZES = [((96, 96), (96, 96)), ((64, 131), (150, 300)), ((130, 75), (61, 40))]
 
@@ -62,20 +65,33 @@ def assert_same(results, expected, *, scores=1e-4, pixels=0.999):
     assert compared == len(expected) > 0
 
 
+def assert_onnx_equals_pytorch(exported, session, image, output_size):
+    """Compare the results for an RGB image (H, W, 3)."""
+    image = image.transpose(2, 0, 1).copy()
+    results = run_onnx(session, image=image[None], output_size=np.array(output_size))
+    # the graph takes RGB, the model INPUT.FORMAT
+    if exported.predictor.cfg.INPUT.FORMAT == "BGR":
+        image = image[::-1].copy()
+    height, width = output_size
+    with torch.no_grad():
+        expected = exported.predictor.model(
+            [{"image": torch.from_numpy(image), "height": height, "width": width}]
+        )[0]
+    assert_same(results, expected)
+
+
 def test_onnx_equals_pytorch_at_three_sizes(exported):
     session = onnxruntime.InferenceSession(exported.onnx)
     for seed, (size, output_size) in enumerate(SIZES):
-        image = scene(*size, seed).transpose(2, 0, 1).copy()
-        results = run_onnx(session, image=image[None], output_size=np.array(output_size))
-        # the graph takes RGB, the model INPUT.FORMAT
-        if exported.predictor.cfg.INPUT.FORMAT == "BGR":
-            image = image[::-1].copy()
-        with torch.no_grad():
-            expected = exported.predictor.model(
-                [{"image": torch.from_numpy(image), "height": output_size[0],
-                  "width": output_size[1]}]
-            )[0]  # fmt: skip
-        assert_same(results, expected)
+        assert_onnx_equals_pytorch(exported, session, scene(*size, seed), output_size)
+
+
+@pytest.mark.parametrize("name", ["train/000000000030", "train/000000000073", "val/000000007574"])
+def test_onnx_equals_pytorch_on_photographs(exported, name):
+    session = onnxruntime.InferenceSession(exported.onnx)
+    with Image.open(PHOTOGRAPHS / f"{name}.jpg") as photograph:
+        image = np.asarray(photograph.convert("RGB"))
+    assert_onnx_equals_pytorch(exported, session, image, (image.shape[0] * 2, image.shape[1] * 2))
 
 
 def test_saved_program_equals_onnx(exported):

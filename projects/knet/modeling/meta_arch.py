@@ -18,6 +18,7 @@ from knet.inference.predictions import Frame, MaskPredictions, PixelPredictions
 from knet.inference.sliding_window import SlidingWindow, slide
 from knet.modeling.build import build_parts, is_semantic
 from knet.modeling.classes import class_ids_from_config
+from knet.modeling.fast_convolutions import use_winograd
 from knet.modeling.fast_path import FastPath
 from knet.modeling.kernel_update import RoundOutput
 from knet.modeling.recompute import recompute_stages, recomputed_parts
@@ -40,6 +41,8 @@ class KNet(nn.Module):
         window: semantic models: predict large images in windows; None for whole images.
         freeze_norm_stats: batch norms of the backbone keep their statistics.
         channels_last: memory format of images and weights.
+        compiled: inference runs code of `torch.compile`.
+        winograd: see `knet.modeling.winograd`.
     """
 
     pixel_mean: Tensor
@@ -62,6 +65,7 @@ class KNet(nn.Module):
         freeze_norm_stats: bool,
         channels_last: bool,
         compiled: bool = False,
+        winograd: bool = True,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -77,6 +81,8 @@ class KNet(nn.Module):
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
         self.to(memory_format=self.memory_format)
+        if winograd:
+            use_winograd(self)
         self._fast_path = FastPath(backbone, heads, self.in_features, compiled=compiled)
 
     @classmethod
@@ -111,6 +117,7 @@ class KNet(nn.Module):
             "freeze_norm_stats": knet.FREEZE_NORM_STATS,
             "channels_last": knet.CHANNELS_LAST,
             "compiled": knet.COMPILE,
+            "winograd": knet.WINOGRAD,
         }
 
     @property

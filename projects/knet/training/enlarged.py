@@ -9,7 +9,7 @@ the same sums, and all that stays for the backward pass is one small map for eac
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple, Optional
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +17,22 @@ from torch import Tensor
 
 from knet.training.chunks import chunks
 
-# (x, part, wanted) -> each loss's sum over the rows x = enlarged[part] and, if wanted, its gradient
-# with respect to x. The terms own x: the last one may overwrite it.
-Terms = Callable[[Tensor, slice, bool], Iterable[tuple[Tensor, Tensor | None]]]
+
+class Part(NamedTuple):
+    """Some of the maps (M, ..., H, W), enlarged.
+
+    Attributes:
+        maps: of the M.
+        lines: of the H.
+    """
+
+    maps: slice
+    lines: slice
+
+
+# (x, part, wanted) -> each loss's sum over x = enlarged[part.maps, ..., part.lines, :] and, if
+# wanted, its gradient with respect to x. The terms own x: the last one may overwrite it.
+Terms = Callable[[Tensor, Part, bool], Iterable[tuple[Tensor, Optional[Tensor]]]]
 
 
 def enlarge(maps: Tensor, size: Sequence[int]) -> Tensor:
@@ -50,16 +63,22 @@ class _EnlargedSums(torch.autograd.Function):
         ctx: Any, maps: Tensor, size: Sequence[int], terms: Terms, count: int, whole: bool
     ) -> Tensor:
         wanted = ctx.needs_input_grad[0]
-        # the parts cover all rows
-        gradients = [torch.empty_like(maps) for _ in range(count)] if wanted else []
+        # neighbouring parts share lines of the maps, so gradients add up
+        gradients = [torch.zeros_like(maps) for _ in range(count)] if wanted else []
         total = maps.new_zeros(count)
         for part in _parts(maps, size, whole):
+            source, inside = _source(part.lines, maps.shape[-2], size[0])
+            small = maps[part.maps][..., source, :]
+            height = (source.stop - source.start) * size[0] // maps.shape[-2]
+            x = enlarge(small, (height, size[1]))[..., inside, :]
             sums = []
-            for i, (value, gradient) in enumerate(terms(enlarge(maps[part], size), part, wanted)):
+            for i, (value, gradient) in enumerate(terms(x, part, wanted)):
                 sums.append(value)
                 if wanted:
                     assert gradient is not None
-                    gradients[i][part] = _reduce(gradient, maps.shape[-2:])
+                    around = (0, 0, inside.start, height - inside.stop)
+                    gradient = F.pad(gradient, around) if any(around) else gradient
+                    gradients[i][part.maps][..., source, :] += _reduce(gradient, small.shape[-2:])
             total += torch.stack(sums)
         ctx.save_for_backward(*gradients)
         return total
@@ -74,10 +93,33 @@ class _EnlargedSums(torch.autograd.Function):
         return total, None, None, None, None
 
 
-def _parts(maps: Tensor, size: Sequence[int], whole: bool) -> Iterator[slice]:
-    if whole:
-        return (slice(i, i + 1) for i in range(len(maps)))
-    return chunks(len(maps), size[0] * size[1], maps.device)
+def _parts(maps: Tensor, size: Sequence[int], whole: bool) -> Iterator[Part]:
+    height, width = size
+    if not whole:
+        for part in chunks(len(maps), height * width, maps.device):
+            yield Part(part, slice(0, height))
+        return
+    # lines of the enlarged maps can be told apart where each line of the maps becomes some of them
+    divisible = height % max(1, maps.shape[-2]) == 0
+    row_size = max(1, maps[:1, ..., 0, 0].numel()) * width
+    for i in range(len(maps)):
+        if not divisible:
+            yield Part(slice(i, i + 1), slice(0, height))
+            continue
+        for lines in chunks(height, row_size, maps.device):
+            yield Part(slice(i, i + 1), lines)
+
+
+def _source(lines: slice, height: int, enlarged: int) -> tuple[slice, slice]:
+    """Lines of a map that enlarged `lines` depend on, and where those are among the enlarged."""
+    if lines == slice(0, enlarged):
+        return slice(0, height), lines
+    factor = enlarged // height
+    first = max(0, lines.start // factor - 1)
+    last = min(height, -(-lines.stop // factor) + 1)
+    if factor == 1:
+        first, last = lines.start, lines.stop
+    return slice(first, last), slice(lines.start - first * factor, lines.stop - first * factor)
 
 
 def enlarged_sums(
@@ -88,9 +130,10 @@ def enlarged_sums(
     Args:
         maps: (M, ..., h, w) logits; M or the dimensions between may be 0.
         size: (H, W) to enlarge to.
-        terms: the losses of a part of the M rows, and their gradients.
+        terms: the losses of a part of the maps, and their gradients.
         count: the number of losses that `terms` gives.
-        whole: one row at a time, for rows that are images with many maps each.
+        whole: rows are images with many maps each, and a loss looks at all maps of a pixel: one
+            image and some lines at a time.
 
     Returns:
         (count,) float32.

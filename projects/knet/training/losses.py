@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from knet.training.chunks import chunks
-from knet.training.enlarged import Terms
+from knet.training.enlarged import Part, Terms
 
 
 def focal_terms(logits: Tensor, *, alpha: float, gamma: float) -> tuple[Tensor, Tensor]:
@@ -53,9 +53,9 @@ def pixel_focal_loss(labels: Tensor, *, alpha: float = 0.25, gamma: float = 2.0)
         labels: (B, H, W) class index; K means background.
     """
 
-    def terms(x: Tensor, part: slice, wanted: bool) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def terms(x: Tensor, part: Part, wanted: bool) -> Iterator[tuple[Tensor, Tensor | None]]:
         num_classes = x.shape[1]
-        index = labels[part][:, None]
+        index = labels[part.maps, part.lines][:, None]
         foreground = index < num_classes
         index = index.clamp(max=num_classes - 1)
         chosen = x.gather(1, index)
@@ -87,8 +87,8 @@ def mask_losses(targets: Callable[[slice], Tensor], *, eps: float = 1e-3) -> Ter
         targets: gives the soft targets (m, H, W) of a part of the masks.
     """
 
-    def terms(x: Tensor, part: slice, wanted: bool) -> Iterator[tuple[Tensor, Tensor | None]]:
-        t = targets(part).float()
+    def terms(x: Tensor, part: Part, wanted: bool) -> Iterator[tuple[Tensor, Tensor | None]]:
+        t = targets(part.maps).float()
         p = x.sigmoid()
         cross_entropy = F.softplus(x).addcmul_(x, t, value=-1)
         yield cross_entropy.sum(), p - t if wanted else None
@@ -115,8 +115,8 @@ def owner_loss(owners: Tensor) -> Terms:
         owners: (B, H, W) index of the owner of a pixel, in [0, N); another value counts 0.
     """
 
-    def terms(x: Tensor, part: slice, wanted: bool) -> Iterator[tuple[Tensor, Tensor | None]]:
-        index = owners[part][:, None]
+    def terms(x: Tensor, part: Part, wanted: bool) -> Iterator[tuple[Tensor, Tensor | None]]:
+        index = owners[part.maps, part.lines][:, None]
         counted = (index >= 0) & (index < x.shape[1])
         index = index.clamp(0, max(0, x.shape[1] - 1))
         if not x.shape[1]:

@@ -1,0 +1,106 @@
+"""Winograd's method gives what a direct convolution gives, and is taken where it pays alone."""
+
+from __future__ import annotations
+
+import copy
+
+import detectron2.layers as d2
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from knet.modeling.fast_convolutions import (
+    Conv3x3,
+    Detectron2Conv3x3,
+    use_direct_sums,
+    use_winograd,
+)
+from knet.modeling.winograd import convolve_3x3, pays, weight_gradient
+
+
+def relative(found: torch.Tensor, exact: torch.Tensor) -> float:
+    return float((found - exact).abs().max() / exact.abs().max())
+
+
+# sides that are and are not multiples of 4, one smaller than a tile, several bands, several images
+SHAPES = [
+    (1, 16, 24, 13, 18), (2, 8, 8, 4, 4), (3, 5, 7, 3, 9), (1, 1, 1, 1, 1), (2, 64, 96, 101, 70),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("batch, inputs, outputs, height, width", SHAPES)
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_values_and_gradients(batch, inputs, outputs, height, width, channels_last):
+    x = torch.randn(batch, inputs, height, width)
+    x = x.to(memory_format=torch.channels_last) if channels_last else x
+    leaves = (x, torch.randn(outputs, inputs, 3, 3), torch.randn(outputs))
+    leaves = tuple(leaf.requires_grad_() for leaf in leaves)
+    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    found, expected = convolve_3x3(*leaves), F.conv2d(*exact, padding=1)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert relative(found, expected) < 3e-6
+    upstream = torch.randn(expected.shape)
+    gradients = torch.autograd.grad(found, leaves, upstream)
+    for ours, theirs in zip(gradients, torch.autograd.grad(expected, exact, upstream.double())):
+        assert ours.shape == theirs.shape
+        assert relative(ours, theirs) < 3e-6
+
+
+def test_rounding_is_that_of_a_direct_sum():
+    """The published width: errors are at most twice those of PyTorch's convolution."""
+    x, weight = torch.randn(1, 256, 40, 60).relu(), 0.03 * torch.randn(256, 256, 3, 3)
+    exact = F.conv2d(x.double(), weight.double(), padding=1)
+    last = {"memory_format": torch.channels_last}
+    ours, theirs = convolve_3x3(x, weight, None), F.conv2d(x.to(**last), weight.to(**last), padding=1)
+    assert (ours - exact).square().mean() < 4 * (theirs - exact).square().mean()
+
+
+@pytest.mark.parametrize("needed", [(True, False), (False, True)])
+def test_only_wanted_gradients_are_computed(needed):
+    x, weight = torch.randn(1, 4, 8, 8), torch.randn(4, 4, 3, 3)
+    x.requires_grad_(needed[0]), weight.requires_grad_(needed[1])
+    convolve_3x3(x, weight, None).sum().backward()
+    assert (x.grad is not None, weight.grad is not None) == needed
+
+
+def test_operators_are_registered_as_torch_wants_them():
+    x, weight, bias = torch.randn(1, 4, 9, 6), torch.randn(3, 4, 3, 3), torch.randn(3)
+    arguments = [t.requires_grad_() for t in (x, weight, bias)]
+    torch.library.opcheck(convolve_3x3, arguments)
+    torch.library.opcheck(weight_gradient, (x.detach(), torch.randn(1, 3, 9, 6)))
+
+
+def test_taken_where_it_pays():
+    weight = torch.zeros(128, 128, 3, 3)
+    large, small = torch.zeros(1, 128, 80, 80), torch.zeros(1, 128, 16, 16)
+    assert pays(large, weight)
+    assert not pays(small, weight)
+    assert not pays(large[:, :64], weight[:, :64])
+    assert not pays(large.bfloat16(), weight)
+    assert not pays(large.to("meta"), weight)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not pays(large, weight)
+
+
+def test_module_is_changed_and_changed_back():
+    model = nn.Sequential(
+        d2.Conv2d(128, 128, 3, padding=1, norm=nn.BatchNorm2d(128), activation=F.relu),
+        nn.Conv2d(128, 128, 3, padding=1),
+        nn.Conv2d(128, 128, 3, padding=1, stride=2),
+        nn.Conv2d(128, 128, 3, padding=2, dilation=2),
+        nn.Conv2d(128, 128, 3, padding=1, groups=2),
+        nn.Conv2d(128, 128, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(128, 128, 1),
+    ).eval()
+    plain, kinds = copy.deepcopy(model), [type(m) for m in model]
+    use_winograd(model)
+    assert [type(m) for m in model] == [Detectron2Conv3x3, Conv3x3, *kinds[2:]]
+    assert list(model.state_dict()) == list(plain.state_dict())
+    x = torch.randn(1, 128, 96, 96)
+    with torch.no_grad():
+        assert not torch.equal(model(x), plain(x))  # else nothing was sped up
+        torch.testing.assert_close(model(x), plain(x), rtol=0, atol=1e-5)
+        use_direct_sums(model)
+        assert [type(m) for m in model] == kinds
+        assert torch.equal(model(x), plain(x))
