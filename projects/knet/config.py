@@ -38,6 +38,11 @@ def _add_model_config(cfg: CN) -> None:
     # learned thing kernels: at least as many as objects in an image; stuff kernels come on top
     knet.NUM_KERNELS = 100
     knet.NUM_ROUNDS = 3
+    # for many small objects and little training, not published: thing kernels start on places of
+    # their own, which the features tell apart (modeling/places.py); and a round adds to the masks
+    # before it, at first nothing
+    knet.KERNEL_PLACES = False
+    knet.RESIDUAL_MASKS = False
     # where the first kernels come from: "learned" (instance and panoptic models), or in semantic
     # models the classifier of an "fcn", "psp", "aspp" (DeepLabV3) or "uper" head
     knet.KERNEL_HEAD = "learned"

@@ -52,7 +52,10 @@ def test_rounding_is_that_of_a_direct_sum():
     x, weight = torch.randn(1, 256, 40, 60).relu(), 0.03 * torch.randn(256, 256, 3, 3)
     exact = F.conv2d(x.double(), weight.double(), padding=1)
     last = {"memory_format": torch.channels_last}
-    ours, theirs = convolve_3x3(x, weight, None), F.conv2d(x.to(**last), weight.to(**last), padding=1)
+    ours, theirs = (
+        convolve_3x3(x, weight, None),
+        F.conv2d(x.to(**last), weight.to(**last), padding=1),
+    )
     assert (ours - exact).square().mean() < 4 * (theirs - exact).square().mean()
 
 

@@ -20,6 +20,7 @@ from knet.modeling.kernel_rounds import KernelRounds
 from knet.modeling.kernel_update import UpdateRound
 from knet.modeling.pixel_classifier import PixelClassifier
 from knet.modeling.pixel_decoders import PIXEL_DECODERS, FCNDecoder
+from knet.modeling.places import PlaceEncoding
 from knet.modeling.recompute import recomputed_parts
 from knet.modeling.task import MaskTask, SemanticTask
 from knet.training.criterion import KNetCriterion, LossWeights
@@ -97,6 +98,7 @@ def _mask_parts(
             norm_groups=knet.NORM_GROUPS,
             conv_std=knet.CONV_INIT_STD,
             class_prior=knet.CLASS_PRIOR,
+            places=PlaceEncoding(knet.HIDDEN_DIM) if knet.KERNEL_PLACES else None,
         ),
         rounds=_rounds(cfg, num_classes=things + stuff, class_prior=knet.CLASS_PRIOR),
     )
@@ -147,6 +149,11 @@ def _semantic_parts(
         raise ValueError(
             f"a semantic model (MODEL.KNET.KERNEL_HEAD {knet.KERNEL_HEAD!r}) gives semantic maps "
             "only: set MODEL.KNET.TEST.SEMANTIC_ON True, INSTANCE_ON and PANOPTIC_ON False"
+        )
+    if knet.KERNEL_PLACES:
+        raise ValueError(
+            "MODEL.KNET.KERNEL_PLACES is for kernels of objects; those of a semantic model stand "
+            "for classes: set it to False"
         )
     if knet.TEST.MIN_AREA > 0 or knet.TEST.CLASSES:
         raise ValueError(
@@ -206,6 +213,7 @@ def _rounds(cfg: CfgNode, *, num_classes: int | None, **arguments: Any) -> Kerne
             num_heads=knet.NUM_HEADS,
             ffn_dim=knet.FFN_DIM,
             num_classes=num_classes,
+            residual_masks=knet.RESIDUAL_MASKS,
             updater_dim=knet.UPDATER_DIM if knet.UPDATER_DIM > 0 else None,
             **arguments,
         )

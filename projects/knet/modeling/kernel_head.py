@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from knet.modeling.grouping import gather_features, hard_groups
 from knet.modeling.layers import ConvNormReLU, group_norm, init_convs
+from knet.modeling.places import PlaceEncoding
 
 
 class InitialKernels(NamedTuple):
@@ -42,6 +43,8 @@ class KernelHead(nn.Module):
         norm_groups: of every GroupNorm.
         conv_std: standard deviation of initial convolution weights.
         class_prior: initial probability of every class of the semantic branch.
+        places: is added to the features, and the kernels start on places of their own; None, as
+            published: kernels are drawn at random.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class KernelHead(nn.Module):
         norm_groups: int,
         conv_std: float,
         class_prior: float,
+        places: PlaceEncoding | None = None,
     ) -> None:
         super().__init__()
         self.num_kernels = num_kernels
@@ -66,14 +70,19 @@ class KernelHead(nn.Module):
             nn.Conv2d(hidden_dim, num_kernels, 1, bias=False) if num_kernels else None
         )
         self.seg_predictor = nn.Conv2d(hidden_dim, num_thing_classes + num_stuff_classes, 1)
+        self.places = places
         init_convs(self, conv_std)
         if self.init_kernels is not None:
             nn.init.normal_(self.init_kernels.weight)
+            if places is not None:
+                self.init_kernels.weight.data[..., 0, 0] = places.kernels(num_kernels)
         nn.init.constant_(self.seg_predictor.get_parameter("bias"), -math.log(1 / class_prior - 1))
 
     def forward(self, localising: Tensor, classifying: Tensor) -> InitialKernels:
         """Two maps (B, C, H, W) from the neck -> the first masks and kernels."""
         localising = self.localise(localising)
+        if self.places is not None:
+            localising = localising + self.places(localising)
         classifying = self.classify(classifying)
         features = localising + classifying
         seg_logits = self.seg_predictor(classifying)

@@ -98,6 +98,8 @@ class UpdateRound(nn.Module):
             512-wide kernels pass a 256-wide updater.
         xavier: initialise all matrices Xavier-uniformly, as the published instance and panoptic
             models; otherwise they keep PyTorch's defaults, as the published semantic ones.
+        residual_masks: add to the masks of the round before, at first nothing; published: masks are
+            made anew.
     """
 
     def __init__(
@@ -111,6 +113,7 @@ class UpdateRound(nn.Module):
         class_prior: float = 0.01,
         updater_dim: int | None = None,
         xavier: bool = True,
+        residual_masks: bool = False,
     ) -> None:
         super().__init__()
         updater_dim = updater_dim or dim
@@ -121,6 +124,7 @@ class UpdateRound(nn.Module):
             )
         self.parts = dim // updater_dim
         self.grouping = grouping
+        self.residual_masks = residual_masks
         self.feature_transform = nn.Linear(dim, dim)
         self.updater = KernelUpdater(updater_dim)
         self.interaction = KernelInteraction(dim, num_heads=num_heads, ffn_dim=ffn_dim)
@@ -137,6 +141,9 @@ class UpdateRound(nn.Module):
         for parameter in self.parameters():
             if xavier and parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
+        if self.residual_masks:
+            nn.init.zeros_(self.mask_predictor.weight)
+            nn.init.zeros_(self.mask_predictor.bias)
         if self.class_predictor is not None:
             nn.init.constant_(self.class_predictor.bias, -math.log(1 / class_prior - 1))
 
@@ -160,8 +167,10 @@ class UpdateRound(nn.Module):
         if self.class_branch is not None and self.class_predictor is not None:
             class_logits = self.class_predictor(self.class_branch(kernels))
         mask_kernels = self.mask_predictor(self.mask_branch(kernels))
-        masks = convolve(features, mask_kernels @ transform.weight, mask_kernels @ transform.bias)
-        return RoundOutput(class_logits, masks, kernels)
+        found = convolve(features, mask_kernels @ transform.weight, mask_kernels @ transform.bias)
+        if self.residual_masks:
+            found = masks + found
+        return RoundOutput(class_logits, found, kernels)
 
     def _split(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, parts, C / parts)."""

@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Interpolation points besides infinity. The textbook's 0, 1, -1, 2, -2 have three times the rounding
-# error of the direct sum; with these, products of neighbours near 1, it is one and a half times.
+# Interpolation points besides infinity. The textbook's 0, 1, -1, 2, -2 have three times the
+# rounding error of the direct sum; with these, whose powers stay near 1, one and a half times.
 _POINTS = (0.0, 2 / 3, -2 / 3, 3 / 2, -3 / 2)
 # numbers of the transformed tiles of a band: 8 MB, for the caches
 _BAND = 2**21
@@ -151,7 +151,7 @@ def _(x: Tensor, upstream: Tensor) -> Tensor:
 
 
 def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
-    x, weight, bias = inputs
+    x, weight, _ = inputs
     ctx.save_for_backward(x, weight)
 
 
