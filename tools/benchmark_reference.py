@@ -13,7 +13,7 @@ from benchmark_sides import Trained, autocast, padded_size
 from detectron2.structures import ImageList
 from torch import Tensor
 
-from knet.modeling.fast_convolutions import use_direct_sums
+from knet.modeling.fast_convolutions import use_usual_convolutions
 
 
 class Reference:
@@ -132,5 +132,5 @@ class Reference:
 
 def _plain(module: torch.nn.Module) -> torch.nn.Module:
     plain = copy.deepcopy(module)
-    use_direct_sums(plain)
+    use_usual_convolutions(plain)
     return plain.to(memory_format=torch.contiguous_format)

@@ -67,8 +67,9 @@ def _add_model_config(cfg: CN) -> None:
     # training batches are padded to at least this (height, width), as published with crops
     knet.MIN_TRAIN_SIZE = (0, 0)
     knet.CHANNELS_LAST = True
-    # large float32 maps on a CPU are convolved with fewer multiplications; equal up to rounding
-    knet.WINOGRAD = True
+    # large float32 maps on a CPU are convolved by methods of our own, with fewer multiplications;
+    # equal up to rounding
+    knet.FAST_CONVOLUTIONS = True
     # inference runs code of torch.compile, from the images to the last round: the first image takes
     # a minute, the others less time than before
     knet.COMPILE = False

@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-
-import detectron2.layers as d2
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from knet.modeling.fast_convolutions import (
-    Conv3x3,
-    Detectron2Conv3x3,
-    use_direct_sums,
-    use_winograd,
-)
 from knet.modeling.winograd import convolve_3x3, pays, weight_gradient
 
 
@@ -84,26 +74,3 @@ def test_taken_where_it_pays():
     assert not pays(large.to("meta"), weight)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert not pays(large, weight)
-
-
-def test_module_is_changed_and_changed_back():
-    model = nn.Sequential(
-        d2.Conv2d(128, 128, 3, padding=1, norm=nn.BatchNorm2d(128), activation=F.relu),
-        nn.Conv2d(128, 128, 3, padding=1),
-        nn.Conv2d(128, 128, 3, padding=1, stride=2),
-        nn.Conv2d(128, 128, 3, padding=2, dilation=2),
-        nn.Conv2d(128, 128, 3, padding=1, groups=2),
-        nn.Conv2d(128, 128, 3, padding=1, padding_mode="reflect"),
-        nn.Conv2d(128, 128, 1),
-    ).eval()
-    plain, kinds = copy.deepcopy(model), [type(m) for m in model]
-    use_winograd(model)
-    assert [type(m) for m in model] == [Detectron2Conv3x3, Conv3x3, *kinds[2:]]
-    assert list(model.state_dict()) == list(plain.state_dict())
-    x = torch.randn(1, 128, 96, 96)
-    with torch.no_grad():
-        assert not torch.equal(model(x), plain(x))  # else nothing was sped up
-        torch.testing.assert_close(model(x), plain(x), rtol=0, atol=1e-5)
-        use_direct_sums(model)
-        assert [type(m) for m in model] == kinds
-        assert torch.equal(model(x), plain(x))

@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from knet.training.enlarged import enlarge, enlarged_sums
+from knet.training.enlarged import enlarged_sums
+from knet.training.enlargement import enlarge
 from knet.training.losses import (
     class_focal_loss,
     focal_terms,

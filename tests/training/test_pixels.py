@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from knet.training.enlarged import enlarge
+from knet.training.enlargement import enlarge
 from knet.training.pixels import AllPixels, SampledPoints, sample
 
 

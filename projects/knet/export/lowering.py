@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from knet.modeling.fast_convolutions import use_direct_sums
+from knet.modeling.fast_convolutions import use_usual_convolutions
 
 # modules without an equivalent in ONNX, by the names of their classes
 _DEFORMABLE = ("DeformConv", "ModulatedDeformConv")
@@ -36,7 +36,7 @@ def exportable_copy(part: nn.Module, name: str, *, onnx: bool) -> nn.Module:
                     "MODEL.RESNETS.DEFORM_ON_PER_STAGE is all False"
                 )
     part = copy.deepcopy(part).eval().requires_grad_(False)
-    use_direct_sums(part)  # the runtime chooses its own algorithm
+    use_usual_convolutions(part)  # the runtime chooses its own algorithm
     # memory formats are the runtime's business
     part.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     for module in list(part.modules()):

@@ -18,7 +18,7 @@ from knet.inference.predictions import Frame, MaskPredictions, PixelPredictions
 from knet.inference.sliding_window import SlidingWindow, slide
 from knet.modeling.build import build_parts, is_semantic
 from knet.modeling.classes import class_ids_from_config
-from knet.modeling.fast_convolutions import use_winograd
+from knet.modeling.fast_convolutions import use_fast_convolutions
 from knet.modeling.fast_path import FastPath
 from knet.modeling.kernel_update import RoundOutput
 from knet.modeling.recompute import recompute_stages, recomputed_parts
@@ -42,7 +42,7 @@ class KNet(nn.Module):
         freeze_norm_stats: batch norms of the backbone keep their statistics.
         channels_last: memory format of images and weights.
         compiled: inference runs code of `torch.compile`.
-        winograd: see `knet.modeling.winograd`.
+        fast_convolutions: see `knet.modeling.fast_convolutions`.
     """
 
     pixel_mean: Tensor
@@ -65,7 +65,7 @@ class KNet(nn.Module):
         freeze_norm_stats: bool,
         channels_last: bool,
         compiled: bool = False,
-        winograd: bool = True,
+        fast_convolutions: bool = True,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -81,8 +81,8 @@ class KNet(nn.Module):
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
         self.to(memory_format=self.memory_format)
-        if winograd:
-            use_winograd(self)
+        if fast_convolutions:
+            use_fast_convolutions(self)
         self._fast_path = FastPath(backbone, heads, self.in_features, compiled=compiled)
 
     @classmethod
@@ -117,7 +117,7 @@ class KNet(nn.Module):
             "freeze_norm_stats": knet.FREEZE_NORM_STATS,
             "channels_last": knet.CHANNELS_LAST,
             "compiled": knet.COMPILE,
-            "winograd": knet.WINOGRAD,
+            "fast_convolutions": knet.FAST_CONVOLUTIONS,
         }
 
     @property

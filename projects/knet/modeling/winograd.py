@@ -3,8 +3,8 @@
 Winograd's minimal filtering F(4x4, 3x3) (Lavin and Gray, "Fast Algorithms for Convolutional Neural
 Networks", 2016): a tile of 6x6 inputs and the 3x3 weights are each transformed into 36 numbers;
 their products, summed over the channels as 36 matrix products, are transformed into 4x4 outputs.
-Input and weight gradients are of the same form. GPU libraries choose such algorithms themselves;
-those of CPUs do not.
+Gradients are of the same form: the transforms transposed, in the opposite order. GPU libraries
+choose such algorithms themselves; those of CPUs do not.
 
 The tiles are worked off in bands that fit into the caches, so hardly more memory is needed than
 for the output.
@@ -20,9 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Interpolation points besides infinity. The textbook's 0, 1, -1, 2, -2 have three times the
-# rounding error of the direct sum; with these, whose powers stay near 1, one and a half times.
-_POINTS = (0.0, 2 / 3, -2 / 3, 3 / 2, -3 / 2)
+# Interpolation points are 0, A, -A, B, -B and infinity. With the textbook's 1 and 2 the rounding
+# error is three times that of the direct sum; with these, whose powers stay near 1, one and a half
+# times.
+_A, _B = 2 / 3, 3 / 2
 # numbers of the transformed tiles of a band: 8 MB, for the caches
 _BAND = 2**21
 # fewer tiles, or narrower maps, are not worth the transforms
@@ -30,36 +31,21 @@ _LEAST_TILES, _LEAST_CHANNELS = 200, 128
 
 
 def _transforms() -> tuple[Tensor, Tensor, Tensor]:
-    """Matrices of inputs (6, 6), weights (6, 3) and outputs (4, 6), by Toom and Cook, float64.
-
-    A factor can be moved from one of them to another; powers of two balance them for small errors.
-    """
-    points = torch.tensor(_POINTS, dtype=torch.float64)
-    inputs, weights, outputs = (points.new_zeros(shape) for shape in ((6, 6), (6, 3), (4, 6)))
-    for i, point in enumerate(points):
-        others = torch.cat([points[:i], points[i + 1 :]])
-        inputs[i, :5] = _from_roots(others)
-        weights[i] = point ** torch.arange(3) / (point - others).prod()
-        outputs[:, i] = point ** torch.arange(4)
-    inputs[5] = _from_roots(points)
-    weights[5, 2] = outputs[3, 5] = 1
-    sizes = [m.abs().sum(1) for m in (inputs, weights, outputs.T)]
-    mean = torch.stack(sizes).prod(0) ** (1 / 3)
-    of_inputs, of_outputs = ((mean / sizes[i]).log2().round().exp2() for i in (0, 2))
-    return (
-        inputs * of_inputs[:, None],
-        weights / (of_inputs * of_outputs)[:, None],
-        outputs * of_outputs,
+    """Matrices of inputs (6, 6), weights (6, 3) and outputs (4, 6), by Toom and Cook."""
+    a, b = _A**2, _B**2
+    # coefficients of polynomials that vanish at all points but one
+    inputs = [[a * b, 0, -a - b, 0, 1, 0], [0, a * b, 0, -a - b, 0, 1]]
+    weights = [[1 / (a * b), 0, 0], [0, 0, 1]]
+    outputs = [[1, 0, 0, 0], [0, 0, 0, 1]]
+    for point, other in ((_A, b), (-_A, b), (_B, a), (-_B, a)):
+        scale = 1 / (2 * point**2 * (point**2 - other))
+        inputs.insert(-1, [0, -other * point, -other, point, 1, 0])
+        weights.insert(-1, [scale, scale * point, scale * point**2])
+        outputs.insert(-1, [1, point, point**2, point**3])
+    of_inputs, of_weights, of_outputs = (
+        torch.tensor(rows, dtype=torch.float64) for rows in (inputs, weights, outputs)
     )
-
-
-def _from_roots(roots: Tensor) -> Tensor:
-    """Coefficients of the polynomial with these roots, from the constant on."""
-    coefficients = roots.new_ones(1)
-    for root in roots:
-        shifted = F.pad(coefficients, (1, 0))
-        coefficients = shifted - root * F.pad(coefficients, (0, 1))
-    return coefficients
+    return of_inputs, of_weights, of_outputs.T
 
 
 # of both axes of a tile at once: (36, 36), (36, 9) and (16, 36)
@@ -201,7 +187,7 @@ class _Scratch:
         self._blocks: dict[str, Tensor] = {}
 
     def __call__(self, name: str, *shape: int) -> Tensor:
-        """Uninitialised; the first band is the largest."""
+        """A tensor with any content, in the block of that name: the first band is the largest."""
         size = math.prod(shape)
         if name not in self._blocks:
             self._blocks[name] = self._like.new_empty(size)

@@ -12,49 +12,33 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Optional
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from knet.training.chunks import chunks
+from knet.training.enlargement import Enlargement
 
 
 class Part(NamedTuple):
-    """Some of the maps (M, ..., H, W), enlarged.
+    """Some of the maps (M, ..., h, w), enlarged to P pixels.
 
     Attributes:
         maps: of the M.
-        lines: of the H.
+        lines: of the h.
+        enlargement: orders the pixels.
     """
 
     maps: slice
     lines: slice
+    enlargement: Enlargement
+
+    def arrange(self, values: Tensor) -> Tensor:
+        """(m, ..., H, W) of these maps -> (m, ..., P), in the order of the pixels."""
+        return self.enlargement.arrange(values, self.lines)
 
 
-# (x, part, wanted) -> each loss's sum over x = enlarged[part.maps, ..., part.lines, :] and, if
-# wanted, its gradient with respect to x. The terms own x: the last one may overwrite it.
+# (x, part, wanted) -> each loss's sum over the enlarged pixels x (m, ..., P) and, if wanted, its
+# gradient with respect to x. The terms leave x as it is: it may be the maps themselves.
 Terms = Callable[[Tensor, Part, bool], Iterable[tuple[Tensor, Optional[Tensor]]]]
-
-
-def enlarge(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Bilinear (..., h, w) -> (..., H, W), float32; as `align_corners=False`."""
-    if tuple(maps.shape[-2:]) == tuple(size):
-        return maps.float()
-    if not maps.numel():  # interpolate refuses it
-        return maps.new_zeros((*maps.shape[:-2], *size), dtype=torch.float32)
-    flat = maps.float().reshape(1, -1, *maps.shape[-2:])
-    large = F.interpolate(flat, size=tuple(size), mode="bilinear", align_corners=False)
-    return large.view(*maps.shape[:-2], *size)
-
-
-def _reduce(gradient: Tensor, size: Sequence[int]) -> Tensor:
-    """The transpose of `enlarge`: gradients (..., H, W) -> (..., h, w)."""
-    if tuple(gradient.shape[-2:]) == tuple(size):
-        return gradient
-    flat = gradient.reshape(1, -1, *gradient.shape[-2:])
-    small = torch.ops.aten.upsample_bilinear2d_backward(
-        flat, list(gradient.shape[-2:]), [*flat.shape[:2], *size], False, None, None
-    )
-    return small.view(*gradient.shape[:-2], *size)
 
 
 class _EnlargedSums(torch.autograd.Function):
@@ -63,22 +47,18 @@ class _EnlargedSums(torch.autograd.Function):
         ctx: Any, maps: Tensor, size: Sequence[int], terms: Terms, count: int, whole: bool
     ) -> Tensor:
         wanted = ctx.needs_input_grad[0]
+        enlargement = Enlargement(maps.shape[-2:], size)
         # neighbouring parts share lines of the maps, so gradients add up
         gradients = [torch.zeros_like(maps) for _ in range(count)] if wanted else []
         total = maps.new_zeros(count)
-        for part in _parts(maps, size, whole):
-            source, inside = _source(part.lines, maps.shape[-2], size[0])
-            small = maps[part.maps][..., source, :]
-            height = (source.stop - source.start) * size[0] // maps.shape[-2]
-            x = enlarge(small, (height, size[1]))[..., inside, :]
+        for part in _parts(maps, enlargement, whole):
             sums = []
+            x = enlargement.values(maps[part.maps], part.lines)
             for i, (value, gradient) in enumerate(terms(x, part, wanted)):
                 sums.append(value)
                 if wanted:
                     assert gradient is not None
-                    around = (0, 0, inside.start, height - inside.stop)
-                    gradient = F.pad(gradient, around) if any(around) else gradient
-                    gradients[i][part.maps][..., source, :] += _reduce(gradient, small.shape[-2:])
+                    enlargement.add_transposed(gradient, part.lines, gradients[i][part.maps])
             total += torch.stack(sums)
         ctx.save_for_backward(*gradients)
         return total
@@ -93,33 +73,19 @@ class _EnlargedSums(torch.autograd.Function):
         return total, None, None, None, None
 
 
-def _parts(maps: Tensor, size: Sequence[int], whole: bool) -> Iterator[Part]:
-    height, width = size
+def _parts(maps: Tensor, enlargement: Enlargement, whole: bool) -> Iterator[Part]:
+    (height, _), (rows, columns) = enlargement.small, enlargement.large
     if not whole:
-        for part in chunks(len(maps), height * width, maps.device):
-            yield Part(part, slice(0, height))
+        for part in chunks(len(maps), rows * columns, maps.device):
+            yield Part(part, enlargement.all_lines, enlargement)
         return
-    # lines of the enlarged maps can be told apart where each line of the maps becomes some of them
-    divisible = height % max(1, maps.shape[-2]) == 0
-    row_size = max(1, maps[:1, ..., 0, 0].numel()) * width
+    line_size = maps[:1, ..., 0, 0].numel() * rows * columns // height
     for i in range(len(maps)):
-        if not divisible:
-            yield Part(slice(i, i + 1), slice(0, height))
-            continue
-        for lines in chunks(height, row_size, maps.device):
-            yield Part(slice(i, i + 1), lines)
-
-
-def _source(lines: slice, height: int, enlarged: int) -> tuple[slice, slice]:
-    """Lines of a map that enlarged `lines` depend on, and where those are among the enlarged."""
-    if lines == slice(0, enlarged):
-        return slice(0, height), lines
-    factor = enlarged // height
-    first = max(0, lines.start // factor - 1)
-    last = min(height, -(-lines.stop // factor) + 1)
-    if factor == 1:
-        first, last = lines.start, lines.stop
-    return slice(first, last), slice(lines.start - first * factor, lines.stop - first * factor)
+        of_image = [enlargement.all_lines]
+        if enlargement.by_lines:
+            of_image = list(chunks(height, line_size, maps.device))
+        for lines in of_image:
+            yield Part(slice(i, i + 1), lines, enlargement)
 
 
 def enlarged_sums(
@@ -132,10 +98,10 @@ def enlarged_sums(
         size: (H, W) to enlarge to.
         terms: the losses of a part of the maps, and their gradients.
         count: the number of losses that `terms` gives.
-        whole: rows are images with many maps each, and a loss looks at all maps of a pixel: one
-            image and some lines at a time.
+        whole: the M are images with many maps each, and a loss looks at all maps of a pixel: one
+            image and some of its lines at a time.
 
     Returns:
         (count,) float32.
     """
-    return _EnlargedSums.apply(maps.float(), tuple(size), terms, count, whole)
+    return _EnlargedSums.apply(maps.float().contiguous(), tuple(size), terms, count, whole)

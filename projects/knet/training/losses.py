@@ -55,7 +55,7 @@ def pixel_focal_loss(labels: Tensor, *, alpha: float = 0.25, gamma: float = 2.0)
 
     def terms(x: Tensor, part: Part, wanted: bool) -> Iterator[tuple[Tensor, Tensor | None]]:
         num_classes = x.shape[1]
-        index = labels[part.maps, part.lines][:, None]
+        index = part.arrange(labels[part.maps])[:, None]
         foreground = index < num_classes
         index = index.clamp(max=num_classes - 1)
         chosen = x.gather(1, index)
@@ -88,18 +88,17 @@ def mask_losses(targets: Callable[[slice], Tensor], *, eps: float = 1e-3) -> Ter
     """
 
     def terms(x: Tensor, part: Part, wanted: bool) -> Iterator[tuple[Tensor, Tensor | None]]:
-        t = targets(part.maps).float()
+        t = part.arrange(targets(part.maps)).float()
         p = x.sigmoid()
         cross_entropy = F.softplus(x).addcmul_(x, t, value=-1)
         yield cross_entropy.sum(), p - t if wanted else None
 
-        flat_p, flat_t = p.flatten(1), t.flatten(1)
-        overlap = torch.linalg.vecdot(flat_p, flat_t)
-        size = torch.linalg.vecdot(flat_p, flat_p) + torch.linalg.vecdot(flat_t, flat_t) + 2 * eps
+        overlap = torch.linalg.vecdot(p, t)
+        size = torch.linalg.vecdot(p, p) + torch.linalg.vecdot(t, t) + 2 * eps
         gradient = None
         if wanted:
-            of_p = (4 * overlap / size.square())[:, None, None]
-            gradient = (p * of_p).addcmul_(t, (2 / size)[:, None, None], value=-1)
+            of_p = (4 * overlap / size.square())[:, None]
+            gradient = (p * of_p).addcmul_(t, (2 / size)[:, None], value=-1)
             gradient = torch.ops.aten.sigmoid_backward(gradient, p)
         yield (1 - 2 * overlap / size).sum(), gradient
 
@@ -116,7 +115,7 @@ def owner_loss(owners: Tensor) -> Terms:
     """
 
     def terms(x: Tensor, part: Part, wanted: bool) -> Iterator[tuple[Tensor, Tensor | None]]:
-        index = owners[part.maps, part.lines][:, None]
+        index = part.arrange(owners[part.maps])[:, None]
         counted = (index >= 0) & (index < x.shape[1])
         index = index.clamp(0, max(0, x.shape[1] - 1))
         if not x.shape[1]:

@@ -13,7 +13,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from knet.training.chunks import chunks
-from knet.training.enlarged import enlarge
+from knet.training.enlargement import Enlargement
 
 logger = logging.getLogger(__name__)
 
@@ -72,13 +72,15 @@ class MaskMatcher:
         Returns:
             (N, G) float32.
         """
-        t = masks.flatten(1).float()
+        enlargement = Enlargement(mask_logits.shape[-2:], masks.shape[-2:])
+        everywhere = enlargement.all_lines
+        t = enlargement.arrange(masks, everywhere).float()
         pixels = t.shape[1]
         # of every mask: overlap with the objects, sum, sum of squares
         overlap = t.new_empty(len(mask_logits), len(t))
         area, square = overlap.new_empty(2, len(mask_logits), 1)
         for part in chunks(len(mask_logits), pixels, t.device):
-            p = enlarge(mask_logits[part], masks.shape[-2:]).sigmoid().flatten(1)
+            p = enlargement.values(mask_logits[part], everywhere).sigmoid()
             torch.mm(p, t.T, out=overlap[part])
             torch.sum(p, 1, keepdim=True, out=area[part])
             square[part] = torch.linalg.vecdot(p, p)[:, None]
