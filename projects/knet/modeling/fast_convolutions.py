@@ -43,8 +43,8 @@ class Detectron2Conv3x3(d2.Conv2d):
         return convolved if self.activation is None else self.activation(convolved)
 
 
-_FAST = {nn.Conv2d: Conv3x3, d2.Conv2d: Detectron2Conv3x3}
-_USUAL = {fast: usual for usual, fast in _FAST.items()}
+_FAST: dict[type, type] = {nn.Conv2d: Conv3x3, d2.Conv2d: Detectron2Conv3x3}
+_USUAL: dict[type, type] = {fast: usual for usual, fast in _FAST.items()}
 
 
 def use_fast_convolutions(module: nn.Module) -> None:

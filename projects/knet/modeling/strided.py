@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.grad import conv2d_input
 
 # numbers gathered at a time: 8 MB, for the caches
 _BAND = 2**21
@@ -28,7 +29,7 @@ class _StridedConvolution(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         of_x = of_weight = of_bias = None
         if ctx.needs_input_grad[0]:
-            of_x = torch.nn.grad.conv2d_input(x.shape, weight, upstream, stride=2, padding=1)
+            of_x = conv2d_input(x.shape, weight, upstream, stride=2, padding=1)
         if ctx.needs_input_grad[1]:
             of_weight = _weight_gradient(x, upstream)
         if ctx.needs_input_grad[2]:

@@ -34,9 +34,9 @@ def _transforms() -> tuple[Tensor, Tensor, Tensor]:
     """Matrices of inputs (6, 6), weights (6, 3) and outputs (4, 6), by Toom and Cook."""
     a, b = _A**2, _B**2
     # coefficients of polynomials that vanish at all points but one
-    inputs = [[a * b, 0, -a - b, 0, 1, 0], [0, a * b, 0, -a - b, 0, 1]]
-    weights = [[1 / (a * b), 0, 0], [0, 0, 1]]
-    outputs = [[1, 0, 0, 0], [0, 0, 0, 1]]
+    inputs = [[a * b, 0.0, -a - b, 0.0, 1.0, 0.0], [0.0, a * b, 0.0, -a - b, 0.0, 1.0]]
+    weights = [[1 / (a * b), 0.0, 0.0], [0.0, 0.0, 1.0]]
+    outputs = [[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]]
     for point, other in ((_A, b), (-_A, b), (_B, a), (-_B, a)):
         scale = 1 / (2 * point**2 * (point**2 - other))
         inputs.insert(-1, [0, -other * point, -other, point, 1, 0])
