@@ -24,8 +24,8 @@ from detectron2.utils.logger import setup_logger
 
 from knet.checkpoint.checkpointer import KNetCheckpointer
 from knet.config import get_cfg_from_file
-from knet.data.builtin import register_builtin
-from knet.data.custom import register_custom
+from knet.data.registration.builtin import register_builtin
+from knet.data.registration.custom import register_custom
 from knet.training.launch import launch
 from knet.training.trainer import Trainer
 

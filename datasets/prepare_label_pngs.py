@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from knet.data.label_files import label_png_paths, open_label_png, save_labels
+from knet.data.annotations.label_files import label_png_paths, open_label_png, save_labels
 
 IGNORE_LABEL = 255
 

@@ -30,8 +30,8 @@ from detectron2.utils.logger import setup_logger
 from PIL import Image
 from tqdm import tqdm
 
+from knet.data.annotations.pictures import read_picture
 from knet.data.defects import DataError
-from knet.data.pictures import read_picture
 from knet.demo.errors import UserError
 from knet.demo.files import find_pictures, output_files, require_unique_stems, writable_folder
 from knet.demo.model_arguments import add_model_arguments, load_predictor

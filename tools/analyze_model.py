@@ -37,8 +37,8 @@ from torch import nn
 from knet.analysis.count import Count, activation_analysis, count_products, flop_analysis
 from knet.checkpoint.checkpointer import KNetCheckpointer
 from knet.config import get_cfg_from_file
-from knet.data.builtin import register_builtin
-from knet.data.custom import register_custom
+from knet.data.registration.builtin import register_builtin
+from knet.data.registration.custom import register_custom
 from knet.training.trainer import Trainer
 
 TASKS = ("flop", "activation", "parameter", "structure")

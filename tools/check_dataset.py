@@ -27,11 +27,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from knet.config import get_cfg_from_file
-from knet.data.builtin import register_builtin
-from knet.data.check import DatasetReport, check_dataset
-from knet.data.check_report import format_report
-from knet.data.custom import register_custom
+from knet.data.check.data_set import DatasetReport, check_dataset
+from knet.data.check.report import format_report
 from knet.data.defects import DataError
+from knet.data.registration.builtin import register_builtin
+from knet.data.registration.custom import register_custom
 from knet.visualization import draw_annotations
 
 _CHUNK = 8  # records that are waited for before the time left is said

@@ -28,8 +28,8 @@ from detectron2.utils.logger import setup_logger
 from PIL import Image
 from tqdm import tqdm
 
-from knet.data.builtin import register_builtin
-from knet.data.pictures import read_picture
+from knet.data.annotations.pictures import read_picture
+from knet.data.registration.builtin import register_builtin
 from knet.demo.errors import UserError
 from knet.demo.files import find_pictures, require_unique_stems, writable_folder
 from knet.demo.model_arguments import add_model_arguments, load_predictor

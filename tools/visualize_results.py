@@ -21,8 +21,8 @@ from detectron2.utils.logger import setup_logger
 
 from knet.checkpoint.checkpointer import KNetCheckpointer
 from knet.config import get_cfg_from_file
-from knet.data.builtin import register_builtin
-from knet.data.custom import register_custom
+from knet.data.registration.builtin import register_builtin
+from knet.data.registration.custom import register_custom
 from knet.modeling.test_time_augmentation import KNetWithTTA
 from knet.visualization import TASKS, write_sheets
 

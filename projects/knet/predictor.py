@@ -29,7 +29,7 @@ from knet.checkpoint.write_file import write_weights
 from knet.config import get_cfg_from_file
 from knet.data import register_custom
 from knet.data.augmentation import build_knet_augmentation
-from knet.data.builtin import register_builtin
+from knet.data.registration.builtin import register_builtin
 from knet.modeling.build import is_semantic
 from knet.modeling.class_choice import find_classes
 from knet.modeling.classes import class_ids_from_config, class_names

@@ -22,7 +22,7 @@ from detectron2.structures import BitMasks, Instances
 from detectron2.utils.visualizer import GenericMask
 from PIL import Image, ImageDraw, ImageFont
 
-from knet.data.panoptic_png import read_panoptic_png
+from knet.data.annotations.panoptic_png import read_panoptic_png
 from knet.visualizer import ClassColorVisualizer
 
 __all__ = ["TASKS", "draw_annotations", "draw_result", "draw_sheet", "write_sheets"]

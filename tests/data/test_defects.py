@@ -10,8 +10,9 @@ from detectron2.data.detection_utils import SizeMismatchError
 
 from knet.config import get_cfg_from_file
 from knet.data import KNetDatasetMapper, register_custom
-from knet.data.check import check_dataset
-from knet.data.check_record import Expected, check_record
+from knet.data.annotations.panoptic_png import segment_defects
+from knet.data.check.data_set import check_dataset
+from knet.data.check.record import Expected, check_record
 from knet.data.defects import (
     KINDS,
     DataError,
@@ -21,7 +22,6 @@ from knet.data.defects import (
     make_defect,
     raise_first,
 )
-from knet.data.panoptic_png import segment_defects
 
 from .broken_sets import CASES, FORMATS, NUM_IMAGES, make_broken, make_good
 

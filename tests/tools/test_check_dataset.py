@@ -11,8 +11,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from PIL import Image
 
-from knet.data.check import DatasetReport, check_dataset
-from knet.data.check_report import format_report, kernel_advice
+from knet.data.check.data_set import DatasetReport, check_dataset
+from knet.data.check.report import format_report, kernel_advice
 from knet.data.defects import make_defect
 
 from ..data import broken_sets

@@ -9,10 +9,10 @@ import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.data import transforms as T
 
-from .coco_file import number_defects
-from .defects import DataError, Defect, describe, make_defect, raise_first
-from .label_files import open_label_png
-from .segmentations import segmentation_errors
+from knet.data.annotations.coco_file import number_defects
+from knet.data.annotations.label_files import open_label_png
+from knet.data.annotations.segmentations import segmentation_errors
+from knet.data.defects import DataError, Defect, describe, make_defect, raise_first
 
 __all__ = [
     "IGNORE_LABEL",
@@ -76,7 +76,7 @@ def label_png_defects(
     """What is wrong with the kind or the values of a label PNG; see :func:`read_label_png`.
 
     Args:
-        mode, labels: as :func:`knet.data.label_files.open_label_png` gives.
+        mode, labels: as :func:`knet.data.annotations.label_files.open_label_png` gives.
     """
     if mode != "L":
         return [_wrong_mode(mode, labels, path, record)]

@@ -19,8 +19,8 @@ from detectron2.data import get_detection_dataset_dicts
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from .defects import DataError
-from .skip_report import SKIPPED, SkipReport
+from knet.data.defects import DataError
+from knet.data.skip_report import SKIPPED, SkipReport
 
 Record = dict[str, Any]
 

@@ -14,10 +14,12 @@ from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Instances
 
-from .augmentation import build_knet_augmentation
-from .coco_file import missing_keys
-from .defects import describe, raise_first
-from .labels import (
+from knet.data.annotations.coco_file import missing_keys
+from knet.data.annotations.panoptic_png import ids_to_rows, read_panoptic_png, segment_key_defects
+from knet.data.annotations.pictures import read_picture
+from knet.data.augmentation import build_knet_augmentation
+from knet.data.defects import describe, raise_first
+from knet.data.labels import (
     IGNORE_LABEL,
     annotation_name,
     annotation_source,
@@ -29,8 +31,6 @@ from .labels import (
     transform_labels,
     transform_masks,
 )
-from .panoptic_png import ids_to_rows, read_panoptic_png, segment_key_defects
-from .pictures import read_picture
 
 __all__ = ["KNetDatasetMapper"]
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog
 
-from .catalog import register_loader
-from .defects import Defect, raise_first
+from knet.data.defects import Defect, raise_first
+from knet.data.registration.catalog import register_loader
 
 __all__ = [
     "ON_ERROR",

@@ -16,7 +16,7 @@ from detectron2.evaluation.panoptic_evaluation import _print_panoptic_results
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
-from knet.data.panoptic_png import read_panoptic_png, write_panoptic_png
+from knet.data.annotations.panoptic_png import read_panoptic_png, write_panoptic_png
 
 from .background import Background
 from .panoptic_quality import CategoryStatistics, PanopticStatistics, first_few, image_statistics

@@ -14,10 +14,10 @@ import torch
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
+from knet.data.annotations.panoptic_png import read_panoptic_png
+from knet.data.annotations.pictures import BROKEN_FILE
+from knet.data.annotations.segmentations import segmentation_errors
 from knet.data.defects import raise_first
-from knet.data.panoptic_png import read_panoptic_png
-from knet.data.pictures import BROKEN_FILE
-from knet.data.segmentations import segmentation_errors
 from knet.results.categories import Category
 
 __all__ = ["FilePredictions"]

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as mask_util
 
+from knet.data.annotations.panoptic_png import ids_to_rows, read_panoptic_png
+from knet.data.annotations.segmentations import segmentation_errors
 from knet.data.defects import describe, raise_first
 from knet.data.labels import (
     IGNORE_LABEL,
@@ -17,8 +19,6 @@ from knet.data.labels import (
     encode_segmentation,
     read_label_png,
 )
-from knet.data.panoptic_png import ids_to_rows, read_panoptic_png
-from knet.data.segmentations import segmentation_errors
 
 __all__ = ["Segment", "Segments", "predicted_segments", "true_segments"]
 

@@ -14,7 +14,7 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from PIL import Image
 from torch import Tensor
 
-from knet.data.panoptic_png import write_panoptic_png
+from knet.data.annotations.panoptic_png import write_panoptic_png
 from knet.inference.instances import mask_boxes
 from knet.results.categories import Category
 

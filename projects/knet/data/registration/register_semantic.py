@@ -9,12 +9,12 @@ from typing import Any
 
 from detectron2.data import MetadataCatalog
 
-from .catalog import PathLike, is_registered, optional_file, optional_folder
-from .categories import category_colors, color_problem
-from .defects import DataError, make_defect
-from .label_files import Pairing, pair_images_with_labels
-from .on_error import Scan, register_scan, set_on_error
-from .pictures import read_header
+from knet.data.annotations.label_files import Pairing, pair_images_with_labels
+from knet.data.annotations.pictures import read_header
+from knet.data.defects import DataError, make_defect
+from knet.data.on_error import Scan, register_scan, set_on_error
+from knet.data.registration.catalog import PathLike, is_registered, optional_file, optional_folder
+from knet.data.registration.categories import category_colors, color_problem
 
 __all__ = ["read_class_names", "register_sem_seg"]
 

@@ -167,7 +167,7 @@ def test_failure_leaves_nothing(tmp_path, monkeypatch):
     def fail(*_args, **_kwargs):
         raise RuntimeError("disk full")
 
-    monkeypatch.setattr("knet.data.shapes.panoptic_to_semantic", fail)
+    monkeypatch.setattr("knet.data.shapes.writer.panoptic_to_semantic", fail)
     with pytest.raises(RuntimeError, match="disk full"):
         write_shapes(tmp_path, split="val", num_scenes=1, seed=0)
     assert not list(tmp_path.iterdir())
@@ -180,9 +180,9 @@ def test_write_arguments_are_checked(tmp_path, arguments):
 
 
 def test_tool(tmp_path):
-    tool = Path(__file__).parents[2] / "tools" / "make_shapes.py"
+    tool = Path(__file__).parents[3] / "tools" / "make_shapes.py"
     command = [sys.executable, str(tool), "--train", "2", "--val", "1", "--root", str(tmp_path)]
-    path = str(Path(__file__).parents[2] / "projects")
+    path = str(Path(__file__).parents[3] / "projects")
     done = subprocess.run(command, capture_output=True, text=True, env=_environment(path))
     assert done.returncode == 0, done.stderr
     assert "2 scenes in" in done.stdout

@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as mask_util
 
-from .categories import panoptic_metadata, read_categories
-from .coco_file import load_json
-from .coco_panoptic_json import scan_coco_panoptic
-from .defects import DataError, describe, make_defect, raise_first
-from .label_files import save_labels
-from .labels import check_label_size
-from .panoptic_png import ids_to_rows, read_panoptic_png
+from knet.data.annotations.coco_file import load_json
+from knet.data.annotations.coco_panoptic_json import scan_coco_panoptic
+from knet.data.annotations.label_files import save_labels
+from knet.data.annotations.panoptic_png import ids_to_rows, read_panoptic_png
+from knet.data.defects import DataError, describe, make_defect, raise_first
+from knet.data.labels import check_label_size
+from knet.data.registration.categories import panoptic_metadata, read_categories
 
 __all__ = ["panoptic_to_instances", "panoptic_to_semantic"]
 

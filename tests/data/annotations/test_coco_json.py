@@ -10,14 +10,19 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
 from knet.data import register_coco_instances
-from knet.data.check_record import Expected, check_record
-from knet.data.coco_json import scan_coco_instances
+from knet.data.annotations.coco_json import scan_coco_instances
+from knet.data.annotations.polygons import (
+    TooManyPairs,
+    crossing_edges,
+    polygon_errors,
+    polygon_warnings,
+)
+from knet.data.annotations.segmentations import rle_counts, rle_defect, segmentation_errors
+from knet.data.check.record import Expected, check_record
 from knet.data.defects import DataError
 from knet.data.labels import encode_segmentation
-from knet.data.polygons import TooManyPairs, crossing_edges, polygon_errors, polygon_warnings
-from knet.data.segmentations import rle_counts, rle_defect, segmentation_errors
 
-from .good_sets import HEIGHT, WIDTH, make_good
+from ..good_sets import HEIGHT, WIDTH, make_good
 
 
 def without_additions(records):
@@ -176,7 +181,7 @@ def test_crossing_edges(monkeypatch):
     expected = [brute_force_crosses(points) for points in polygons]
     assert 0 < sum(expected) < len(expected)
     for pairs in (1 << 19, 2):  # at once, and in blocks
-        monkeypatch.setattr("knet.data.polygons._PAIRS", pairs)
+        monkeypatch.setattr("knet.data.annotations.polygons._PAIRS", pairs)
         assert [crossing_edges(points) is not None for points in polygons] == expected
     assert crossing_edges(np.array([[0, 0], [10, 10], [10, 0], [0, 10]])) == (0, 2)
 
@@ -248,7 +253,7 @@ def test_long_edges_are_compared_up_to_a_limit(monkeypatch):
     comb = np.array([[x, y] for y in range(60) for x in ((0, 100) if y % 2 else (100, 0))])
     comb = np.concatenate([comb * 1.0, [[-5, 59], [-5, -5], [105, -5]]])
     assert crossing_edges(comb) is None
-    monkeypatch.setattr("knet.data.polygons._MOST_PAIRS", 100)
+    monkeypatch.setattr("knet.data.annotations.polygons._MOST_PAIRS", 100)
     with pytest.raises(TooManyPairs):
         crossing_edges(comb)
     ((kind, problem),) = polygon_warnings(comb.ravel(), (105, 105), tolerance=9)

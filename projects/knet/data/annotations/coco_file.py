@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .defects import DataError, Defect, make_defect
+from knet.data.defects import DataError, Defect, make_defect
 
 _MOST_PIXELS = 10**6  # of a side: more is no picture, and would cost memory without end
 

@@ -10,16 +10,16 @@ import torch
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from torch.utils.data import DataLoader, Dataset
 
-from .categories import (
+from knet.data.annotations.coco_json import scan_coco_instances
+from knet.data.annotations.coco_panoptic_json import scan_coco_panoptic
+from knet.data.check.record import Expected, RecordSummary, inspect_record
+from knet.data.defects import DataError, Defect, make_defect
+from knet.data.on_error import Scan, scan_dataset
+from knet.data.registration.categories import (
     category_warnings,
     instance_metadata,
     read_categories,
 )
-from .check_record import Expected, RecordSummary, inspect_record
-from .coco_json import scan_coco_instances
-from .coco_panoptic_json import scan_coco_panoptic
-from .defects import DataError, Defect, make_defect
-from .on_error import Scan, scan_dataset
 
 __all__ = ["DatasetReport", "check_dataset"]
 

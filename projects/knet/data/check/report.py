@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .check import DatasetReport
-from .defects import Defect
+from knet.data.check.data_set import DatasetReport
+from knet.data.defects import Defect
 
 __all__ = ["format_report", "kernel_advice"]
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
-from .catalog import datasets_root
-from .on_error import check_on_error
-from .register import register_coco_instances, register_coco_panoptic
-from .register_semantic import register_sem_seg
+from knet.data.on_error import check_on_error
+from knet.data.registration.catalog import datasets_root
+from knet.data.registration.register import register_coco_instances, register_coco_panoptic
+from knet.data.registration.register_semantic import register_sem_seg
 
 __all__ = ["register_custom"]
 

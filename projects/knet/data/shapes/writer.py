@@ -26,9 +26,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .derive import panoptic_to_instances, panoptic_to_semantic
-from .panoptic_png import write_panoptic_png
-from .shapes_scene import THING_NAMES, Scene, draw_scene
+from knet.data.annotations.derive import panoptic_to_instances, panoptic_to_semantic
+from knet.data.annotations.panoptic_png import write_panoptic_png
+from knet.data.shapes.scene import THING_NAMES, Scene, draw_scene
 
 __all__ = ["SHAPES_CATEGORIES", "is_current", "write_shapes"]
 

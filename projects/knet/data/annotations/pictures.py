@@ -14,7 +14,7 @@ from detectron2.data import detection_utils as utils
 from detectron2.utils.file_io import PathManager
 from PIL import Image, UnidentifiedImageError
 
-from .defects import Defect, data_error, describe, make_defect, raise_first
+from knet.data.defects import Defect, data_error, describe, make_defect, raise_first
 
 __all__ = [
     "BROKEN_FILE",

@@ -3,7 +3,7 @@
 The records are those of Detectron2's ``load_coco_json`` (which stops at the first defect, often
 with a bare KeyError, and drops some polygons), with each annotation's ``id`` and ``area`` and the
 path of the file added, and keypoints left out. Of masks only the form is looked at: see
-:mod:`knet.data.segmentations`.
+:mod:`knet.data.annotations.segmentations`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import pycocotools.mask as mask_util
 from detectron2.structures import BoxMode
 
-from .coco_file import (
+from knet.data.annotations.coco_file import (
     entries,
     find_image,
     image_part,
@@ -26,9 +26,9 @@ from .coco_file import (
     read_images,
     shared_files,
 )
-from .defects import Defect, make_defect
-from .on_error import Scan
-from .segmentations import form_defect, rle_defect
+from knet.data.annotations.segmentations import form_defect, rle_defect
+from knet.data.defects import Defect, make_defect
+from knet.data.on_error import Scan
 
 __all__ = ["scan_coco_instances"]
 

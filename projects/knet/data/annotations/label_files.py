@@ -11,8 +11,8 @@ import numpy as np
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 
-from .defects import DataError, Defect, data_error, make_defect
-from .pictures import BROKEN_FILE
+from knet.data.annotations.pictures import BROKEN_FILE
+from knet.data.defects import DataError, Defect, data_error, make_defect
 
 __all__ = [
     "Pairing",

@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from .coco_file import (
+from knet.data.annotations.coco_file import (
     entries,
     find_image,
     image_part,
@@ -21,9 +21,9 @@ from .coco_file import (
     read_images,
     shared_files,
 )
-from .defects import Defect, make_defect
-from .on_error import Scan
-from .panoptic_png import LARGEST_ID
+from knet.data.annotations.panoptic_png import LARGEST_ID
+from knet.data.defects import Defect, make_defect
+from knet.data.on_error import Scan
 
 __all__ = ["scan_coco_panoptic"]
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
 
-from .catalog import datasets_root
-from .register import register_coco_panoptic, register_shapes
-from .shapes import is_current, write_shapes
-from .shapes_scene import THING_NAMES
+from knet.data.registration.catalog import datasets_root
+from knet.data.registration.register import register_coco_panoptic, register_shapes
+from knet.data.shapes.scene import THING_NAMES
+from knet.data.shapes.writer import is_current, write_shapes
 
 __all__ = ["register_builtin"]
 

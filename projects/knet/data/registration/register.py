@@ -11,11 +11,17 @@ from typing import Any
 
 from detectron2.data import MetadataCatalog
 
-from .catalog import PathLike, datasets_root, is_registered, optional_file, optional_folder
-from .categories import instance_metadata, panoptic_metadata, read_categories
-from .coco_json import scan_coco_instances
-from .coco_panoptic_json import scan_coco_panoptic
-from .on_error import register_scan, set_on_error, usable_records
+from knet.data.annotations.coco_json import scan_coco_instances
+from knet.data.annotations.coco_panoptic_json import scan_coco_panoptic
+from knet.data.on_error import register_scan, set_on_error, usable_records
+from knet.data.registration.catalog import (
+    PathLike,
+    datasets_root,
+    is_registered,
+    optional_file,
+    optional_folder,
+)
+from knet.data.registration.categories import instance_metadata, panoptic_metadata, read_categories
 
 __all__ = [
     "load_coco_panoptic",

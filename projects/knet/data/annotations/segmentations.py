@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from .defects import Defect, make_defect
-from .polygons import polygon_errors, polygon_warnings
+from knet.data.annotations.polygons import polygon_errors, polygon_warnings
+from knet.data.defects import Defect, make_defect
 
 __all__ = [
     "form_defect",

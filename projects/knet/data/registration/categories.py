@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .coco_file import is_id, is_text, load_json, missing_keys
-from .defects import DataError, Defect, make_defect, raise_first
+from knet.data.annotations.coco_file import is_id, is_text, load_json, missing_keys
+from knet.data.defects import DataError, Defect, make_defect, raise_first
 
 __all__ = [
     "category_colors",

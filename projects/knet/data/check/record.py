@@ -15,10 +15,17 @@ import pycocotools.mask as mask_util
 from detectron2.data import Metadata
 from detectron2.structures import BoxMode
 
-from .coco_file import is_box, is_number, missing_keys, number_defects
-from .defects import DataError, Defect, describe, make_defect
-from .label_files import open_label_png
-from .labels import (
+from knet.data.annotations.coco_file import is_box, is_number, missing_keys, number_defects
+from knet.data.annotations.label_files import open_label_png
+from knet.data.annotations.panoptic_png import (
+    read_panoptic_png,
+    segment_defects,
+    segment_key_defects,
+)
+from knet.data.annotations.pictures import PictureHeader, check_picture, rotation_defect
+from knet.data.annotations.segmentations import segmentation_errors, segmentation_warnings
+from knet.data.defects import DataError, Defect, describe, make_defect
+from knet.data.labels import (
     IGNORE_LABEL,
     annotation_name,
     annotation_source,
@@ -27,9 +34,6 @@ from .labels import (
     encode_segmentation,
     label_png_defects,
 )
-from .panoptic_png import read_panoptic_png, segment_defects, segment_key_defects
-from .pictures import PictureHeader, check_picture, rotation_defect
-from .segmentations import segmentation_errors, segmentation_warnings
 
 __all__ = ["Expected", "RecordSummary", "check_record", "inspect_record"]
 

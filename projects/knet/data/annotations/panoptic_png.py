@@ -12,10 +12,10 @@ import numpy as np
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 
-from .coco_file import number_defects
-from .defects import DataError, Defect, data_error, make_defect, raise_first
-from .label_files import foreign_format
-from .pictures import BROKEN_FILE, has_deep_channels
+from knet.data.annotations.coco_file import number_defects
+from knet.data.annotations.label_files import foreign_format
+from knet.data.annotations.pictures import BROKEN_FILE, has_deep_channels
+from knet.data.defects import DataError, Defect, data_error, make_defect, raise_first
 
 __all__ = [
     "LARGEST_ID",

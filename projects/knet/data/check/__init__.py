@@ -1,0 +1,1 @@
+"""A whole data set read once: what is in it, and what is wrong with it."""

@@ -1,0 +1,1 @@
+"""The toy data set *shapes*: drawn scenes with exact labels."""
