@@ -38,6 +38,13 @@ def test_first_masks_are_discs_that_cover_the_image(channels):
     assert masks.max() == pytest.approx(5, abs=0.2)
 
 
+def test_places_are_as_exact_under_autocast():
+    encoding, x = PlaceEncoding(64), torch.zeros(1, 64, 64, 64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = encoding(x)
+    assert torch.equal(rounded, encoding(x))
+
+
 def test_an_odd_width_is_refused():
     with pytest.raises(ValueError, match=r"HIDDEN_DIM is 15; MODEL\.KNET\.KERNEL_PLACES needs"):
         PlaceEncoding(15)

@@ -66,7 +66,8 @@ class PlaceEncoding(nn.Module):
         return kernels * _PEAK / ((1 - _EDGE) * height * self.gain)
 
     def _encode(self, places: Tensor, *, constant: float) -> Tensor:
-        phase = 2 * math.pi * places @ self.waves.T
+        # not a matrix product, which autocast would round: phases span many turns
+        phase = 2 * math.pi * (places[..., None, :] * self.waves).sum(-1)
         rest = torch.zeros_like(phase[..., :2])
         rest[..., 0] = constant
         return torch.cat([phase.sin(), phase.cos(), rest], dim=-1)
