@@ -9,11 +9,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import BoxMode, Instances
 from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
 from pycocotools import mask as mask_util
 from torch import Tensor
+
+from knet.data.annotations.coco_json import instance_file_defects
+from knet.data.defects import raise_first
 
 from .coco_matching import ImageMatches, accumulate, mask_parameters, match_image
 from .spool import Spool
@@ -48,6 +53,9 @@ class InstanceEvaluator(COCOEvaluator):
         output_dir: of the results file; None writes nothing.
         max_dets_per_image: detections of an image and category that AP counts; None for COCO's
             100.
+
+    Raises:
+        DataError: naming file and record, for annotations that cannot be judged.
     """
 
     def __init__(
@@ -57,6 +65,12 @@ class InstanceEvaluator(COCOEvaluator):
         *,
         max_dets_per_image: int | None = None,
     ) -> None:
+        metadata = MetadataCatalog.get(dataset_name)
+        if metadata.get("json_file"):
+            # before pycocotools sees them: on broken masks it crashes or reads foreign memory
+            classes = metadata.get("thing_dataset_id_to_contiguous_id")
+            json_file = PathManager.get_local_path(metadata.json_file)
+            raise_first(instance_file_defects(json_file, classes))
         super().__init__(
             dataset_name,
             tasks=("segm",),

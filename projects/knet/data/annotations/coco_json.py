@@ -26,11 +26,37 @@ from knet.data.annotations.coco_file import (
     read_images,
     shared_files,
 )
-from knet.data.annotations.segmentations import form_defect, rle_defect
-from knet.data.defects import Defect, make_defect
+from knet.data.annotations.segmentations import form_defect, rle_defect, segmentation_errors
+from knet.data.defects import Defect, describe, make_defect
 from knet.data.on_error import Scan
+from knet.data.registration.categories import instance_metadata, read_categories
 
-__all__ = ["scan_coco_instances"]
+__all__ = ["instance_file_defects", "scan_coco_instances"]
+
+
+def instance_file_defects(
+    json_file: str, category_ids: Mapping[int, int] | None = None
+) -> list[Defect]:
+    """What is wrong with instance annotations, masks included, without a look at the pictures.
+
+    Args:
+        json_file: COCO instance annotations.
+        category_ids: category id → contiguous class index; None: those that the file lists.
+
+    Raises:
+        FileNotFoundError, DataError: as :func:`scan_coco_instances`.
+    """
+    categories = read_categories(json_file, panoptic=False)
+    if category_ids is None:
+        category_ids = instance_metadata(categories)["thing_dataset_id_to_contiguous_id"]
+    scan = scan_coco_instances(json_file, "", category_ids)
+    found = list(scan.defects)
+    for record in scan.records:
+        size = record["height"], record["width"]
+        for annotation in record["annotations"]:
+            name = describe(record, annotation["id"])
+            found += segmentation_errors(annotation["segmentation"], size, json_file, name)
+    return found
 
 
 def scan_coco_instances(json_file: str, image_root: str, category_ids: Mapping[int, int]) -> Scan:

@@ -1,0 +1,57 @@
+"""Broken annotations of a test set: the evaluation stops with the name of file and record."""
+
+from __future__ import annotations
+
+import pytest
+
+import knet  # noqa: F401  (has to come before detectron2)
+
+# isort: split
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from knet.data import register_coco_instances
+from knet.data.defects import DataError
+from knet.evaluation import build_evaluator
+
+from ..data.broken_instances import INSTANCE_CASES
+from ..data.broken_sets import make_broken
+
+# What is wrong with a picture is found when it is read.
+BROKEN_JSON = [
+    case for case in INSTANCE_CASES if case.severity == "error" and case.file.endswith(".json")
+]
+
+
+@pytest.fixture(autouse=True)
+def clean_catalogs():
+    before = set(DatasetCatalog.list())
+    yield
+    for name in set(DatasetCatalog.list()) - before:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def config():
+    test = {"PANOPTIC_ON": False, "INSTANCE_ON": True, "SEMANTIC_ON": False}
+    return CfgNode({"MODEL": {"KNET": {"TEST": test}}, "TEST": {"DETECTIONS_PER_IMAGE": 100}})
+
+
+def test_there_are_cases():
+    names = {case.name for case in BROKEN_JSON}
+    masks = {"nan", "far-outside", "rle-cut", "rle-text"}
+    assert names >= {f"instances-{mask}" for mask in masks} and len(names) >= 40
+
+
+@pytest.mark.parametrize("case", BROKEN_JSON, ids=lambda case: case.name)
+def test_instances(tmp_path, case):
+    entry = make_broken(case, tmp_path / "set")
+    with pytest.raises(DataError) as caught:
+        register_coco_instances(
+            entry["NAME"], image_root=entry["IMAGE_ROOT"], json_file=entry["JSON_FILE"]
+        )
+        build_evaluator(config(), entry["NAME"], str(tmp_path / "out"))
+    defect = caught.value.defect
+    assert defect is not None
+    assert (defect.kind, defect.record) == (case.kind, case.record)
+    assert defect.file == entry["JSON_FILE"] and defect.file in str(caught.value)
