@@ -48,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("name a --config-file or a --dataset")
     if args.workers < 0:
         parser.error(f"--workers is {args.workers}; it must be 0 or more")
+    if args.json and not Path(args.json).resolve().parent.is_dir():
+        parser.error(f"--json {args.json}: there is no such folder; make it first")
     if args.opts and not args.config_file:
         parser.error(f"{args.opts[0]}: keys and values need a --config-file")
     logger = logging.getLogger("knet")
@@ -131,9 +133,9 @@ def _check(name: str, cfg: CfgNode | None, workers: int) -> DatasetReport:
             register_custom(only)
         register_builtin([name])
     except DataError as error:
-        if error.defect is None:
+        if not error.defects:
             raise
-        return DatasetReport(name, defects=[error.defect])
+        return DatasetReport(name, defects=error.defects)
     if name not in DatasetCatalog:
         raise KeyError(
             f"no data set {name!r}: it is not in the config's DATASETS.CUSTOM, and neither this "

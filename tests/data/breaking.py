@@ -84,6 +84,24 @@ def deep_colours(path: Path) -> None:
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
 
 
+def break_second_page(path: Path) -> None:
+    """A TIFF with a second picture that says nothing of its size."""
+    with Image.open(path) as image:
+        picture = image.convert("RGB")
+    picture.save(path, format="TIFF", save_all=True, append_images=[picture])
+    content = bytearray(path.read_bytes())
+
+    def entries(directory: int) -> list[int]:
+        (count,) = struct.unpack_from("<H", content, directory)
+        return [directory + 2 + 12 * k for k in range(count + 1)]
+
+    *_, end = entries(struct.unpack_from("<I", content, 4)[0])
+    for place in entries(struct.unpack_from("<I", content, end)[0])[:-1]:
+        if struct.unpack_from("<H", content, place)[0] in (256, 257):  # width, height
+            struct.pack_into("<H", content, place, 0x9999)
+    path.write_bytes(content)
+
+
 def edit(change: Callable[[Files], Any]) -> Callable[[Files], None]:
     """A lambda's value is of no use."""
 

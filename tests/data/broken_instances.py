@@ -4,7 +4,18 @@ import json
 
 from PIL import Image
 
-from .breaking import Case, deep, deep_colours, instances, resave, rle, see_through, shorten, turn
+from .breaking import (
+    Case,
+    break_second_page,
+    deep,
+    deep_colours,
+    instances,
+    resave,
+    rle,
+    see_through,
+    shorten,
+    turn,
+)
 from .good_sets import FORMATS, HEIGHT, WIDTH
 
 _FIRST = "image 5, annotation 11"
@@ -67,6 +78,10 @@ INSTANCE_CASES = [
             f.picture(), lambda image: image, save_all=True,
             append_images=[Image.new("RGB", (WIDTH, HEIGHT))],
         ),
+        "warning", _A,
+    ),
+    instances(
+        "second-page", "image-mode", "image 5", lambda f: break_second_page(f.picture()),
         "warning", _A,
     ),
     # the JSON as a whole
@@ -236,6 +251,17 @@ INSTANCE_CASES = [
     ),
     instances(
         "area", "wrong-area", _FIRST, lambda f: f.annotation().update(area=900), "warning"
+    ),
+    instances(
+        "area-of-rle", "wrong-area", _SECOND, lambda f: f.annotation(1).update(area=99), "warning"
+    ),
+    instances(
+        "area-0", "wrong-area", _FIRST,
+        lambda f: (
+            f.polygon(10, 10, 12, 10, 12, 12, 10, 12),
+            f.annotation().update(area=0, bbox=[10, 10, 2, 2]),
+        ),
+        "warning",
     ),
     instances(
         "bbox", "bbox-wrong", _FIRST, lambda f: f.annotation().update(bbox=[10, 10, 20, 20]),

@@ -117,6 +117,15 @@ SEMANTIC_CASES = [
     semantic(
         "size", "png-size", lambda f: Image.fromarray(label_map()[:-1]).save(f.labels())
     ),
+    semantic(
+        "same-name", "shared-name",
+        lambda f: Image.new("RGB", (WIDTH, HEIGHT)).save(f.picture().with_suffix(".jpg")),
+        file=_A, left_out=None,
+    ),
+    semantic(
+        "no-pictures", "no-images", lambda f: [f.picture(s).unlink() for s in "abc"],
+        file="images", record="", left_out=None,
+    ),
     semantic("png-missing", "png-missing", lambda f: f.labels().unlink(), file=_A),
     semantic("png-truncated", "png-unreadable", lambda f: shorten(f.labels())),
     semantic(

@@ -151,7 +151,7 @@ def test_errors_count_the_others():
     raise_first(defects[:1])
     with pytest.raises(DataError, match=r"^x\.json: image 2: y; add .* \(1 more such errors") as e:
         raise_first(defects)
-    assert e.value.defect is defects[1] and e.value.more == 1
+    assert e.value.defects == defects[1:]
 
 
 @pytest.mark.parametrize(
@@ -163,12 +163,14 @@ def test_errors_count_the_others():
     ],
 )
 def test_errors_keep_their_old_types_and_survive_pickle(kind, types):
-    error = data_error(make_defect(kind, "a.png", "image 1", "is odd"), 3)
+    other = make_defect("bad-value", "a.json", "image 2", "is odder")
+    error = data_error(make_defect(kind, "a.png", "image 1", "is odd"), [other])
     assert all(isinstance(error, kind) for kind in (*types, DataError))
     again = pickle.loads(pickle.dumps(error))
-    assert (type(again), str(again), again.defect) == (type(error), str(error), error.defect)
+    assert (type(again), str(again), again.defects) == (type(error), str(error), error.defects)
+    assert error.defects[1:] == [other]
     text = type(error)("from a worker")  # how PyTorch's DataLoader hands it on
-    assert str(text) == "from a worker" and text.defect is None
+    assert str(text) == "from a worker" and text.defects == []
     assert str(pickle.loads(pickle.dumps(text))) == "from a worker"
 
 
@@ -183,7 +185,7 @@ def test_mapper_names_json_picture_and_annotation(tmp_path):
 
 
 def test_records_of_others(tmp_path):
-    """A defect where a key is missing, a DataError that names the record for all else."""
+    """A defect where a key is missing, one that names the record for all else."""
     entry = make_good("coco_panoptic", tmp_path / "good")
     picture, png = f"{entry['IMAGE_ROOT']}/a.png", f"{entry['PANOPTIC_ROOT']}/a.png"
     record = {"file_name": picture, "image_id": 3, "height": 40}
@@ -198,8 +200,9 @@ def test_records_of_others(tmp_path):
         found = check_record({**record, **labels}, Expected())
         assert [defect.kind for defect in found] == kinds
     assert [d.kind for d in check_record({"image_id": 3}, Expected())] == ["missing-key"]
-    with pytest.raises(DataError, match=r"a\.png: image 3 cannot be checked: TypeError"):
-        check_record({**record, "annotations": 5}, Expected())
+    (defect,) = check_record({**record, "annotations": 5}, Expected())
+    assert (defect.kind, defect.file, defect.record) == ("record-unchecked", picture, "image 3")
+    assert defect.problem.startswith("cannot be checked: TypeError")
 
 
 def test_many_unknown_ids_are_one_defect(tmp_path):

@@ -1,6 +1,7 @@
 """The checker as it is called, and what it prints."""
 
 import json
+import shutil
 from pathlib import Path
 
 import check_dataset as tool
@@ -11,11 +12,13 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from PIL import Image
 
+from knet.data.check import record as record_module
 from knet.data.check.data_set import DatasetReport, check_dataset
 from knet.data.check.report import format_report, kernel_advice
 from knet.data.defects import make_defect
 
 from ..data import broken_sets
+from ..data.good_sets import label_map
 
 
 @pytest.fixture(autouse=True)
@@ -100,9 +103,73 @@ def test_a_file_that_cannot_be_read_is_one_error_and_others_are_checked(tmp_path
     assert "good_semantic: 0 errors" in text
 
 
+def test_files_beside_panoptic_annotations_are_checked_too(tmp_path, capsys):
+    folder = tmp_path / "set"
+    entry = broken_sets.make_good("coco_panoptic", folder)
+    other = broken_sets.make_good("coco_instances", tmp_path / "other")
+    shutil.copytree(folder / "labels", folder / "semantic")
+    for stem in "abc":
+        Image.fromarray(label_map()).save(folder / "semantic" / f"{stem}.png")
+    whole = {**entry, "INSTANCES_JSON": other["JSON_FILE"], "SEM_SEG_ROOT": f"{folder}/semantic"}
+    run = ["--workers", "0", "--config-file"]
+    assert tool.main([*run, config(tmp_path, [whole])]) == 0
+    assert "0 errors, 0 warnings" in capsys.readouterr().out
+    Image.fromarray(np.full((40, 60), 77, np.uint8)).save(folder / "semantic" / "b.png")
+    content = json.loads(Path(other["JSON_FILE"]).read_text())
+    content["annotations"][0]["segmentation"] = [[10, 10, 20, 10, 1e9, 20]]
+    del content["annotations"][4]["category_id"]
+    Path(other["JSON_FILE"]).write_text(json.dumps(content))
+    DatasetCatalog.remove(entry["NAME"])
+    assert tool.main([*run, config(tmp_path, [whole])]) == 1
+    text = capsys.readouterr().out
+    assert f"{folder}/semantic/b.png: image 6: label 77" in text
+    assert f"{other['JSON_FILE']}: image 5, annotation 11: the polygon lies far outside" in text
+    assert f"{other['JSON_FILE']}: image 7, annotation 15: lacks category_id" in text
+    Path(other["JSON_FILE"]).write_text("{")
+    DatasetCatalog.remove(entry["NAME"])
+    assert tool.main([*run, config(tmp_path, [whole])]) == 1
+    text = capsys.readouterr().out
+    assert "ERROR json-invalid: 1" in text and "semantic/b.png: image 6: label 77" in text
+
+
+def test_a_record_of_an_unknown_form_is_one_error_and_others_are_checked(tmp_path, monkeypatch):
+    entry = broken_sets.make_good("coco_instances", tmp_path / "good")
+    register_coco_instances("theirs", {}, entry["JSON_FILE"], entry["IMAGE_ROOT"])
+    encode = record_module.encode_segmentation
+
+    def odd(segmentation, size):
+        if isinstance(segmentation, list):
+            raise RuntimeError("nobody thought of this")
+        return encode(segmentation, size)
+
+    monkeypatch.setattr(record_module, "encode_segmentation", odd)
+    report = check_dataset("theirs")
+    assert [(d.kind, d.record) for d in report.defects] == [
+        ("record-unchecked", "image 5"),
+        ("record-unchecked", "image 7"),
+    ]
+    assert report.num_images == 3 and [r["image_id"] for r in report.usable] == [6]
+    assert "RuntimeError: nobody thought of this" in str(report.defects[0])
+
+
+def test_all_defects_of_the_categories_are_reported(tmp_path, capsys):
+    entry = broken_sets.make_good("coco_instances", tmp_path / "set")
+    content = json.loads(Path(entry["JSON_FILE"]).read_text())
+    content["categories"] += [{"id": 7, "name": "twig"}, {"id": "x", "name": "y"}, {"id": 8}]
+    Path(entry["JSON_FILE"]).write_text(json.dumps(content))
+    assert tool.main(["--config-file", config(tmp_path, [entry]), "--workers", "0"]) == 1
+    text = capsys.readouterr().out
+    assert f"{entry['NAME']}: 3 errors, 0 warnings" in text
+    assert "category id 7 comes twice" in text and "lacks name" in text
+    assert "id must be a whole number" in text
+    register_coco_instances("theirs", {}, entry["JSON_FILE"], entry["IMAGE_ROOT"])
+    assert check_dataset("theirs").num_errors == 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--dataset", "x", "--json", "nowhere/x.json"], "--json nowhere/x.json: there is no such"),
         ([], "name a --config-file or a --dataset"),
         (["--dataset", "nowhere"], "no data set 'nowhere': it is not in"),
         (["--dataset", "x", "--workers", "-1"], "--workers is -1"),

@@ -6,7 +6,7 @@ on what is an error and on how to mend it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +70,7 @@ KINDS: Mapping[str, Kind] = {
     ),
     "image-depth": Kind("error", "scale its values to 0 … 255 and save it with 8 bit a channel"),
     "image-mode": Kind("warning", "save it as RGB or greyscale of 8 bit"),
+    "record-unchecked": Kind("error", "write the file or the record again, or remove it"),
     # masks
     "missing-segmentation": Kind(
         "error", "add polygons or RLE (K-Net learns from masks), or remove the annotation"
@@ -91,6 +92,7 @@ KINDS: Mapping[str, Kind] = {
     # label PNGs
     "png-missing": Kind("error", "correct the name or the folder, or remove the record"),
     "png-unreadable": Kind("error", _REMAKE),
+    "shared-name": Kind("error", "remove or rename one"),
     "png-size": Kind("error", "write the labels at the picture's size"),
     "panoptic-png-mode": Kind("error", "write the ids as R + 256 G + 65536 B with 8 bit a channel"),
     "png-id-unknown": Kind("error", "add the segment to segments_info, or write 0 for void"),
@@ -159,17 +161,23 @@ class DataError(ValueError):
     Attributes:
         defect: what is wrong; None if only the text came through (a DataLoader's worker process
             hands on nothing else).
-        more: the number of further errors that are known.
+        others: further errors that were found with it.
     """
 
-    def __init__(self, defect: Defect | str, more: int = 0) -> None:
+    def __init__(self, defect: Defect | str, others: Sequence[Defect] = ()) -> None:
         self.defect = defect if isinstance(defect, Defect) else None
-        self.more = more
+        self.others = tuple(others)
+        more = len(self.others)
         tail = f" ({more} more such errors; tools/check_dataset.py lists all)" if more else ""
         super().__init__(f"{defect}{tail}")
 
+    @property
+    def defects(self) -> list[Defect]:
+        """The defect and the others; empty if only the text came through."""
+        return [] if self.defect is None else [self.defect, *self.others]
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.defect or str(self), self.more if self.defect else 0)
+        return type(self), (self.defect or str(self), self.others if self.defect else ())
 
 
 class MissingFileError(DataError, FileNotFoundError):
@@ -188,19 +196,19 @@ _ERRORS: Mapping[str, type[DataError]] = {
 }
 
 
-def data_error(defect: Defect, more: int = 0) -> DataError:
+def data_error(defect: Defect, others: Sequence[Defect] = ()) -> DataError:
     """The error for a defect: also a FileNotFoundError or SizeMismatchError where it is one."""
-    return _ERRORS.get(defect.kind, DataError)(defect, more)
+    return _ERRORS.get(defect.kind, DataError)(defect, others)
 
 
 def raise_first(defects: Iterable[Defect]) -> None:
-    """Raises the DataError of the first defect that is an error, telling how many more there are.
+    """Raises the DataError of the first defect that is an error; it carries the other errors.
 
     Warnings are left to the checker.
     """
     errors = [defect for defect in defects if defect.severity == "error"]
     if errors:
-        raise data_error(errors[0], len(errors) - 1)
+        raise data_error(errors[0], errors[1:])
 
 
 def describe(record: Mapping[str, Any], annotation: object = None) -> str:

@@ -12,7 +12,7 @@ from detectron2.utils.file_io import PathManager
 from PIL import Image
 
 from knet.data.annotations.pictures import BROKEN_FILE
-from knet.data.defects import DataError, Defect, data_error, make_defect
+from knet.data.defects import DataError, Defect, data_error, make_defect, raise_first
 
 __all__ = [
     "Pairing",
@@ -31,7 +31,7 @@ def label_png_paths(root: Path) -> dict[str, Path]:
     """The PNGs below a folder, by relative path without suffix, sorted.
 
     Raises:
-        ValueError: if two of them have one name (``a.png`` and ``a.PNG``).
+        DataError: if two of them have one name (``a.png`` and ``a.PNG``).
     """
     return _by_stem(root, LABEL_SUFFIXES)
 
@@ -130,8 +130,8 @@ def pair_images_with_labels(image_root: Path, sem_seg_root: Path, where: str) ->
         where: what the files belong to, for messages.
 
     Raises:
-        ValueError: if one folder holds the other, there is no picture, or two pictures have one
-            name.
+        ValueError: if one folder holds the other; a DataError if there is no picture, or two
+            files of one folder have one name.
     """
     images_at, labels_at = image_root.resolve(), sem_seg_root.resolve()
     if images_at == labels_at or images_at in labels_at.parents or labels_at in images_at.parents:
@@ -141,9 +141,9 @@ def pair_images_with_labels(image_root: Path, sem_seg_root: Path, where: str) ->
         )
     images = _by_stem(image_root, IMAGE_SUFFIXES)
     if not images:
-        raise ValueError(
-            f"{where}: no picture below {image_root}; known are {', '.join(IMAGE_SUFFIXES)}"
-        )
+        problem = f"{where}: no picture below {image_root}"
+        mend = f"put pictures there ({', '.join(IMAGE_SUFFIXES)}), or correct the folder"
+        raise DataError(make_defect("no-images", str(image_root), "", problem, mend=mend))
     labels = label_png_paths(sem_seg_root)
     return Pairing(
         image_root=image_root,
@@ -165,16 +165,17 @@ def save_labels(path: Path, labels: np.ndarray) -> None:
 def _by_stem(root: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     """Files below a folder by relative path without suffix, sorted by it."""
     found: dict[str, Path] = {}
+    twice: list[Defect] = []
     for path in _walk(root):
         if path.suffix.lower() not in suffixes:
             continue
         stem = path.relative_to(root).with_suffix("").as_posix()
         if stem in found:
-            raise ValueError(
-                f"{found[stem]} and {path} differ in their suffix only, so labels cannot be told "
-                f"apart by name: remove or rename one"
-            )
+            first, second = sorted((found[stem], path))
+            problem = f"differs from {first} in its suffix only: both would have the same labels"
+            twice.append(make_defect("shared-name", str(second), f"image {stem}", problem))
         found[stem] = path
+    raise_first(sorted(twice, key=lambda defect: defect.file))
     return dict(sorted(found.items()))
 
 

@@ -182,12 +182,19 @@ def _mode_defects(image: Image.Image, record: Mapping[str, Any]) -> list[Defect]
         )
     if image.mode == "CMYK":
         problem = "is in mode CMYK, whose colours depend on the program that converts them"
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1:
-        problem = f"holds {frames} pictures, of which the first is read"
+    problem = _frames_problem(image) or problem
     if not problem:
         return []
     return [make_defect("image-mode", record["file_name"], describe(record), problem)]
+
+
+def _frames_problem(image: Image.Image) -> str:
+    try:
+        frames = getattr(image, "n_frames", 1)
+    except Exception as error:  # Pillow's readers raise anything where a later picture is broken
+        what = f"{type(error).__name__}: {error}"
+        return f"holds further pictures, which are broken ({what}); the first is read"
+    return f"holds {frames} pictures, of which the first is read" if frames > 1 else ""
 
 
 def _broken(record: Mapping[str, Any], error: BaseException) -> Defect:

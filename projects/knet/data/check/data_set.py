@@ -10,7 +10,7 @@ import torch
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from torch.utils.data import DataLoader, Dataset
 
-from knet.data.annotations.coco_json import scan_coco_instances
+from knet.data.annotations.coco_json import instance_file_defects, scan_coco_instances
 from knet.data.annotations.coco_panoptic_json import scan_coco_panoptic
 from knet.data.check.record import Expected, RecordSummary, inspect_record
 from knet.data.defects import DataError, Defect, make_defect
@@ -86,14 +86,13 @@ def check_dataset(
 
     Raises:
         KeyError: if no data set has this name.
-        ValueError: if the loader fails, or (DataError, naming it) a record cannot be checked.
+        ValueError: if the loader fails.
     """
     report = DatasetReport(name)
     try:
         scan, meta = _scan(name)
     except DataError as error:
-        assert error.defect is not None
-        report.defects.append(error.defect)
+        report.defects += error.defects
         return report
     expected = Expected.from_metadata(meta)
     report.class_names = list(meta.get("stuff_classes") or meta.get("thing_classes") or [])
@@ -181,7 +180,16 @@ def _scan_registered(name: str) -> tuple[Scan, Metadata]:
     if source:
         categories = read_categories(source, panoptic=bool(panoptic_json))
         scan.defects[:0] = category_warnings(categories, source)
+    if panoptic_json and json_file:  # what the instance evaluator reads
+        scan.defects += _instance_defects(json_file, meta)
     return scan, meta
+
+
+def _instance_defects(json_file: str, meta: Metadata) -> list[Defect]:
+    try:
+        return instance_file_defects(json_file, meta.thing_dataset_id_to_contiguous_id)
+    except DataError as error:  # of the file as a whole; the panoptic annotations go on
+        return error.defects
 
 
 class _Records(Dataset):

@@ -39,7 +39,7 @@ __all__ = ["Expected", "RecordSummary", "check_record", "inspect_record"]
 
 # Polygons and boxes are drawn between pixels, masks are made of them: both differ a little.
 _BOX_PIXELS, _BOX_SHARE = 2.0, 0.05
-_AREA_SHARE = 0.1
+_AREA_SHARE, _AREA_ROUNDING = 0.1, 0.5
 
 
 @dataclass(frozen=True)
@@ -101,34 +101,34 @@ def inspect_record(record: Mapping[str, Any], expected: Expected) -> RecordSumma
     """Reads picture and labels of a record once.
 
     Args:
-        record: in Detectron2's format: panoptic labels go before all others.
+        record: in Detectron2's format: panoptic labels go before instances, and label PNGs beside
+            them are checked, but not counted.
         expected: of its data set.
-
-    Raises:
-        DataError: naming the record, if it is of a form that cannot be checked.
     """
+    summary = RecordSummary()
     try:
-        return _inspect(record, expected)
-    except Exception as error:  # a form that nobody thought of: at least the record is named
-        where = expected.annotation_file or record.get("file_name", "")
-        what = f"cannot be checked: {type(error).__name__}: {error}"
-        raise DataError(f"{where}: {describe(record) or 'a record'} {what}") from error
+        _inspect(record, expected, summary)
+    except Exception as error:  # of a kind that nobody thought of: all other records go on
+        where = record.get("file_name") or expected.annotation_file or ""
+        problem = f"cannot be checked: {type(error).__name__}: {error}"
+        summary.defects.append(make_defect("record-unchecked", where, describe(record), problem))
+    return summary
 
 
-def _inspect(record: Mapping[str, Any], expected: Expected) -> RecordSummary:
+def _inspect(record: Mapping[str, Any], expected: Expected, summary: RecordSummary) -> None:
     lacking = missing_keys(record, ("file_name",), expected.annotation_file or "", describe(record))
     if lacking:
-        return RecordSummary(defects=lacking)
+        summary.defects += lacking
+        return
     header, found = check_picture(record)
-    summary = RecordSummary(size=None if header is None else header.size, defects=found)
+    summary.size = None if header is None else header.size
+    summary.defects += found
     if "pan_seg_file_name" in record:
         _inspect_panoptic(record, expected, header, summary)
-        return summary
-    if "annotations" in record:
+    elif "annotations" in record:
         _inspect_annotations(record, expected, summary)
     if "sem_seg_file_name" in record:
         _inspect_semantic(record, expected, header, summary)
-    return summary
 
 
 def _inspect_panoptic(
@@ -191,7 +191,7 @@ def _inspect_semantic(
         assert error.defect is not None
         summary.defects.append(error.defect)
         return
-    if not found:
+    if not found and "pan_seg_file_name" not in record:  # these have been counted
         counts = np.bincount(labels.ravel(), minlength=256)
         for label in np.flatnonzero(counts).tolist():
             if label != ignored:
@@ -250,7 +250,9 @@ def _inspect_annotations(
             problem = "the mask has no pixel"
             summary.defects.append(make_defect("zero-area", file, name, problem))
             continue
-        summary.defects += _measure_defects(annotation, area, mask_util.toBbox(rle), file, name)
+        drawn = isinstance(segmentation, list)
+        box = mask_util.toBbox(rle)
+        summary.defects += _measure_defects(annotation, area, box, file, name, drawn=drawn)
         if crowd:
             summary.crowds += 1
         else:
@@ -258,16 +260,29 @@ def _inspect_annotations(
 
 
 def _measure_defects(
-    annotation: Mapping[str, Any], area: int, box: np.ndarray, file: str, name: str
+    annotation: Mapping[str, Any],
+    area: int,
+    box: np.ndarray,
+    file: str,
+    name: str,
+    *,
+    drawn: bool,
 ) -> list[Defect]:
-    """Where ``area`` and ``bbox`` disagree with the mask; ``box`` is x, y, width, height of it."""
+    """Where ``area`` and ``bbox`` disagree with the mask.
+
+    Args:
+        area, box: pixels, and x, y, width and height of the mask.
+        drawn: whether the mask is a polygon, whose own area differs a little from its pixels'.
+    """
     found = []
     x, y, width, height = (float(v) for v in box)
     given = annotation.get("area", area)
     if not is_number(given):
         problem = f"area is {given!r}, not a number of pixels"
         found.append(make_defect("bad-value", file, name, problem, severity="warning"))
-    elif not abs(given - area) <= _AREA_SHARE * max(given, area) + width + height:
+    elif given <= 0 or abs(given - area) > (
+        _AREA_SHARE * max(given, area) + width + height if drawn else _AREA_ROUNDING
+    ):
         problem = f"area is {given:g}, but the mask has {area} pixels"
         found.append(make_defect("wrong-area", file, name, problem))
     mode = annotation.get("bbox_mode", BoxMode.XYWH_ABS)
