@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -67,13 +68,33 @@ def test_the_keys_of_the_page_exist():
         for part in key.split("."):
             assert part in node, key
             node = node[part]
-    table = re.findall(r"\| `([A-Z_.]+)` \| ([\d.]+|all) \|", PAGE)
-    defaults = get_cfg_from_file(str(ROOT / "configs/Base-KNet.yaml"))
-    for key, value in table:
-        node = defaults
-        for part in key.split("."):
-            node = node[part]
-        assert (len(node) == 0) if value == "all" else (node == float(value)), key
+
+
+def _value(cfg, key):
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg
+
+
+def test_the_values_of_the_page_work_on_the_command_line():
+    from knet.config import get_cfg_from_file
+
+    config = str(ROOT / "configs/Base-KNet.yaml")
+    defaults = get_cfg_from_file(config)
+    table = re.findall(r"^\| `([A-Z_.]+)` \| ([^|]+) \| (.*)$", PAGE, re.MULTILINE)
+    assert len(table) == 8
+    others = []
+    for key, value, text in table:
+        assert value == str(_value(defaults, key)), key
+        assert _value(get_cfg_from_file(config, [key, value]), key) == _value(defaults, key)
+        for other in re.findall(r"`(True|\"[^`]+\")`", text):
+            # as a shell hands it on
+            others.append(_value(get_cfg_from_file(config, [key, *shlex.split(other)]), key))
+    assert others == [True, ["nucleus"]]
+    examples = re.findall(r"`((?:MODEL|TEST)[A-Z_.]+) ([\d.]+)`", PAGE)
+    assert examples
+    for key, value in examples:
+        assert str(_value(get_cfg_from_file(config, [key, value]), key)) == value
 
 
 def test_the_files_that_the_page_names_exist():
