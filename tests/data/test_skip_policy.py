@@ -1,7 +1,9 @@
 """Training over every broken data set: stopped with the name of the file, or gone on, counted."""
 
 import itertools
+import json
 import logging
+from pathlib import Path
 
 import pytest
 
@@ -9,18 +11,18 @@ from knet.data import KNetDatasetMapper, register_custom
 from knet.data.defects import DataError
 from knet.data.loader import build_train_loader
 
-from .broken_sets import NUM_IMAGES, make_broken
+from .broken_sets import CASES, NUM_IMAGES, make_broken, make_good
 from .test_defects import ERRORS, make_cfg, named
 
 RECORDS = [case for case in ERRORS if case.left_out is not None]
 WHOLE_FILES = [case for case in ERRORS if case.left_out is None]
 
 
-def _batches(entry, policy, count=3 * NUM_IMAGES):
+def _batches(entry, policy, count=3 * NUM_IMAGES, filter_empty=False):
     cfg = make_cfg(entry, policy)
     cfg.SOLVER.IMS_PER_BATCH = 1
     cfg.DATALOADER.NUM_WORKERS = 0
-    cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
+    cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = filter_empty
     register_custom(cfg)
     mapper = KNetDatasetMapper(cfg, True)
     loader = build_train_loader(cfg, mapper, seed=0, start_step=0)
@@ -46,6 +48,42 @@ def test_training_stops_or_goes_on_and_counts(tmp_path, case, caplog):
         assert any("times in this epoch" in m for m in messages)
     else:
         assert f"{case.left_out} images left out" in said[0]
+        repeated = [m for m in said if f"{case.left_out} images were left out at loading" in m]
+        assert len(repeated) >= 3 or not case.left_out  # one an epoch
+
+
+@pytest.mark.parametrize("policy", ["raise", "skip"])
+def test_images_without_annotation_are_said(tmp_path, caplog, policy):
+    case = next(case for case in CASES if case.name == "panoptic-unannotated")
+    with caplog.at_level(logging.WARNING):
+        _batches(make_broken(case, tmp_path / "set"), policy)
+    (line,) = [r.getMessage() for r in caplog.records if "no annotation" in r.getMessage()]
+    assert "1 images have no annotation and are not used" in line and "image 5" in line
+
+
+def _without_objects(tmp_path):
+    entry = make_good("coco_instances", tmp_path / "set")
+    content = json.loads(Path(entry["JSON_FILE"]).read_text())
+    Path(entry["JSON_FILE"]).write_text(json.dumps({**content, "annotations": []}))
+    return entry
+
+
+def test_no_record_is_left(tmp_path):
+    entry = _without_objects(tmp_path)
+    assert len(_batches(entry, "raise")[0]) == 3 * NUM_IMAGES
+    message = rf"{entry['NAME']}\) cannot be trained on: No valid data.*FILTER_EMPTY_ANNOTATIONS"
+    with pytest.raises(ValueError, match=message):
+        _batches(entry, "raise", filter_empty=True)
+
+
+def test_every_record_is_left_out(tmp_path):
+    entry = make_good("coco_instances", tmp_path / "set")
+    content = json.loads(Path(entry["JSON_FILE"]).read_text())
+    for annotation in content["annotations"]:
+        annotation["category_id"] = 99
+    Path(entry["JSON_FILE"]).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"3 images were left out for errors.*check_dataset\.py"):
+        _batches(entry, "skip")
 
 
 @named(WHOLE_FILES)

@@ -20,6 +20,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from knet.data.defects import DataError
+from knet.data.on_error import left_out
 from knet.data.skip_report import SKIPPED, SkipReport
 
 Record = dict[str, Any]
@@ -168,7 +169,8 @@ def build_train_loader(
     """Batches of this process's share, from optimiser step `start_step` on, without end.
 
     Raises:
-        ValueError: no data set, a sampler that cannot be continued, an uneven batch.
+        ValueError: no data set, no record left of those named, a sampler that cannot be
+            continued, an uneven batch.
     """
     if not cfg.DATASETS.TRAIN:
         raise ValueError("DATASETS.TRAIN is empty: name at least one registered data set")
@@ -183,15 +185,7 @@ def build_train_loader(
             f"SOLVER.ACCUMULATION_STEPS ({steps}) must divide "
             f"SOLVER.IMS_PER_BATCH ({cfg.SOLVER.IMS_PER_BATCH})"
         )
-    try:
-        records = get_detection_dataset_dicts(
-            cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-        )
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"{error.filename or error}: part of {', '.join(cfg.DATASETS.TRAIN)} (DATASETS.TRAIN) "
-            "is missing; datasets/README.md shows where data sets go"
-        ) from error
+    records = _read_records(cfg)
     groups = [0] * len(records)
     if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
         groups = [int(r.get("width", 0) > r.get("height", 0)) for r in records]
@@ -212,4 +206,35 @@ def build_train_loader(
         # copies to a GPU then run beside the computation
         pin_memory=torch.device(cfg.MODEL.DEVICE).type == "cuda",
     )
-    return SkipReport(loader, epoch_size=len(records) // comm.get_world_size())
+    processes = comm.get_world_size()
+    return SkipReport(
+        loader,
+        epoch_size=len(records) // processes,
+        left_out=left_out(cfg.DATASETS.TRAIN),
+        start=start_step * cfg.SOLVER.IMS_PER_BATCH // processes,
+        processes=processes,
+    )
+
+
+def _read_records(cfg: CfgNode) -> list[Record]:
+    """The records of all data sets in DATASETS.TRAIN; see :func:`build_train_loader`."""
+    names = ", ".join(cfg.DATASETS.TRAIN)
+    try:
+        return get_detection_dataset_dicts(
+            cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+        )
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{error.filename or error}: part of {names} (DATASETS.TRAIN) "
+            "is missing; datasets/README.md shows where data sets go"
+        ) from error
+    except AssertionError as error:
+        lost = left_out(cfg.DATASETS.TRAIN)
+        mend = "see what is in it with `python tools/check_dataset.py`"
+        if lost:
+            mend = f"{lost} images were left out for errors (DATASETS.ON_ERROR): {mend}"
+        elif cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+            mend += "; DATALOADER.FILTER_EMPTY_ANNOTATIONS False keeps images without any object"
+        raise ValueError(
+            f"the data sets in DATASETS.TRAIN ({names}) cannot be trained on: {error} {mend}"
+        ) from error

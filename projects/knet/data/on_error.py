@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ __all__ = [
     "ON_ERROR",
     "Scan",
     "check_on_error",
+    "left_out",
     "register_scan",
     "scan_dataset",
     "set_on_error",
@@ -47,6 +48,7 @@ class Scan:
 # The policy is no part of what a data set is: it may be changed after the registration.
 _on_error: dict[str, str] = {}
 _scanners: dict[str, Callable[[], Scan]] = {}
+_left_out: dict[str, int] = {}
 
 
 def check_on_error(on_error: str, where: str) -> str:
@@ -74,8 +76,13 @@ def scan_dataset(name: str) -> Scan | None:
     return _scanners[name]()
 
 
+def left_out(names: Iterable[str]) -> int:
+    """The images that data sets lost to errors when their records were last read."""
+    return sum(_left_out.get(name, 0) for name in names)
+
+
 def usable_records(scan: Scan, on_error: str, name: str) -> list[dict[str, Any]]:
-    """The records of a scan under a policy.
+    """The records of a scan under a policy; one warning tells of errors, one of missing labels.
 
     Args:
         scan: of the data set.
@@ -89,13 +96,23 @@ def usable_records(scan: Scan, on_error: str, name: str) -> list[dict[str, Any]]
         raise_first(scan.defects)
     errors = [defect for defect in scan.defects if defect.severity == "error"]
     kept = [record for index, record in enumerate(scan.records) if index not in scan.broken]
+    _left_out[name] = len(scan.broken) + scan.lost
+    bare = [defect for defect in scan.defects if defect.kind == "image-without-annotation"]
+    if bare:
+        logger.warning(
+            "data set %r: %d images have no annotation and are not used; an image without any "
+            "object needs one with an empty list. The first: %s",
+            name,
+            len(bare),
+            bare[0],
+        )
     if errors:
         logger.warning(
             "data set %r: %d errors in its annotations, %d images left out and %d kept "
             "(DATASETS.ON_ERROR is skip; tools/check_dataset.py lists all). The first: %s",
             name,
             len(errors),
-            len(scan.broken) + scan.lost,
+            _left_out[name],
             len(kept),
             errors[0],
         )
