@@ -31,6 +31,7 @@ from knet.data.labels import (
     transform_labels,
     transform_masks,
 )
+from knet.data.registration.catalog import common_ignore_label
 
 __all__ = ["KNetDatasetMapper"]
 
@@ -102,7 +103,7 @@ class KNetDatasetMapper:
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
-        """Reads ``INPUT`` and, for the numbers of classes, the metadata of the data set."""
+        """Reads ``INPUT`` and the data sets' metadata: classes of the first, labels to ignore."""
         arguments = {
             "is_train": is_train,
             "augmentations": build_knet_augmentation(cfg, is_train),
@@ -128,7 +129,8 @@ class KNetDatasetMapper:
         elif names_of_things:
             arguments["thing_ids"] = range(len(names_of_things))
         arguments["num_classes"] = len(stuff) if stuff else None
-        arguments["ignore_label"] = meta.get("ignore_label", IGNORE_LABEL)
+        # at inference no labels are read
+        arguments["ignore_label"] = common_ignore_label(names if is_train else (), IGNORE_LABEL)
         return arguments
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:

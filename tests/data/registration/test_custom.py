@@ -118,6 +118,7 @@ def without(entry, key):
         (without(SEMANTIC, "NAME"), r"CUSTOM\[0\]: NAME must be a name .* not None"),
         (without(SEMANTIC, "FORMAT"), r"CUSTOM\[0\] \(own_semantic\): FORMAT is None; known are"),
         ({**SEMANTIC, "FORMAT": "voc"}, "FORMAT is 'voc'; known are coco_panoptic, coco_inst"),
+        ({**SEMANTIC, "FORMAT": ["semantic"]}, r"FORMAT is \['semantic'\]; known are"),
         ({**SEMANTIC, "IMAGES": "x"}, r"\(own_semantic\): unknown key 'IMAGES'; semantic takes"),
         ({**INSTANCES, "PANOPTIC_JSON": "x"}, "unknown key 'PANOPTIC_JSON'; coco_instances"),
         (without(SEMANTIC, "CLASSES"), "semantic needs CLASSES too"),

@@ -8,6 +8,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator
 from PIL import Image
 
+from knet.config import get_cfg_from_file
 from knet.data import KNetDatasetMapper, register_sem_seg
 
 NAMES = ["background", "leaf", "stem"]
@@ -193,6 +194,20 @@ def test_ambiguous_files(own, tmp_path):
     write_pair(tmp_path, "a/im.0", ".png")
     with pytest.raises(ValueError, match=r"im\.0\.png: .*im\.0\.jpg in its suffix only"):
         register_sem_seg("own", **own)
+
+
+def test_training_sets_must_ignore_the_same_label(own):
+    register_sem_seg("one", **own, ignore_label=200)
+    register_sem_seg("two", **own)
+    register_sem_seg("three", **own, ignore_label=200)
+    MetadataCatalog.get("objects").set(thing_classes=["cell"])
+    cfg = get_cfg_from_file("configs/shapes/semantic.yaml", [])
+    cfg.DATASETS.TRAIN = ("objects", "one", "three")
+    assert KNetDatasetMapper.from_config(cfg)["ignore_label"] == 200
+    cfg.DATASETS.TRAIN = ("one", "two")
+    with pytest.raises(ValueError, match=r"\(200 in 'one', 255 in 'two'\)"):
+        KNetDatasetMapper.from_config(cfg)
+    MetadataCatalog.remove("objects")
 
 
 def test_one_folder_for_both(own, tmp_path):

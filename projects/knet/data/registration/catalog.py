@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Union
 
@@ -11,6 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 __all__ = [
     "PathLike",
+    "common_ignore_label",
     "datasets_root",
     "is_registered",
     "optional_file",
@@ -69,6 +70,31 @@ def optional_folder(path: PathLike | None, what: str, name: str) -> str | None:
 def optional_file(path: PathLike | None, what: str, name: str) -> str | None:
     """The path as a string, None for None; FileNotFoundError if it is no file."""
     return _present(path, "file", os.path.isfile, what, name)
+
+
+def common_ignore_label(names: Iterable[str], default: int) -> int:
+    """The value of pixels without a label in all label PNGs of several data sets.
+
+    Args:
+        names: of registered data sets; those without label PNGs do not count.
+        default: of data sets that say nothing of it.
+
+    Raises:
+        ValueError: if two data sets differ.
+    """
+    found: dict[int, str] = {}
+    for name in names:
+        meta = MetadataCatalog.get(name)
+        if meta.get("ignore_label") is not None or meta.get("stuff_classes"):
+            value = meta.get("ignore_label")
+            found.setdefault(default if value is None else value, name)
+    if len(found) > 1:
+        text = ", ".join(f"{value} in {name!r}" for value, name in found.items())
+        raise ValueError(
+            f"the data sets ignore different labels ({text}), but one training has one value: "
+            f"convert the labels of one (`python datasets/prepare_label_pngs.py IN OUT --ignore …`)"
+        )
+    return next(iter(found), default)
 
 
 def _present(

@@ -92,7 +92,7 @@ def _check(entry: Any, where: str) -> _Format:
     name, form = entry.get("NAME"), entry.get("FORMAT")
     if not isinstance(name, str) or not name:
         raise ValueError(f"{where}: NAME must be a name for DATASETS.TRAIN and TEST, not {name!r}")
-    if form not in _FORMATS:
+    if not isinstance(form, str) or form not in _FORMATS:
         raise ValueError(f"{where} ({name}): FORMAT is {form!r}; known are {', '.join(_FORMATS)}")
     chosen = _FORMATS[form]
     known = ("NAME", "FORMAT", *chosen.needed, *chosen.optional)
