@@ -70,17 +70,29 @@ def deep(image: Image.Image) -> Image.Image:
 
 
 def deep_colours(path: Path) -> None:
-    """An RGB PNG of 16 bit a channel in place of one of 8, which Pillow cannot write."""
+    """An RGB PNG of 16 bit a channel in place of one of 8."""
     with Image.open(path) as image:
         values = np.asarray(image.convert("RGB")).astype(">u2")
+    _write_png(path, values.shape[1], 16, 2, [row.tobytes() for row in values])
+
+
+def few_bits(path: Path, labels: np.ndarray, bits: int) -> None:
+    """Labels (H, W) as a greyscale PNG of 2 or 4 bit."""
+    digits = np.unpackbits(labels[..., None], axis=-1)[..., -bits:]
+    rows = np.packbits(digits.reshape(len(labels), -1), axis=-1)
+    _write_png(path, labels.shape[1], bits, 0, [row.tobytes() for row in rows])
+
+
+def _write_png(path: Path, width: int, depth: int, colour: int, rows: list[bytes]) -> None:
+    """A PNG of a depth that Pillow cannot write; ``colour`` is PNG's own number of the kind."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         check = zlib.crc32(kind + content)
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", check)
 
-    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, 2, 0, 0, 0)
-    rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in values))
-    parts = chunk(b"IHDR", header), chunk(b"IDAT", rows), chunk(b"IEND", b"")
+    header = struct.pack(">IIBBBBB", width, len(rows), depth, colour, 0, 0, 0)
+    content = zlib.compress(b"".join(b"\0" + row for row in rows))
+    parts = chunk(b"IHDR", header), chunk(b"IDAT", content), chunk(b"IEND", b"")
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
 
 

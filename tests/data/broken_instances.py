@@ -109,6 +109,11 @@ INSTANCE_CASES = [
         lambda f: setattr(f, "text", json.dumps(f.content)[:-40]), left_out=None,
     ),
     instances(
+        "categories-in-info", "no-categories", "",
+        lambda f: f.content.update(info={"categories": f.content.pop("categories")}),
+        left_out=None,
+    ),
+    instances(
         "no-categories", "no-categories", "", lambda f: f.content.pop("categories"), left_out=None
     ),
     instances(
@@ -210,6 +215,14 @@ INSTANCE_CASES = [
         "self-intersecting", "polygon-self-intersecting", _FIRST,
         lambda f: (
             f.polygon(10, 10, 20, 20, 20, 10, 10, 20), f.annotation().update(area=50)
+        ),
+        "warning",
+    ),
+    instances(
+        "crossing-in-a-vertex", "polygon-self-intersecting", _FIRST,
+        lambda f: (
+            f.polygon(10, 10, 15, 15, 20, 20, 20, 10, 15, 15, 10, 20),
+            f.annotation().update(area=50),
         ),
         "warning",
     ),

@@ -2,7 +2,19 @@
 
 from PIL import Image
 
-from .breaking import CORNER, deep, deep_colours, paint, panoptic, resave, semantic, shorten, turn
+from .breaking import (
+    CORNER,
+    deep,
+    deep_colours,
+    few_bits,
+    paint,
+    panoptic,
+    resave,
+    see_through,
+    semantic,
+    shorten,
+    turn,
+)
 from .good_sets import HEIGHT, WIDTH, label_map, segment_ids, write_ids
 
 _A = "images/a.png"
@@ -30,6 +42,10 @@ PANOPTIC_CASES = [
         "isthing-text", "bad-value",
         lambda f: f.content["categories"][0].update(isthing="0"),
         record="category {'id': 7, 'name': 'leaf', 'isthing': '0'}", left_out=None,
+    ),
+    panoptic(
+        "png-alpha", "panoptic-png-mode", lambda f: resave(f.labels(), see_through), "warning",
+        file="labels/a.png",
     ),
     panoptic(
         "shared-png", "shared-file",
@@ -114,6 +130,8 @@ SEMANTIC_CASES = [
         "palette", "label-png-mode", lambda f: resave(f.labels(), lambda i: i.convert("P"))
     ),
     semantic("16-bit", "label-png-mode", lambda f: resave(f.labels(), deep)),
+    semantic("2-bit", "label-png-mode", lambda f: few_bits(f.labels(), label_map() % 4, 2)),
+    semantic("4-bit", "label-png-mode", lambda f: few_bits(f.labels(), label_map() % 16, 4)),
     semantic(
         "size", "png-size", lambda f: Image.fromarray(label_map()[:-1]).save(f.labels())
     ),

@@ -4,7 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from knet.data.annotations.label_files import open_label_png
+from knet.data.defects import DataError
 from knet.data.labels import check_classes, read_label_png
+
+from .breaking import few_bits
 
 SIZE = (4, 6)
 
@@ -25,6 +29,18 @@ def test_greyscale(tmp_path):
     labels[0, 1] = 1
     read_back = read(tmp_path, Image.fromarray(labels), ignore_label=9)
     assert read_back[0].tolist() == [2, 1, 255, 0, 0, 0]
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_greys_of_few_bits_keep_their_values_but_are_refused(tmp_path, bits):
+    labels = (np.arange(24, dtype=np.uint8) % 2**bits).reshape(SIZE)
+    few_bits(tmp_path / "few.png", labels, bits)
+    mode, values = open_label_png(tmp_path / "few.png")
+    assert mode == f"L;{bits}"
+    np.testing.assert_array_equal(values, labels)
+    words = rf"{bits} bit greyscale image \(mode L;{bits}; largest value {2**bits - 1}\)"
+    with pytest.raises(DataError, match=words):
+        read_label_png(str(tmp_path / "few.png"), SIZE, 16, 255)
 
 
 def _palette(largest):

@@ -31,7 +31,13 @@ __all__ = [
 
 IGNORE_LABEL = 255
 
-_MODES = {"P": "palette", "1": "1 bit", "F": "floating point"}
+_MODES = {
+    "1": "1 bit",
+    "F": "floating point",
+    "L;2": "2 bit greyscale",
+    "L;4": "4 bit greyscale",
+    "P": "palette",
+}
 
 
 def read_label_png(

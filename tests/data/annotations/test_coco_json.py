@@ -13,6 +13,7 @@ from knet.data import register_coco_instances
 from knet.data.annotations.coco_json import scan_coco_instances
 from knet.data.annotations.polygons import (
     TooManyPairs,
+    _crossing_paths,
     crossing_edges,
     polygon_errors,
     polygon_warnings,
@@ -186,6 +187,23 @@ def test_crossing_edges(monkeypatch):
     assert crossing_edges(np.array([[0, 0], [10, 10], [10, 0], [0, 10]])) == (0, 2)
 
 
+def test_crossing_in_a_vertex():
+    bow_tie = np.array([[0, 0], [5, 5], [10, 10], [10, 0], [5, 5], [0, 10]])
+    assert crossing_edges(bow_tie) == (1, 4)
+    assert crossing_edges(bow_tie[::-1] + 0.3) == (1, 4)
+    rng = np.random.default_rng(0)
+    found = set()
+    for _ in range(60):
+        directions = rng.uniform(0, 2 * np.pi, 4)  # of the ends of two paths: 0 to 1, and 2 to 3
+        a, b, c, d = 10 * np.stack([np.cos(directions), np.sin(directions)], axis=1)
+        points = np.array([a, np.zeros(2), b, c, np.zeros(2), d])
+        around = np.argsort(directions)
+        expected = around[0] // 2 == around[2] // 2  # the paths take turns
+        assert (_crossing_paths(points) is not None) == expected
+        found.add(expected)
+    assert found == {True, False}
+
+
 @pytest.mark.parametrize(
     "points",
     [
@@ -194,6 +212,9 @@ def test_crossing_edges(monkeypatch):
         [[0, 0], [10, 0], [10, 0], [10, 10]],  # a point twice
         [[0, 0], [5, 5], [10, 0], [10, 10], [5, 5], [0, 10]],  # touches itself in a point
         [[0, 0], [10, 0], [10, 10], [10, 0]],  # goes back on itself
+        [[5, 5], [0, 0], [5, 5], [10, 0], [5, 5], [9, 9], [0, 9]],  # touches thrice
+        [[0, 0], [4, 4], [8, 0], [8, 9], [4, 4], [4, 4], [0, 9]],  # and stays there
+        [[0, 0], [4, 0], [8, 0], [8, 9], [4, 0], [4, 0.001]],  # shallower than rounding
         [[3, 3], [3, 3], [3, 3]],
     ],
 )

@@ -25,6 +25,8 @@ __all__ = [
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 LABEL_SUFFIXES = (".png",)
+# Pillow spreads greys of few bits over 0 … 255: its factor by raw mode.
+_STRETCH = {"L;2": 85, "L;4": 17}
 
 
 def label_png_paths(root: Path) -> dict[str, Path]:
@@ -39,12 +41,17 @@ def label_png_paths(root: Path) -> dict[str, Path]:
 def open_label_png(path: str | os.PathLike[str], record: str = "") -> tuple[str, np.ndarray]:
     """Pillow's mode and the values (palettes as indices) of a label PNG of any kind.
 
+    Of greyscale of 2 and 4 bit the mode is ``L;2`` and ``L;4``, and the values are those stored.
+
     Raises:
         DataError: naming the file and the record, if it is missing (also a FileNotFoundError),
             cannot be read, or is no PNG.
     """
     try:
         with PathManager.open(os.fspath(path), "rb") as stream, Image.open(stream) as image:
+            raw = image.tile[0][3] if image.format == "PNG" and image.tile else None
+            if raw in _STRETCH:
+                return raw, np.array(image) // np.uint8(_STRETCH[raw])
             if image.format == "PNG":
                 return image.mode, np.array(image)
             form = image.format

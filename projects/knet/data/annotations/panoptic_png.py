@@ -20,6 +20,7 @@ from knet.data.defects import DataError, Defect, data_error, make_defect, raise_
 __all__ = [
     "LARGEST_ID",
     "ids_to_rows",
+    "inspect_panoptic_png",
     "read_panoptic_png",
     "segment_defects",
     "segment_key_defects",
@@ -44,6 +45,29 @@ def read_panoptic_png(path: str, record: str = "") -> np.ndarray:
         DataError: naming the file and the record, if it is missing (also a FileNotFoundError),
             cannot be read, is no PNG, or has no colour channels of 8 bit.
     """
+    return _ids(_read_rgba(path, record))
+
+
+def inspect_panoptic_png(path: str, record: str) -> tuple[np.ndarray, list[Defect]]:
+    """The ids of a panoptic PNG, as :func:`read_panoptic_png`, and what looks wrong with it."""
+    rgba = _read_rgba(path, record)
+    if rgba[..., 3].min(initial=255) == 255:
+        return _ids(rgba), []
+    problem = "has transparent pixels: alpha is ignored, R, G and B alone are the id"
+    mend = "look whether they should be void (id 0), and save it as RGB"
+    return _ids(rgba), [
+        make_defect("panoptic-png-mode", path, record, problem, severity="warning", mend=mend)
+    ]
+
+
+def _ids(rgba: np.ndarray) -> np.ndarray:
+    ids = rgba.view("<u4")[..., 0]
+    ids &= 0xFFFFFF
+    return ids.astype(np.uint32, copy=False)
+
+
+def _read_rgba(path: str, record: str) -> np.ndarray:
+    """(H, W, 4) uint8; raises as :func:`read_panoptic_png`."""
     try:
         with PathManager.open(path, "rb") as stream, Image.open(stream) as image:
             mode, form, deep = image.mode, image.format, has_deep_channels(image)
@@ -67,9 +91,7 @@ def read_panoptic_png(path: str, record: str = "") -> np.ndarray:
             f"semantic label map is given as sem_seg_root instead"
         )
         raise DataError(make_defect("panoptic-png-mode", path, record, problem))
-    ids = rgba.view("<u4")[..., 0]
-    ids &= 0xFFFFFF
-    return ids.astype(np.uint32, copy=False)
+    return rgba
 
 
 def write_panoptic_png(path: str, ids: np.ndarray) -> None:

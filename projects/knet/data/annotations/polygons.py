@@ -94,7 +94,8 @@ def _extent(x: np.ndarray, y: np.ndarray, size: tuple[int, int]) -> str:
 def crossing_edges(points: np.ndarray) -> tuple[int, int] | None:
     """Two edges of a closed polygon that cross, or None.
 
-    Edges that only touch, share a point or lie on each other do not cross.
+    Edges that only touch or lie on each other do not cross. Two paths through one vertex do if
+    the second leaves it on the other side of the first than it came from.
 
     Args:
         points: (N, 2) x and y in pixels.
@@ -108,6 +109,9 @@ def crossing_edges(points: np.ndarray) -> tuple[int, int] | None:
             of edges across the whole shape are there so many.
     """
     start = np.asarray(points, np.float64)
+    at_vertex = _crossing_paths(start)
+    if at_vertex is not None:
+        return at_vertex
     along = np.roll(start, -1, axis=0) - start
     length = np.hypot(along[:, 0], along[:, 1])
     kept = np.flatnonzero(length > 0)
@@ -136,6 +140,44 @@ def crossing_edges(points: np.ndarray) -> tuple[int, int] | None:
     if total > _MOST_PAIRS:
         raise TooManyPairs(f"{total} pairs of edges")
     return None
+
+
+def _crossing_paths(points: np.ndarray) -> tuple[int, int] | None:
+    """Two visits to one vertex, by position, whose paths cross there; else None."""
+    kept = np.flatnonzero((points != np.roll(points, 1, axis=0)).any(axis=1))
+    _, vertex, visits = np.unique(points[kept], axis=0, return_inverse=True, return_counts=True)
+    vertex = vertex.ravel()
+    if int((visits[visits > 1] ** 2).sum()) > _MOST_PAIRS:
+        raise TooManyPairs("of paths through one vertex")
+    before, after = np.roll(points[kept], 1, axis=0), np.roll(points[kept], -1, axis=0)
+    for shared in np.flatnonzero(visits > 1):
+        places = np.flatnonzero(vertex == shared)
+        here = points[kept[places[0]]]
+        ends = before[places] - here, after[places] - here
+        for first, place in enumerate(places):
+            sides = [
+                _sides(end[first + 1 :], ends[0][first], ends[1][first]) for end in ends
+            ]  # of where the other paths come from and go to
+            hits = np.flatnonzero(sides[0] * sides[1] < 0)
+            if len(hits):
+                return int(kept[place]), int(kept[places[first + 1 + hits[0]]])
+    return None
+
+
+def _sides(points: np.ndarray, come: np.ndarray, go: np.ndarray) -> np.ndarray:
+    """(P,) on which side of the path ``come`` → 0 → ``go`` points lie: 1, -1, or 0 if on it."""
+    angle = np.arctan2(points[:, 1], points[:, 0])
+    first, second = (np.arctan2(ray[1], ray[0]) for ray in (come, go))
+    within = (angle - first) % (2 * np.pi) < (second - first) % (2 * np.pi)
+    distance = np.minimum(*(_distance(points, ray) for ray in (come, go)))
+    return np.where(distance > _DEPTH, np.where(within, 1, -1), 0)
+
+
+def _distance(points: np.ndarray, ray: np.ndarray) -> np.ndarray:
+    """(P,) of points to a ray from 0."""
+    unit = ray / np.hypot(*ray)
+    across = np.abs(points[:, 0] * unit[1] - points[:, 1] * unit[0])
+    return np.where(points @ unit > 0, across, np.hypot(points[:, 0], points[:, 1]))
 
 
 def _apart(

@@ -18,7 +18,7 @@ from detectron2.structures import BoxMode
 from knet.data.annotations.coco_file import is_box, is_number, missing_keys, number_defects
 from knet.data.annotations.label_files import open_label_png
 from knet.data.annotations.panoptic_png import (
-    read_panoptic_png,
+    inspect_panoptic_png,
     segment_defects,
     segment_key_defects,
 )
@@ -47,7 +47,7 @@ class Expected:
     """What the records of a data set may hold.
 
     Attributes:
-        annotation_file: that instance annotations come from; None: defects name the picture.
+        annotation_file: of instance annotations; None: defects name the picture.
         thing_ids: the classes that instances may have; None leaves them unchecked.
         num_classes: semantic labels must be below; None leaves them unchecked.
         ignore_label: of label PNGs.
@@ -145,7 +145,8 @@ def _inspect_panoptic(
         summary.defects += wrong
         return
     try:
-        ids = read_panoptic_png(path, name)
+        ids, found = inspect_panoptic_png(path, name)
+        summary.defects += found
         _check_label_size(ids, path, record, header, summary)
     except DataError as error:
         assert error.defect is not None
@@ -251,8 +252,7 @@ def _inspect_annotations(
             summary.defects.append(make_defect("zero-area", file, name, problem))
             continue
         drawn = isinstance(segmentation, list)
-        box = mask_util.toBbox(rle)
-        summary.defects += _measure_defects(annotation, area, box, file, name, drawn=drawn)
+        summary.defects += _measure_defects(annotation, rle, area, file, name, drawn=drawn)
         if crowd:
             summary.crowds += 1
         else:
@@ -261,8 +261,8 @@ def _inspect_annotations(
 
 def _measure_defects(
     annotation: Mapping[str, Any],
+    rle: dict[str, Any],
     area: int,
-    box: np.ndarray,
     file: str,
     name: str,
     *,
@@ -271,11 +271,11 @@ def _measure_defects(
     """Where ``area`` and ``bbox`` disagree with the mask.
 
     Args:
-        area, box: pixels, and x, y, width and height of the mask.
+        rle, area: the mask and its pixels.
         drawn: whether the mask is a polygon, whose own area differs a little from its pixels'.
     """
     found = []
-    x, y, width, height = (float(v) for v in box)
+    x, y, width, height = (float(v) for v in mask_util.toBbox(rle))
     given = annotation.get("area", area)
     if not is_number(given):
         problem = f"area is {given!r}, not a number of pixels"

@@ -105,9 +105,16 @@ def _category_errors(categories: list[Any], path: str, panoptic: bool) -> list[D
 
 
 def _find_categories(text: str) -> list[dict[str, Any]] | None:
-    """The list after the only `"categories": [`, or None where that is not a safe reading."""
+    """The list after the only `"categories": [`, or None where that is not a safe reading.
+
+    It must be at the top level: `info` may hold anything.
+    """
     found = list(re.finditer(r'"categories"\s*:\s*(?=\[)', text))
     if len(found) != 1:
+        return None
+    before = found[0].start()
+    opened, closed = ([text.count(sign, 0, before) for sign in signs] for signs in ("{[", "}]"))
+    if (opened[0] - closed[0], opened[1] - closed[1]) != (1, 0):
         return None
     try:
         value, _ = json.JSONDecoder().raw_decode(text, found[0].end())
