@@ -10,12 +10,12 @@ import knet  # noqa: F401  (has to come before detectron2)
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from knet.data import register_coco_instances
+from knet.data import register_coco_instances, register_coco_panoptic
 from knet.data.defects import DataError
 from knet.evaluation import build_evaluator
 
 from ..data.broken_instances import INSTANCE_CASES
-from ..data.broken_sets import make_broken
+from ..data.broken_sets import make_broken, make_good
 
 # What is wrong with a picture is found when it is read.
 BROKEN_JSON = [
@@ -55,3 +55,18 @@ def test_instances(tmp_path, case):
     assert defect is not None
     assert (defect.kind, defect.record) == (case.kind, case.record)
     assert defect.file == entry["JSON_FILE"] and defect.file in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["instances-json-invalid", "instances-no-category", "instances-rle-cut"]
+)
+def test_instances_beside_panoptic_annotations(tmp_path, name):
+    (case,) = [case for case in BROKEN_JSON if case.name == name]
+    json_file = make_broken(case, tmp_path / "instances")["JSON_FILE"]
+    entry = make_good("coco_panoptic", tmp_path / "panoptic")
+    paths = {key.lower(): entry[key] for key in ("IMAGE_ROOT", "PANOPTIC_ROOT", "PANOPTIC_JSON")}
+    register_coco_panoptic("beside", **paths, instances_json=json_file)
+    with pytest.raises(DataError) as caught:
+        build_evaluator(config(), "beside", str(tmp_path / "out"))
+    assert caught.value.defect is not None and caught.value.defect.file == json_file
+    assert caught.value.defect.record == case.record
