@@ -50,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--workers is {args.workers}; it must be 0 or more")
     if args.json and not Path(args.json).resolve().parent.is_dir():
         parser.error(f"--json {args.json}: there is no such folder; make it first")
+    if args.json and Path(args.json).is_dir():
+        parser.error(f"--json {args.json}: this is a folder; name a file in it")
     if args.opts and not args.config_file:
         parser.error(f"{args.opts[0]}: keys and values need a --config-file")
     logger = logging.getLogger("knet")

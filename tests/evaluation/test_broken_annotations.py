@@ -8,7 +8,6 @@ import knet  # noqa: F401  (has to come before detectron2)
 
 # isort: split
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from knet.data import register_coco_instances, register_coco_panoptic
 from knet.data.defects import DataError
@@ -16,20 +15,12 @@ from knet.evaluation import build_evaluator
 
 from ..data.broken_instances import INSTANCE_CASES
 from ..data.broken_sets import make_broken, make_good
+from ..data.conftest import clean_catalogs  # noqa: F401  (names vanish after each test)
 
 # What is wrong with a picture is found when it is read.
 BROKEN_JSON = [
     case for case in INSTANCE_CASES if case.severity == "error" and case.file.endswith(".json")
 ]
-
-
-@pytest.fixture(autouse=True)
-def clean_catalogs():
-    before = set(DatasetCatalog.list())
-    yield
-    for name in set(DatasetCatalog.list()) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
 
 
 def config():

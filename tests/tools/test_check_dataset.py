@@ -8,7 +8,7 @@ import check_dataset as tool
 import numpy as np
 import pytest
 import yaml
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 from detectron2.data.datasets import register_coco_instances
 from PIL import Image
 
@@ -18,16 +18,8 @@ from knet.data.check.report import format_report, kernel_advice
 from knet.data.defects import make_defect
 
 from ..data import broken_sets
+from ..data.conftest import clean_catalogs  # noqa: F401  (names vanish after each test)
 from ..data.good_sets import label_map
-
-
-@pytest.fixture(autouse=True)
-def clean_catalogs():
-    before = set(DatasetCatalog.list())
-    yield
-    for name in set(DatasetCatalog.list()) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
 
 
 def config(folder, train, test=()):
@@ -170,6 +162,7 @@ def test_all_defects_of_the_categories_are_reported(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--dataset", "x", "--json", "nowhere/x.json"], "--json nowhere/x.json: there is no such"),
+        (["--dataset", "x", "--json", "tests"], "--json tests: this is a folder"),
         ([], "name a --config-file or a --dataset"),
         (["--dataset", "nowhere"], "no data set 'nowhere': it is not in"),
         (["--dataset", "x", "--workers", "-1"], "--workers is -1"),
