@@ -29,13 +29,17 @@ TASKS = {
     "instance": ["MODEL.KNET.NUM_THING_CLASSES", "4", "MODEL.KNET.NUM_STUFF_CLASSES", "0",
                  "MODEL.KNET.NUM_ROUNDS", "1", "TEST.DETECTIONS_PER_IMAGE", "20",
                  "MODEL.KNET.TEST.MIN_AREA", "5", "INPUT.FORMAT", "BGR"],
+    "mask scores": ["MODEL.KNET.NUM_THING_CLASSES", "4", "MODEL.KNET.NUM_STUFF_CLASSES", "0",
+                    "MODEL.KNET.NUM_ROUNDS", "1", "TEST.DETECTIONS_PER_IMAGE", "20",
+                    "MODEL.KNET.TEST.MASK_SCORES", "True", "MODEL.KNET.TEST.SCORE_THRESH", "0.5"],
     "semantic": ["MODEL.KNET.NUM_THING_CLASSES", "0", "MODEL.KNET.NUM_STUFF_CLASSES", "19",
                  "MODEL.KNET.NUM_ROUNDS", "1"],
 }  # fmt: skip
 
 
 def small_cfg(task: str, *opts: object) -> CfgNode:
-    return get_cfg_from_file(f"configs/shapes/{task}.yaml", [*_SMALL, *TASKS[task], *opts])
+    config = "instance" if task == "mask scores" else task
+    return get_cfg_from_file(f"configs/shapes/{config}.yaml", [*_SMALL, *TASKS[task], *opts])
 
 
 def spread_weights(model: torch.nn.Module, scale: float) -> None:
@@ -63,7 +67,7 @@ def small_predictor(cfg: CfgNode, task: str) -> KNetPredictor:
     metadata = Metadata(name=f"small {task}")
     if task == "semantic":
         metadata.set(stuff_classes=[f"class {i}" for i in range(19)])
-    elif task == "instance":
+    elif task in ("instance", "mask scores"):
         metadata.set(thing_classes=THINGS)
     else:
         names = ["disc", "square", "sky", "ring", "grass", "star", "sand"]

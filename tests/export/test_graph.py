@@ -117,6 +117,7 @@ def test_metadata_describes_input_and_classes(panoptic):
     assert metadata["input"]["pixel_mean"] == [127.5, 127.5, 127.5]
     assert metadata["input"]["resize"]["short_side"] == 96
     assert metadata["thresholds"]["panoptic_thing_score"] == 0.2
+    assert metadata["thresholds"]["mask_scores"] is False
     classes = {c["id"]: c for c in metadata["classes"]}
     assert [c for c in classes if classes[c]["isthing"]] == [0, 1, 3, 5]
     assert (classes[3]["name"], classes[4]["name"]) == ("ring", "grass")

@@ -1,4 +1,4 @@
-"""A model with everything before and behind it, as modules that can be traced.
+"""Models with final results, as modules that can be traced.
 
 The image goes in as a decoder and a resize give it; masks, maps and tables come out at the size
 that is asked for. Every rule is that of `knet.inference`; only the loops differ: here they run
@@ -7,94 +7,16 @@ over a fixed number of kernels, as a graph knows no others.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from knet.export.lowering import exportable_copy
+from knet.export.image_graph import ImageGraph, requested_size, resized
 from knet.inference.instances import best_pairs, mask_boxes
 from knet.inference.panoptic import PanopticFusion, kernel_scores
 from knet.inference.postprocess import InferenceOptions
-from knet.inference.predictions import Frame, MaskPredictions
-from knet.inference.resize import composed_matrix
-from knet.modeling.kernel_update import RoundOutput
-
-# maps held at output size at a time: a bound on memory, unrolled in the graph
-_CHUNK = 16
-
-
-class ImageGraph(nn.Module):
-    """What all graphs begin with: images in, the last round out.
-
-    Args:
-        model: `KNet`, of which the parts that inference needs are copied.
-        onnx: whether every operator must exist in ONNX.
-        channel_order: the model's, "RGB" or "BGR"; the graph takes RGB.
-        half: compute in float16 under autocast; sums over pixels and results stay float32.
-
-    Raises:
-        ValueError: see `exportable_copy`; another channel order.
-    """
-
-    pixel_mean: Tensor
-    pixel_std: Tensor
-
-    def __init__(self, model: Any, *, onnx: bool, channel_order: str, half: bool = False) -> None:
-        super().__init__()
-        if channel_order not in ("RGB", "BGR"):
-            raise ValueError(f"INPUT.FORMAT is {channel_order!r}; RGB and BGR can be exported")
-        self.backbone = exportable_copy(model.backbone, "backbone", onnx=onnx)
-        self.heads = exportable_copy(model.heads, "heads", onnx=onnx)
-        self.register_buffer("pixel_mean", model.pixel_mean.clone())
-        self.register_buffer("pixel_std", model.pixel_std.clone())
-        self.in_features = list(model.in_features)
-        self.size_divisibility = max(model.size_divisibility, 1)
-        self.task = model.task
-        self.reverse_channels = channel_order == "BGR"
-        self.half_precision = half
-
-    def last_round(self, images: Tensor) -> tuple[RoundOutput, Frame]:
-        """(B, 3, H, W), 0 to 255 -> the last round and the sizes."""
-        if self.reverse_channels:
-            images = images.flip(1)
-        x = (images - self.pixel_mean) / self.pixel_std
-        height, width = images.shape[-2:]
-        divisor = self.size_divisibility
-        padded = tuple((size + divisor - 1) // divisor * divisor for size in (height, width))
-        x = F.pad(x, (0, padded[1] - width, 0, padded[0] - height))
-        if self.half_precision:
-            with torch.autocast(x.device.type, dtype=torch.float16):
-                last = self._rounds(x)
-        else:
-            last = self._rounds(x)
-        return last, Frame(padded, (height, width))
-
-    def _rounds(self, x: Tensor) -> RoundOutput:
-        features = self.backbone(x)
-        return self.heads([features[name] for name in self.in_features])[1][-1]
-
-
-class RawGraph(ImageGraph):
-    """Images in, the last round's logits out; arguments as of `ImageGraph`."""
-
-    def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """Logits of a batch.
-
-        Args:
-            image: (B, 3, H, W) RGB, 0 to 255, any real type.
-
-        Returns:
-            `mask_logits` (B, M, h, w) over the padded batch and, but for semantic models,
-            `class_logits` (B, M, K), both float32.
-        """
-        last, _ = self.last_round(image)
-        outputs = {"mask_logits": last.masks.float()}
-        if last.class_logits is not None:
-            outputs["class_logits"] = last.class_logits.float()
-        return outputs
+from knet.inference.predictions import MaskPredictions
 
 
 class MaskGraph(ImageGraph):
@@ -143,7 +65,7 @@ class MaskGraph(ImageGraph):
         predictions: MaskPredictions = self.task.predictions(last, 0, frame)
         num_kernels = predictions.masks.shape[0]
         first_stuff = num_kernels - self.num_stuff
-        size = _size(output_size)
+        size = requested_size(output_size)
         scores, labels = kernel_scores(
             predictions.class_scores, num_things=first_stuff, num_thing_classes=self.num_things
         )
@@ -161,14 +83,18 @@ class MaskGraph(ImageGraph):
                 scores, labels, num_thing_classes=self.num_things, size=size
             )
         wants_masks = options.instance and self.num_things > 0
-        masks, values = [], []
+        masks, values, areas, sums = [], [], [], []
         kernels = range(num_kernels if fusions else first_stuff)
-        for chunk, probabilities in _resized(predictions.probabilities, kernels, frame, size,
+        for chunk, probabilities in resized(predictions.probabilities, kernels, frame, size,
                                              predictions.grid_size):  # fmt: skip
             for fusion in fusions.values():
                 fusion.add(chunk, probabilities)
             if wants_masks and chunk[0] < first_stuff:
-                masks.append(probabilities[: first_stuff - chunk[0]] > options.mask_threshold)
+                of_things = probabilities[: first_stuff - chunk[0]]
+                masks.append(of_things > options.mask_threshold)
+                areas.append(masks[-1].flatten(1).sum(1))
+                if options.mask_scores:
+                    sums.append((of_things * masks[-1]).flatten(1).sum(1))
             if self.probabilities:
                 values.append(probabilities * scores[chunk][:, None, None])
         outputs: dict[str, Tensor] = {}
@@ -176,7 +102,14 @@ class MaskGraph(ImageGraph):
             outputs.update(self._panoptic(fusions["panoptic"]))
         if wants_masks:
             class_scores = predictions.class_scores[:first_stuff, : self.num_things]
-            outputs.update(self._instances(class_scores, torch.cat(masks)))
+            outputs.update(
+                self._instances(
+                    class_scores,
+                    torch.cat(masks),
+                    torch.cat(areas),
+                    torch.cat(sums) if options.mask_scores else None,
+                )
+            )
         if "semantic" in fusions:
             fusion = fusions["semantic"]
             outputs["semantic_classes"] = self.class_ids[labels][fusion.winner()].int()
@@ -199,16 +132,23 @@ class MaskGraph(ImageGraph):
             "segment_areas": areas[kernels],
         }
 
-    def _instances(self, class_scores: Tensor, masks: Tensor) -> dict[str, Tensor]:
+    def _instances(
+        self, class_scores: Tensor, masks: Tensor, areas: Tensor, sums: Tensor | None
+    ) -> dict[str, Tensor]:
+        """As `InstanceSelection`; `sums` are of the probabilities inside the masks."""
         options = self.options
         classes = options.chosen_things(self.num_things, class_scores.device)
         scores, labels, kernels = best_pairs(class_scores, top_k=options.top_k, classes=classes)
+        if sums is not None:
+            scores = scores * (sums / areas.clamp(min=1))[kernels]
+            scores, order = scores.sort(descending=True, stable=True)
+            labels, kernels = labels[order], kernels[order]
         boxes = mask_boxes(masks)
         kept = None
         if options.score_threshold > 0:
             kept = scores >= options.score_threshold
         if options.min_area > 0:
-            large = masks.flatten(1).sum(1)[kernels] >= options.min_area
+            large = areas[kernels] >= options.min_area
             kept = large if kept is None else kept & large
         if kept is not None:
             scores, labels, kernels = scores[kept], labels[kept], kernels[kept]
@@ -259,8 +199,8 @@ class SemanticGraph(ImageGraph):
         """
         last, frame = self.last_round(image)
         logits = last.masks[0].float()
-        size = _size(output_size)
-        chunks = _resized(
+        size = requested_size(output_size)
+        chunks = resized(
             lambda chunk: logits[chunk], range(logits.shape[0]), frame, size, logits.shape[-2:]
         )
         if self.probabilities:
@@ -282,23 +222,3 @@ class SemanticGraph(ImageGraph):
             total = total * (best - highest).exp() + (part - highest).exp().sum(dim=0)
             best = highest
         return {"semantic_classes": classes.int(), "semantic_scores": 1 / total}
-
-
-def _size(output_size: Tensor) -> tuple[int, int]:
-    height, width = (cast(int, side.item()) for side in (output_size[0], output_size[1]))
-    for side in (height, width):
-        torch._check(side >= 1)
-    return height, width
-
-
-def _resized(
-    maps: Any, kernels: range, frame: Frame, size: Sequence[int], grid_size: Sequence[int]
-) -> Iterator[tuple[list[int], Tensor]]:
-    """As `MaskResizer.stream`, in chunks of a fixed number and for sizes that are not known."""
-    rows, columns = (
-        composed_matrix(*axis) for axis in zip(grid_size, frame.padded_size, frame.image_size, size)
-    )
-    for start in range(kernels.start, kernels.stop, _CHUNK):
-        chunk = list(range(start, min(start + _CHUNK, kernels.stop)))
-        part = maps(chunk)
-        yield chunk, rows.to(part.device) @ (part @ columns.T.to(part.device))

@@ -78,6 +78,7 @@ def describe(
             "instances": cfg.TEST.DETECTIONS_PER_IMAGE,
             "instance_score": test.SCORE_THRESH,
             "mask": test.MASK_THRESH,
+            "mask_scores": test.MASK_SCORES,
             "panoptic_thing_score": test.THING_THRESH,
             "panoptic_overlap": test.OVERLAP_THRESH,
             "min_area": test.MIN_AREA,

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.dynamic_shapes import _DimHint
 
-from knet.export.graph import ImageGraph, MaskGraph, RawGraph, SemanticGraph
+from knet.export.graph import MaskGraph, SemanticGraph
+from knet.export.image_graph import ImageGraph, RawGraph
 from knet.export.lowering import plain_attention
 from knet.export.metadata import METADATA_KEY
 
