@@ -1,5 +1,7 @@
 """Video files in and out."""
 
+import resource
+
 import numpy as np
 import pytest
 
@@ -25,6 +27,22 @@ def test_frames_come_back_in_order(tmp_path, name):
     assert [f.shape for f in frames] == [(48, 64, 3)] * 4
     means = np.array([f.mean(axis=(0, 1)) for f in frames])
     assert np.abs(means - shades).max() < 12  # RGB, as written
+
+
+@pytest.mark.parametrize("name", ["v.mp4", "v.avi", "v.mkv"])
+def test_a_full_disk_is_told(tmp_path, name):
+    noise = np.random.default_rng(0).integers(0, 255, (60, 240, 320, 3), dtype=np.uint8)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, limits[1]))  # writes fail beyond
+    try:
+        with (
+            pytest.raises(UserError, match="of 60 frames can be read back; disk full"),
+            VideoWriter(tmp_path / name, frames_a_second=10) as video,
+        ):
+            for frame in noise:
+                video.add(frame)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_odd_sizes_lose_a_row_or_column(tmp_path):

@@ -122,19 +122,24 @@ class VideoWriter:
         self.num_frames += 1
 
     def close(self) -> None:
-        """Finish the file, and look whether it can be read: OpenCV reports no error in writing.
+        """Finish the file, and count its frames: OpenCV reports no error in writing.
 
         Raises:
-            UserError: it cannot be read.
+            UserError: frames are missing in it.
         """
         if self._writer is None:
             return
         self._writer.release()
         self._writer = None
-        try:
-            VideoReader(str(self.path)).close()
-        except UserError as error:
-            raise UserError(f"--output {self.path} was not written whole: disk full?") from error
+        capture, readable = cv2.VideoCapture(str(self.path)), 0
+        while capture.grab():
+            readable += 1
+        capture.release()
+        if readable < self.num_frames:
+            raise UserError(
+                f"--output {self.path} was not written whole: {readable} of {self.num_frames} "
+                "frames can be read back; disk full?"
+            )
 
     def _open(self, size: tuple[int, int]) -> cv2.VideoWriter:
         self._size = size
