@@ -32,6 +32,32 @@ def test_categories_are_those_of_the_data_set():
         categories_of(semantic, ClassIds((), (0, 1, 2)))
 
 
+def test_runs_are_not_mixed_and_records_go_with_pictures(tmp_path, monkeypatch):
+    categories = [Category(0, 5, "cat", True)]
+    segments = [{"id": 1, "category_id": 0, "isthing": True, "score": 0.5, "area": 24}]
+    results = {"panoptic_seg": (torch.ones(4, 6).int(), segments), "sem_seg": torch.ones(1, 4, 6)}
+    write = ResultFiles._write_labels
+
+    def full_disk(self, scores, name):
+        if name == "b.png":
+            raise OSError(28, "No space left on device")
+        write(self, scores, name)
+
+    monkeypatch.setattr(ResultFiles, "_write_labels", full_disk)
+    with (
+        pytest.raises(OSError, match="No space"),
+        ResultFiles(tmp_path, categories=categories) as f,
+    ):
+        f.add(results, image_id=1, file_name="a.png")
+        f.add(results, image_id=2, file_name="b.png")
+    content = json.loads((tmp_path / "panoptic.json").read_text())
+    assert [image["id"] for image in content["images"]] == [1]
+    assert [record["image_id"] for record in content["annotations"]] == [1]
+    with pytest.raises(FileExistsError, match=r"earlier run \(images\.json, panoptic\.json"):
+        ResultFiles(tmp_path, categories=categories)
+    assert (tmp_path / "panoptic" / "a.png").exists()
+
+
 def test_an_image_without_instances_and_many_classes(tmp_path):
     empty = Instances((4, 6))
     empty.pred_masks, empty.pred_boxes = torch.zeros(0, 4, 6).bool(), Boxes(torch.zeros(0, 4))

@@ -20,6 +20,9 @@ from knet.results.categories import Category
 
 __all__ = ["ResultFiles", "image_ids"]
 
+# what may be in a folder of results
+_NAMES = ("images.json", "panoptic.json", "instances.json", "panoptic", "semantic")
+
 
 def image_ids(files: Sequence[str | os.PathLike[str]]) -> list[int]:
     """An id for each image file: the number that is its name, as in COCO, where it is one.
@@ -56,16 +59,23 @@ class ResultFiles:
         labels (not category ids), 8 bit, or 16 bit with more than 255 classes.
 
     Args:
-        folder: made if missing; older files of these names are replaced.
+        folder: made if missing; it must hold no results.
         categories: of the model.
 
     Raises:
+        FileExistsError: the folder holds results: those of two runs would be read as one.
         OSError: the folder cannot be written.
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, categories: Sequence[Category]) -> None:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
+        older = [name for name in _NAMES if (self.folder / name).exists()]
+        if older:
+            raise FileExistsError(
+                f"{self.folder} holds results of an earlier run ({', '.join(older)}): remove "
+                "them, or name another folder"
+            )
         self._things = {c.label: c.id for c in categories if c.is_thing}
         self._stuff = {c.label: c.id for c in categories if not c.is_thing}
         self._categories = [
@@ -97,10 +107,16 @@ class ResultFiles:
         """
         name = f"{Path(file_name).stem}.png"
         size = None
+        # pictures first: an image has all of its records or, if one cannot be written, none
         if "panoptic_seg" in results:
-            id_map, segments = results["panoptic_seg"]
+            id_map = results["panoptic_seg"][0].cpu()
             size = tuple(id_map.shape)
-            self._add_panoptic(id_map.cpu(), segments, image_id, name)
+            write_panoptic_png(str(self._path("panoptic", name)), id_map.numpy())
+        if "sem_seg" in results:
+            size = tuple(results["sem_seg"].shape[-2:])
+            self._write_labels(results["sem_seg"], name)
+        if "panoptic_seg" in results:
+            self._add_panoptic(id_map, results["panoptic_seg"][1], image_id, name)
         if "instances" in results:
             instances = results["instances"].to("cpu")
             size = tuple(instances.image_size)
@@ -108,9 +124,6 @@ class ResultFiles:
             for record in found:
                 record["category_id"] = self._things[record["category_id"]]
             self._instances.extend(found)
-        if "sem_seg" in results:
-            size = tuple(results["sem_seg"].shape[-2:])
-            self._write_labels(results["sem_seg"], name)
         if size is None:
             raise ValueError(f"{file_name}: no result to write among {sorted(results)}")
         self._seen.update(results)
@@ -145,7 +158,6 @@ class ResultFiles:
                     "score": segment["score"],
                 }
             )
-        write_panoptic_png(str(self._path("panoptic", name)), id_map.numpy())
         record = {"image_id": image_id, "file_name": name, "segments_info": infos}
         self._panoptic.append(record)
 
