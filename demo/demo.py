@@ -45,6 +45,7 @@ from knet.results.coco_files import ResultFiles, image_ids
 from knet.visualization import TASKS, draw_result
 
 _TITLE = "K-Net"
+_DRAWN_SCORE = 0.3  # of instances, where no threshold is given
 _READABLE = 320  # pixels of the shorter side
 _QUALITY = {".jpg": 92, ".jpeg": 92, ".webp": 92}
 
@@ -81,10 +82,10 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--confidence-threshold",
         type=float,
-        default=0.3,
         metavar="SCORE",
         help="instances, and things of panoptic scenes, with a lower score are left out of "
-        "drawings and results (default: %(default)s)",
+        "drawings and results (default: as configured, and instances below "
+        f"{_DRAWN_SCORE} are not drawn)",
     )
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], help="config keys and values; comes last"
@@ -98,13 +99,16 @@ class Drawer:
 
     predictor: KNetPredictor
     task: str
+    drawn_score: float
 
     @classmethod
     def from_arguments(cls, args: argparse.Namespace) -> Drawer:
         """Load the model; UserError if there is none, or it cannot do the task."""
         opts: list[Any] = []
-        for key in ("THING_THRESH", "SCORE_THRESH"):
-            opts += [f"MODEL.KNET.TEST.{key}", args.confidence_threshold]
+        threshold = args.confidence_threshold
+        if threshold is not None:
+            for key in ("THING_THRESH", "SCORE_THRESH"):
+                opts += [f"MODEL.KNET.TEST.{key}", threshold]
         opts += args.opts
         for task in TASKS if args.task else ():
             opts += [f"MODEL.KNET.TEST.{task.upper()}_ON", task == args.task]
@@ -116,7 +120,8 @@ class Drawer:
         task = given[0]  # the richest
         if task == "semantic" and not predictor.metadata.get("stuff_classes"):
             raise UserError("this model finds objects only: take --task instance")
-        return cls(predictor, task)
+        # with a threshold the model has left out what is below
+        return cls(predictor, task, _DRAWN_SCORE if threshold is None else 0.0)
 
     def result_files(self, folder: str) -> ResultFiles:
         """Files of the model's classes in a folder."""
@@ -131,7 +136,7 @@ class Drawer:
             results[TASKS[self.task]],
             self.predictor.metadata,
             task=self.task,
-            score_threshold=0.0,  # the model has left out what is below
+            score_threshold=self.drawn_score,
             min_side=_READABLE if enlarge else 1,
         )
 
@@ -233,9 +238,9 @@ def run_on_frames(args: argparse.Namespace, problems: Problems) -> str:
                 if not window.show(drawn, milliseconds=1):
                     stopped = True
                     break
-    # headers are often wrong by a frame or two
+    # headers are often wrong by a frame or two, of long videos too
     total = reader.num_frames
-    if total is not None and not stopped and count < 0.95 * total - 2:
+    if total is not None and not stopped and count < total - 2:
         problems.add(f"{source} breaks off: its header tells of {total} frames, {count} were read")
     codec = "" if writer is None else f" (codec {writer.codec}, no audio)"
     return f"{count} frames{codec}"
@@ -245,7 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status."""
     parser = get_parser()
     args = parser.parse_args(arguments)
-    if not 0 <= args.confidence_threshold <= 1:
+    if args.confidence_threshold is not None and not 0 <= args.confidence_threshold <= 1:
         parser.error(f"--confidence-threshold {args.confidence_threshold}: scores are 0 to 1")
     setup_logger(name="knet")
     problems = Problems()

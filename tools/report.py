@@ -6,8 +6,9 @@
     python tools/report.py --config-file configs/shapes/panoptic.yaml --predictions FOLDER
 
 Without --predictions the model is run over the data set. With it, nothing is run: the folder holds
-results as files, as `demo/demo.py --results FOLDER --confidence-threshold 0` writes them. The page
-needs no server and no other file.
+results as files, as `demo/demo.py --results FOLDER` writes them (without --confidence-threshold, so
+that the config's thresholds hold, as without --predictions). The page needs no server and no other
+file.
 """
 
 from __future__ import annotations
