@@ -13,8 +13,11 @@ from __future__ import annotations
 
 import argparse
 import glob
+import itertools
 import json
+import struct
 import sys
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,11 @@ import onnxruntime
 from PIL import Image, ImageOps
 
 _PICTURES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+# what Pillow raises at broken or hostile files
+_BROKEN = (
+    OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, zlib.error,
+    Image.DecompressionBombError,
+)  # fmt: skip
 _ALPHA = 0.55
 
 
@@ -152,10 +160,11 @@ class Writer:
         self._panoptic: list[dict[str, Any]] = []
         self._instances: list[dict[str, Any]] = []
 
-    def add(self, path: Path, image: Image.Image, results: dict[str, np.ndarray]) -> None:
+    def add(
+        self, path: Path, image: Image.Image, results: dict[str, np.ndarray], *, image_id: int
+    ) -> None:
         """Write the files of one picture and keep its records."""
         name = self._free_name(path.stem)
-        image_id: int | str = int(name) if name.isdecimal() else name
         pixels = np.asarray(image)
         drawn: np.ndarray | None = None
         if "semantic_classes" in results:
@@ -191,7 +200,7 @@ class Writer:
             _write_json(self.folder / "instances.json", self._instances)
 
     def _add_instances(
-        self, image_id: int | str, file_name: str, results: dict[str, np.ndarray]
+        self, image_id: int, file_name: str, results: dict[str, np.ndarray]
     ) -> list[tuple[np.ndarray, Sequence[int]]]:
         regions = []
         columns = ("scores", "classes", "masks", "boxes")
@@ -212,7 +221,7 @@ class Writer:
         return regions[::-1]  # the best last, on top
 
     def _add_panoptic(
-        self, name: str, image_id: int | str, results: dict[str, np.ndarray]
+        self, name: str, image_id: int, results: dict[str, np.ndarray]
     ) -> list[tuple[np.ndarray, Sequence[int]]]:
         ids = results["panoptic_ids"]
         rgb = np.stack([ids & 255, ids >> 8 & 255, ids >> 16], axis=-1).astype(np.uint8)
@@ -227,6 +236,8 @@ class Writer:
                     "isthing": bool(isthing),
                     "score": float(score),
                     "area": int(area),
+                    "bbox": _box(ids == i),
+                    "iscrowd": 0,
                 }
             )
             regions.append((ids == i, self._color(int(label))))
@@ -277,6 +288,18 @@ def _pictures(entry: str) -> Iterator[Path]:
         yield from map(Path, matches)
 
 
+def image_ids(pictures: Sequence[Path]) -> list[int]:
+    """COCO ids: the number that is a file's name, others counted on from the highest one."""
+    numbers = [int(p.stem) if p.stem.isascii() and p.stem.isdecimal() else None for p in pictures]
+    following = itertools.count(max((n for n in numbers if n is not None), default=0) + 1)
+    ids: list[int] = []
+    taken: set[int] = set()
+    for number in numbers:
+        ids.append(next(following) if number is None or number in taken else number)
+        taken.add(ids[-1])
+    return ids
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse arguments and run; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -299,11 +322,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    failed = 0
+    done = failed = 0
     try:
         try:
-            for number, path in enumerate(pictures, start=1):
-                problem = _process(path, model, writer)
+            ids = image_ids(pictures)
+            for number, (path, image_id) in enumerate(zip(pictures, ids), start=1):
+                problem = _process(path, image_id, model, writer)
+                done += problem is None
                 failed += problem is not None
                 if problem is None:
                     print(f"{number} of {len(pictures)}: {path}")
@@ -313,24 +338,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
             writer.close()  # what is finished is kept, whatever stopped the rest
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"results of {len(pictures) - failed} pictures in {args.output}")
+        return 1 if done else 2
+    print(f"results of {done} pictures in {args.output}")
     return int(failed > 0)
 
 
-def _process(path: Path, model: Model, writer: Writer) -> str | None:
+def _process(path: Path, image_id: int, model: Model, writer: Writer) -> str | None:
     """Run one picture and write its files; the problem if it cannot be read or fed."""
     try:
         with Image.open(path) as opened:
+            if opened.mode.startswith("I") or opened.mode == "F":  # Pillow would clip them
+                return f"{path} has more than 8 bits a channel: convert it to 8 bits first"
             image = ImageOps.exif_transpose(opened).convert("RGB")
-    except (OSError, ValueError, SyntaxError) as error:
+    except _BROKEN as error:
         return f"{path} cannot be read as a picture: {error}"
     try:
         results = model(image)
     except ValueError as error:
         return f"{path}: {error}"
-    writer.add(path, image, results)
+    writer.add(path, image, results, image_id=image_id)
     return None
+
+
+def _box(mask: np.ndarray) -> list[int]:
+    """x, y, width, height around a mask (H, W) that has a pixel."""
+    columns, rows = (np.flatnonzero(mask.any(axis)) for axis in (0, 1))
+    x, y = int(columns[0]), int(rows[0])
+    return [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y]
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,8 @@ from pycocotools import mask as coco_mask
 pytest.importorskip("onnxruntime")
 
 import run_onnx
+
+from knet.results.coco_files import image_ids
 
 _TOOLS = Path(run_onnx.__file__).parent
 
@@ -131,6 +135,77 @@ def test_calls_that_cannot_work_say_why(panoptic, pictures, tmp_path, capsys):
     assert "cannot be read as an ONNX model" in capsys.readouterr().err
     assert status(panoptic.onnx, pictures, output=pictures / "001.png") == 2
     assert "001.png" in capsys.readouterr().err
+
+
+class StandIn:
+    """In place of an exported model: one segment, the left half of any picture."""
+
+    def __init__(self, *arguments):
+        self.info = {"results": ["panoptic"], "classes": []}
+        self.classes = {0: {"id": 0, "dataset_id": 5, "color": [200, 0, 0]}}
+
+    def __call__(self, image):
+        ids = np.zeros((image.height, image.width), np.int32)
+        ids[:, : image.width // 2] = 1
+        columns = {"ids": [1], "classes": [0], "isthing": [True], "scores": [0.5],
+                   "areas": [int(ids.sum())]}  # fmt: skip
+        table = {f"segment_{key}": np.array(values) for key, values in columns.items()}
+        return {"panoptic_ids": ids, **table}
+
+
+def test_hostile_and_deep_pictures_are_named(pictures, tmp_path, capsys, monkeypatch):
+    def chunk(kind, data):
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = struct.pack(">IIBBBBB", 20000, 20000, 8, 2, 0, 0, 0)
+    (pictures / "000.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b""))
+    )
+    Image.fromarray(np.full((40, 40), 60000, np.uint16)).save(pictures / "deep.png")
+    monkeypatch.setattr(run_onnx, "Model", StandIn)
+    out = tmp_path / "out"
+    assert run_onnx.main(["model", "--input", str(pictures), "--output", str(out)]) == 1
+    errors = capsys.readouterr().err
+    assert "000.png cannot be read as a picture" in errors
+    assert "deep.png has more than 8 bits a channel" in errors
+    content = json.loads((out / "panoptic.json").read_text())
+    assert [image["id"] for image in content["images"]] == [1, 2, 3]
+
+
+def test_ids_are_numbers_and_segments_have_boxes(pictures, tmp_path, monkeypatch):
+    for name in ("7.png", "007.png", "cat.png"):
+        (pictures / name).write_bytes((pictures / "001.png").read_bytes())
+    names = ["cat.png", "7.png", "007.png", "001.png"]
+    monkeypatch.setattr(run_onnx, "Model", StandIn)
+    inputs = [str(pictures / name) for name in names]
+    assert run_onnx.main(["model", "--input", *inputs, "--output", str(tmp_path / "out")]) == 0
+    content = json.loads((tmp_path / "out" / "panoptic.json").read_text())
+    ids = [image["id"] for image in content["images"]]
+    assert ids == image_ids(names) == [8, 7, 9, 1]
+    assert [record["image_id"] for record in content["annotations"]] == ids
+    (segment,) = content["annotations"][0]["segments_info"]
+    assert segment["bbox"] == [0, 0, 48, 96] and segment["iscrowd"] == 0
+
+
+@pytest.mark.parametrize(("finished", "status"), [(0, 2), (1, 1)])
+def test_a_full_disk_tells_whether_something_is_kept(
+    pictures, tmp_path, capsys, monkeypatch, finished, status
+):
+    add, added = run_onnx.Writer.add, []
+
+    def full_disk(self, path, *values, **options):
+        if len(added) == finished:
+            raise OSError(28, "No space left on device")
+        added.append(path)
+        add(self, path, *values, **options)
+
+    monkeypatch.setattr(run_onnx, "Model", StandIn)
+    monkeypatch.setattr(run_onnx.Writer, "add", full_disk)
+    words = ["model", "--input", str(pictures), "--output", str(tmp_path / "out")]
+    assert run_onnx.main(words) == status
+    assert "No space left" in capsys.readouterr().err
 
 
 def test_two_pictures_of_one_name_get_two_results(panoptic, pictures, tmp_path):
