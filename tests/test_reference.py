@@ -136,7 +136,7 @@ def test_training_agrees(seed, stuff, size, objects):
     assert set(gradients) == set(wanted)
     largest = max(float(g.abs().max()) for g in wanted.values())
     for name, gradient in wanted.items():
-        torch.testing.assert_close(gradients[name], gradient, rtol=1e-4, atol=1e-5 * largest)
+        torch.testing.assert_close(gradients[name], gradient, rtol=1e-5, atol=1e-5 * largest)
     for ours, level in zip(of_pyramid, pyramid):
         close(ours, level.grad)
 
@@ -213,7 +213,7 @@ def test_semantic_agrees(width, updater):
     )
     largest = max(float(g.abs().max()) for g in wanted)
     for ours, gradient in zip(gradients, wanted):
-        torch.testing.assert_close(ours, gradient, rtol=1e-4, atol=1e-5 * largest)
+        torch.testing.assert_close(ours, gradient, rtol=1e-5, atol=1e-5 * largest)
 
     sizes = (36, 48), (33, 41), (50, 47)
     logits = outputs[-1].masks[0].detach()

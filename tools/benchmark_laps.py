@@ -98,7 +98,7 @@ def _operations(x: Sequence[int], outputs: int) -> int:
 
 _DIRECT_SUMS = {
     torch.ops.aten.baddbmm_: flop_registry[torch.ops.aten.baddbmm],
-    torch.ops.knet.convolve_3x3: lambda x, weight, bias, out_shape: _operations(x, weight[0]),
+    torch.ops.knet.convolve_3x3: lambda x, weight, *_, out_shape: _operations(x, weight[0]),
     torch.ops.knet.convolve_3x3_weight_gradient: lambda x, upstream, out_shape: _operations(
         x, upstream[1]
     ),

@@ -79,9 +79,10 @@ class Reference:
 
     @torch.no_grad()
     def predict(self) -> Any:
-        images = self._images(self.inputs[:1])
-        features = self._features(images)
-        return images, self.plain.heads(self.parameters, self.setup, features)[1][-1]
+        with autocast(self.work):
+            images = self._images(self.inputs[:1])
+            features = self._features(images)
+            return images, self.plain.heads(self.parameters, self.setup, features)[1][-1]
 
     def post_process(self, predictions: Any) -> Any:
         return self._results(*predictions, self.work.output_size)

@@ -105,7 +105,7 @@ def losses_differ(ours: dict[str, Tensor], reference: dict[str, Tensor]) -> floa
     Raises:
         ValueError: other names.
     """
-    if set(ours) - set(reference):
+    if set(ours) != set(reference):
         raise ValueError(f"losses {sorted(ours)} against {sorted(reference)}")
     return max(
         abs(float(value) - float(reference[name])) / max(abs(float(reference[name])), 1e-6)

@@ -7,14 +7,17 @@ import copy
 import detectron2.layers as d2
 import torch
 import torch.nn.functional as F
+from detectron2.modeling import build_model
 from torch import nn
 
+from knet.modeling import fast_convolutions, winograd
 from knet.modeling.fast_convolutions import (
     Conv3x3,
     Detectron2Conv3x3,
     use_fast_convolutions,
     use_usual_convolutions,
 )
+from knet.training.trainer import Trainer
 
 
 def test_modules_are_changed_and_changed_back():
@@ -46,9 +49,50 @@ def test_modules_are_changed_and_changed_back():
     assert torch.equal(model(x), plain(x))
 
 
-def test_models_use_them_unless_told_otherwise(tiny_cfg):
-    from detectron2.modeling import build_model
+def test_training_and_results_are_the_same(tiny_cfg, monkeypatch):
+    """A whole model whose every 3x3 convolution goes the faster way."""
+    monkeypatch.setattr(winograd, "_LEAST_TILES", 1)
+    monkeypatch.setattr(winograd, "_LEAST_CHANNELS", 1)
+    model = build_model(tiny_cfg)
+    state = copy.deepcopy(model.state_dict())
+    loader = iter(Trainer.build_train_loader(tiny_cfg, seed=1))
+    batch = next(loader)
 
+    def run(model: nn.Module) -> tuple[dict, dict, dict]:
+        model.train()
+        losses = model(batch)
+        # of a smooth function: matches and hard masks make the losses' own gradients jump
+        features = model.backbone(torch.stack([x["image"].float() for x in batch]) / 100)
+        initial, rounds = model.heads([features[name] for name in model.in_features])
+        outputs = [initial.masks, *(r.masks for r in rounds), *(r.class_logits for r in rounds)]
+        sum(output.square().mean() for output in outputs).backward()
+        gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        with torch.no_grad():
+            return losses, gradients, model.eval()([batch[0]])[0]
+
+    calls = []
+    for name in ("convolve_large_3x3", "convolve_3x3_strided"):
+        whole = getattr(fast_convolutions, name)
+        monkeypatch.setattr(
+            fast_convolutions, name, lambda *a, f=whole, n=name: calls.append(n) or f(*a)
+        )
+    losses, gradients, results = run(model)
+    assert set(calls) == {"convolve_large_3x3", "convolve_3x3_strided"}
+    count = len(calls)
+    tiny_cfg.MODEL.KNET.FAST_CONVOLUTIONS = False
+    usual = build_model(tiny_cfg)
+    usual.load_state_dict(state)
+    wanted_losses, wanted, expected = run(usual)
+    assert len(calls) == count
+    for name, loss in wanted_losses.items():
+        torch.testing.assert_close(losses[name], loss, rtol=1e-5, atol=1e-6)
+    for name, gradient in wanted.items():
+        assert (gradients[name] - gradient).norm() <= 1e-4 * gradient.norm() + 1e-6, name
+    assert (results["panoptic_seg"][0] == expected["panoptic_seg"][0]).float().mean() > 0.999
+    torch.testing.assert_close(results["sem_seg"], expected["sem_seg"], rtol=0, atol=1e-5)
+
+
+def test_models_use_them_unless_told_otherwise(tiny_cfg):
     def kinds() -> set[type]:
         return {type(m) for m in build_model(tiny_cfg).modules()} & {Conv3x3, Detectron2Conv3x3}
 

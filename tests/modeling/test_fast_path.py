@@ -10,6 +10,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from knet.modeling.fast_path import fold_batch_norms
+from knet.training.optimizer import build_optimizer
 
 
 @pytest.fixture
@@ -52,7 +53,13 @@ def test_inference_follows_the_weights(model):
     _compare(model, images)
     first = model._fast_path._folded
     with torch.no_grad():
-        model.backbone.stem.conv1.weight.mul_(1.7)  # as an optimiser does
+        model.backbone.stem.conv1.weight.mul_(1.7)
+    _compare(model, images)
+    model.backbone.stem.conv1.weight.data = model.backbone.stem.conv1.weight * 2
+    _compare(model, images)
+    with torch.no_grad():
+        model.backbone.stem.conv1.weight.data.mul_(0.5)  # torch does not count this
+    model._fast_path.forget()
     _compare(model, images)
     state = {name: value * 0.9 for name, value in model.state_dict().items()}
     model.load_state_dict(state)
@@ -60,6 +67,25 @@ def test_inference_follows_the_weights(model):
     assert model._fast_path._folded is first  # written over, so that compiled code stays valid
     model.backbone.stem.conv1.weight = nn.Parameter(model.backbone.stem.conv1.weight * 2)
     _compare(model, images)
+
+
+def test_inference_follows_the_training(tiny_cfg):
+    """The fused optimiser changes weights without counting; frozen statistics hide no change."""
+    tiny_cfg.MODEL.KNET.FREEZE_NORM_STATS = True
+    tiny_cfg.SOLVER.BASE_LR = 0.1
+    model = build_model(tiny_cfg).eval()
+    optimizer = build_optimizer(tiny_cfg, model)
+    images = torch.randn(2, 3, 64, 64)
+    _compare(model, images)
+    before = _plain(model, images).masks
+    for train in (True, False):  # some fine-tune in evaluation mode
+        model.train(train)
+        model._rounds(images)[1][-1].masks.square().mean().backward()
+        optimizer.step()
+        model.eval()
+        with torch.no_grad():
+            assert not torch.allclose(_plain(model, images).masks, before)
+        _compare(model, images, tolerance=1e-3)
 
 
 def test_the_copy_is_no_part_of_the_model(model):
@@ -90,8 +116,15 @@ def test_a_backbone_without_batch_norms_is_used_as_it_is(model):
     assert model._fast_path._folded is model.backbone
 
 
-def test_one_graph_without_breaks_serves_all_sizes(tiny_cfg, monkeypatch):
+# of narrow maps, and of maps that Winograd's method takes, beyond and below its least size; all
+# maps lie on one side of 20,480 numbers, where PyTorch changes convolutions
+@pytest.mark.parametrize(
+    "width, sizes",
+    [(16, [(288, 288), (288, 352), (352, 288), (320, 384)]), (128, [(288, 320), (512, 480)])],
+)
+def test_one_graph_without_breaks_serves_all_sizes(tiny_cfg, monkeypatch, width, sizes):
     tiny_cfg.MODEL.KNET.COMPILE = True
+    tiny_cfg.MODEL.KNET.HIDDEN_DIM = width
     model = build_model(tiny_cfg).eval()
     graphs = []
 
@@ -101,8 +134,7 @@ def test_one_graph_without_breaks_serves_all_sizes(tiny_cfg, monkeypatch):
 
     torch._dynamo.reset()
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=count))
-    # sizes whose maps all lie on one side of 20,480 numbers, where PyTorch changes convolutions
-    for size in [(288, 288), (288, 352), (352, 288), (320, 384)]:
+    for size in sizes:
         # other orders of summation: a pixel at a mask's border may change sides
         _compare(model, torch.randn(1, 3, *size), 1e-2)
     assert len(graphs) == 1

@@ -1,4 +1,7 @@
-"""Lets the 3x3 convolutions of a model compute in faster ways where they pay."""
+"""Lets the 3x3 convolutions of a model compute in faster ways where they pay.
+
+TorchScript and `torch.fx` know plain convolutions only: call `use_usual_convolutions` before.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from knet.modeling.strided import convolve_3x3_strided
-from knet.modeling.winograd import convolve_3x3, pays
+from knet.modeling.winograd import convolve_large_3x3, pays
 
 
 def _convolve(conv: nn.Conv2d, x: Tensor) -> Tensor | None:
@@ -15,7 +18,7 @@ def _convolve(conv: nn.Conv2d, x: Tensor) -> Tensor | None:
     if not pays(x, conv.weight):
         return None
     if conv.stride == (1, 1):
-        return convolve_3x3(x, conv.weight, conv.bias)
+        return convolve_large_3x3(x, conv.weight, conv.bias)
     if torch.is_grad_enabled() and conv.weight.requires_grad:
         return convolve_3x3_strided(x, conv.weight, conv.bias)
     return None

@@ -16,8 +16,10 @@ class FastPath:
     """Backbone and heads without gradients.
 
     A copy of the backbone, whose convolutions do the work of their batch norms as well, follows
-    the model's weights whenever they change. It is no part of the model: neither saved nor
-    trained. A backbone without such convolutions is used as it is.
+    the model's weights whenever they change: torch counts changes of a tensor, except by fused
+    optimisers and through `.data`, after which `forget` has to be called (`KNet` does so in every
+    step of training). The copy is no part of the model: neither saved nor trained. A backbone
+    without such convolutions is used as it is.
 
     Args:
         backbone: in inference mode whenever it is called, like the heads.
@@ -34,7 +36,7 @@ class FastPath:
         self.in_features = list(in_features)
         self.compiled = compiled
         self._folded: nn.Module | None = None
-        self._versions: list[tuple[int, int]] = []
+        self._versions: list[tuple[int, int, int]] = []
         self._run: Callable[..., Any] | None = None
 
     @torch.no_grad()
@@ -51,6 +53,10 @@ class FastPath:
                 self._run(backbone, images.new_zeros((batch, channels, height, 2 * width)))
         return self._run(backbone, images)
 
+    def forget(self) -> None:
+        """The copy is made anew from the weights at the next call."""
+        self._versions = []
+
     def _forward(self, backbone: nn.Module, images: Tensor) -> Any:
         features = backbone(images)
         return self.heads([features[name] for name in self.in_features])
@@ -59,8 +65,7 @@ class FastPath:
         if self._folded is self.backbone:
             return self.backbone
         tensors = [*self.backbone.parameters(), *self.backbone.buffers()]
-        # the counter of in-place changes tells what has been loaded or trained since
-        versions = [(id(t), t._version) for t in tensors]
+        versions = [(id(t), t.data_ptr(), t._version) for t in tensors]
         if self._folded is None or versions != self._versions:
             if not any(_foldable(m) for m in self.backbone.modules()):
                 self._folded = self.backbone

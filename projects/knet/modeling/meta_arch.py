@@ -214,6 +214,7 @@ class KNet(nn.Module):
     def _rounds(self, images: Tensor) -> tuple[Any, list[RoundOutput]]:
         if not self.training and not torch.is_grad_enabled():
             return self._fast_path(images)
+        self._fast_path.forget()  # weights will change
         features = self.backbone(images)
         return self.heads([features[name] for name in self.in_features])
 

@@ -53,34 +53,56 @@ _INPUTS, _WEIGHTS, _OUTPUTS = (torch.kron(m, m).float() for m in _transforms())
 
 
 def pays(x: Tensor, weight: Tensor) -> bool:
-    """Whether `convolve_3x3` is worth it: large float32 maps on a CPU, outside traced graphs."""
-    if x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32:
+    """Whether `convolve_3x3` is worth it: large float32 maps on a CPU, outside traced graphs.
+
+    While code is compiled nothing is said of the size, which would be compiled in.
+    """
+    if (
+        x.dim() != 4
+        or x.device.type != "cpu"
+        or x.dtype != torch.float32
+        or weight.dtype != torch.float32
+    ):
         return False
     if torch.jit.is_tracing() or torch.is_autocast_enabled("cpu"):
         return False
-    outputs, inputs = weight.shape[:2]
-    tiles = -(-x.shape[2] // 4) * -(-x.shape[3] // 4)
-    return min(inputs, outputs) >= _LEAST_CHANNELS and tiles >= _LEAST_TILES
+    if min(weight.shape[:2]) < _LEAST_CHANNELS:
+        return False
+    return torch.compiler.is_compiling() or _tiles(x) >= _LEAST_TILES
+
+
+def _tiles(x: Tensor) -> int:
+    return -(-x.shape[2] // 4) * -(-x.shape[3] // 4)
+
+
+def convolve_large_3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`convolve_3x3` of maps for which it `pays`, also in code compiled for maps of all sizes."""
+    return convolve_3x3(x, weight, bias, _LEAST_TILES)
 
 
 @torch.library.custom_op(
     "knet::convolve_3x3",
     mutates_args=(),
-    schema="(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
+    schema="(Tensor x, Tensor weight, Tensor? bias, int least_tiles=0) -> Tensor",
 )
-def convolve_3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def convolve_3x3(x: Tensor, weight: Tensor, bias: Tensor | None, least_tiles: int = 0) -> Tensor:
     """Convolution of stride 1 that keeps the size, as `F.conv2d(x, weight, bias, padding=1)`.
 
-    Equal up to rounding. Differentiable.
+    Equal up to rounding. Differentiable, once with respect to the weights.
 
     Args:
         x: (B, C, H, W) float32 on a CPU.
         weight: (K, C, 3, 3).
         bias: (K,) or None.
+        least_tiles: maps of fewer tiles of 4x4 pixels are convolved directly.
 
     Returns:
         (B, K, H, W), channels last.
     """
+    if _tiles(x) < least_tiles:
+        x = x.contiguous(memory_format=torch.channels_last)
+        direct = F.conv2d(x, weight, bias, padding=1)
+        return direct.contiguous(memory_format=torch.channels_last)
     batch, _, height, width = x.shape
     x, outputs = _channels_last(x), weight.shape[0]
     transformed = _kernel_matrices(weight)
@@ -126,7 +148,7 @@ def weight_gradient(x: Tensor, upstream: Tensor) -> Tensor:
 
 
 @convolve_3x3.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, least_tiles: int = 0) -> Tensor:
     batch, _, height, width = x.shape
     return x.new_empty((batch, height, width, weight.shape[0])).permute(0, 3, 1, 2)
 
@@ -136,12 +158,12 @@ def _(x: Tensor, upstream: Tensor) -> Tensor:
     return x.new_empty((3, 3, x.shape[1], upstream.shape[1])).permute(3, 2, 0, 1)
 
 
-def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
-    x, weight, _ = inputs
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight = inputs[:2]
     ctx.save_for_backward(x, weight)
 
 
-def _backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+def _backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
     x, weight = ctx.saved_tensors
     of_x = of_weight = of_bias = None
     if ctx.needs_input_grad[0]:
@@ -150,7 +172,7 @@ def _backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None,
         of_weight = weight_gradient(x, upstream)
     if ctx.needs_input_grad[2]:
         of_bias = upstream.sum((0, 2, 3))
-    return of_x, of_weight, of_bias
+    return of_x, of_weight, of_bias, None
 
 
 convolve_3x3.register_autograd(_backward, setup_context=_save)
