@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from benchmark_laps import Counting, Laps, alternate, peak_memory, products, quartiles
 
+from knet.modeling.strided import convolve_3x3_strided
 from knet.modeling.winograd import convolve_3x3
 
 TINY = [
@@ -101,7 +102,8 @@ def test_products_count_two_operations_each():
     assert products(run) == {"product": 2 * 3 * 4 * 5, "convolution": 2 * 64 * 2 * 3}
 
 
-def test_products_count_convolutions_as_direct_sums():
+@pytest.mark.parametrize("stride, fast", [(1, convolve_3x3), (2, convolve_3x3_strided)])
+def test_products_count_convolutions_as_direct_sums(stride, fast):
     x, weight = torch.randn(2, 8, 20, 28), torch.randn(4, 8, 3, 3, requires_grad=True)
 
     def run(laps: Laps, convolve: Callable[..., torch.Tensor]) -> None:
@@ -110,9 +112,9 @@ def test_products_count_convolutions_as_direct_sums():
         y.sum().backward()
         laps.end("backward")
 
-    expected = products(partial(run, convolve=partial(F.conv2d, padding=1)))
+    expected = products(partial(run, convolve=partial(F.conv2d, stride=stride, padding=1)))
     assert expected["backward"] == 2 * expected["forward"] > 0
-    assert products(partial(run, convolve=convolve_3x3)) == expected
+    assert products(partial(run, convolve=fast)) == expected
 
 
 def test_turns_change_and_the_first_round_does_not_count():
