@@ -123,6 +123,13 @@ def test_low_scores_are_not_drawn():
     assert (draw_result(image, instances, score_threshold=0.1, **options) != image).any()
 
 
+def test_strips_are_not_enlarged_without_bound():
+    metadata = Metadata(name="semantic", stuff_classes=["wall"])
+    strip = np.zeros((3, 700, 3), np.uint8)
+    drawn = draw_result(strip, np.zeros((3, 700), int), metadata, task="semantic")
+    assert drawn.shape == (15, 3500, 3)
+
+
 def test_missing_output_names_the_switch(records):
     with pytest.raises(ValueError, match=r"photo\.png.*SEMANTIC_ON"):
         draw_sheet(records[:1], [{}], METADATA, task="semantic")

@@ -132,7 +132,12 @@ def _parser() -> argparse.ArgumentParser:
         help="of the image to trace with, kept for sides that are not dynamic",
     )
     parser.add_argument("--input-dtype", choices=["uint8", "float32"], default="uint8")
-    parser.add_argument("--half", action="store_true", help="float16 but for sums and results")
+    parser.add_argument(
+        "--half",
+        action="store_true",
+        help="float16 but for sums and results; ONNX files become half as large, those of "
+        "torch_export keep float32 weights",
+    )
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys and values")
     return parser
 

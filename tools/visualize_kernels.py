@@ -13,7 +13,6 @@ kernels are their classes). For a data set: where each instance kernel tends to 
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,7 +31,7 @@ from knet.data.annotations.pictures import read_picture
 from knet.data.registration.builtin import register_builtin
 from knet.demo.errors import UserError
 from knet.demo.files import find_pictures, require_unique_stems, writable_folder
-from knet.demo.model_arguments import add_model_arguments, load_predictor
+from knet.demo.model_arguments import add_model_arguments, load_predictor, split_config_keys
 from knet.kernel_pictures import draw_average_masks, draw_class_scores, draw_kernel_rounds
 from knet.kernel_trace import average_masks, trace_kernels
 from knet.predictor import KNetPredictor
@@ -52,10 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> list[Path]:
     parser.add_argument("--output", default="kernels", help="folder for the PNGs")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config keys and values")
     args = parser.parse_args(arguments)
-    for k, value in enumerate(args.input or []):
-        if re.fullmatch(r"[A-Z_]+(\.\w+)+", value):  # config keys right behind the pictures
-            args.input, args.opts = args.input[:k], args.input[k:] + args.opts
-            break
+    if args.input:
+        args.input, keys = split_config_keys(args.input)
+        args.opts = keys + args.opts
     if min(args.images, args.kernels) < 1:
         parser.error("--images and --kernels must be 1 or more")
 

@@ -10,7 +10,6 @@ Each image gives one PNG; their paths are printed.
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Sequence
 
 import knet  # noqa: F401  (registers the model; has to come before detectron2)
@@ -23,6 +22,7 @@ from knet.checkpoint.checkpointer import KNetCheckpointer
 from knet.config import get_cfg_from_file
 from knet.data.registration.builtin import register_builtin
 from knet.data.registration.custom import register_custom
+from knet.demo.model_arguments import split_config_keys
 from knet.modeling.test_time_augmentation import KNetWithTTA
 from knet.visualization import TASKS, write_sheets
 
@@ -48,10 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> list[str]:
     parser.add_argument("--output", default="sheets", help="folder for the PNGs")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config keys and values")
     args = parser.parse_args(arguments)
-    for k, value in enumerate(args.images or []):
-        if re.fullmatch(r"[A-Z_]+(\.\w+)+", value):  # config keys right behind the images
-            args.images, args.opts = args.images[:k], args.images[k:] + args.opts
-            break
+    if args.images:
+        args.images, keys = split_config_keys(args.images)
+        args.opts = keys + args.opts
 
     setup_logger(name="knet")
     cfg = get_cfg_from_file(args.config_file, args.opts)

@@ -35,6 +35,7 @@ TASKS = {"panoptic": "panoptic_seg", "instance": "instances", "semantic": "sem_s
 _COLUMNS = ("photo", "ground truth", "prediction")
 _GAP = 8  # pixels between the tiles of a sheet
 _FONT_SIZE = 16
+_LARGEST_SIDE = 4000  # of an enlarged picture
 
 
 def draw_result(
@@ -55,7 +56,8 @@ def draw_result(
         metadata: the data set's.
         task: ``panoptic``, ``instance`` or ``semantic``.
         score_threshold: instances with a lower score are left out.
-        min_side: a smaller image is enlarged by a whole factor, so that labels are readable.
+        min_side: a smaller image is enlarged by a whole factor, so that labels are readable; the
+            longer side becomes 4000 at most.
 
     Returns:
         ``(H', W', 3)`` RGB uint8, the size of the (enlarged) photo.
@@ -312,7 +314,9 @@ def _row(tiles: Sequence[tuple[str, np.ndarray]], file_name: str) -> np.ndarray:
 
 
 def _factor(image: np.ndarray, min_side: int) -> int:
-    return max(1, math.ceil(min_side / min(image.shape[:2])))
+    short, long = sorted(image.shape[:2])
+    # a strip would become enormous
+    return max(1, min(math.ceil(min_side / short), _LARGEST_SIDE // long))
 
 
 def _enlarge_photo(image: np.ndarray, factor: int) -> np.ndarray:

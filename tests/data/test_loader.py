@@ -8,9 +8,15 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog
+from detectron2.structures import BitMasks, Instances
 
 from knet.data.defects import DataError
-from knet.data.loader import ResumableBatchSampler, SeededDataset, build_train_loader
+from knet.data.loader import (
+    ResumableBatchSampler,
+    SeededDataset,
+    _pinnable,
+    build_train_loader,
+)
 from knet.data.skip_report import SkipReport
 
 
@@ -227,3 +233,19 @@ def test_training_goes_on_past_broken_pictures(tiny_cfg, workers, caplog):
         batches = list(itertools.islice(loader, 9))
     assert all(len(batch) == 4 for batch in batches)
     assert loader.total > 0 and ".gone" in caplog.text
+
+
+def test_all_tensors_of_a_batch_can_be_pinned(monkeypatch):
+    """The loader's own function reaches masks and classes, not only what lies in the dict."""
+    instances = Instances((4, 6))
+    instances.gt_masks = BitMasks(torch.ones(2, 4, 6, dtype=torch.bool))
+    instances.gt_classes = torch.tensor([3, 1])
+    record = {"image": torch.zeros(3, 4, 6), "instances": instances, "height": 4}
+    pinned = []
+    monkeypatch.setattr(
+        torch.Tensor, "pin_memory", lambda self, *_: pinned.append(tuple(self.shape)) or self
+    )
+    (found,) = torch.utils.data._utils.pin_memory.pin_memory(_pinnable([record]), "cuda")
+    assert sorted(pinned) == [(2,), (2, 4, 6), (3, 4, 6)]
+    assert found["instances"].gt_classes.tolist() == [3, 1]
+    assert found["instances"].gt_masks.tensor.all() and found["height"] == 4

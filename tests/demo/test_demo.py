@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from knet.data.annotations.panoptic_png import read_panoptic_png
 from knet.demo.video import VideoReader, VideoWriter
+from knet.evaluation import build_evaluator
 from knet.evaluation.panoptic_quality import pq_compute
 from knet.visualization import draw_result
 
@@ -88,7 +89,13 @@ def test_pictures_become_drawings_and_files_that_evaluators_read(
     quality = pq_compute(
         scenes / "panoptic.json", found / "panoptic.json", scenes / "panoptic", found / "panoptic"
     )
-    assert 0 <= quality["All"]["pq"] <= 1
+    evaluator = build_evaluator(predictor.cfg, "tiny_val", str(tmp_path / "evaluator"))
+    evaluator.reset()
+    for record in DatasetCatalog.get("tiny_val"):
+        evaluator.process([record], [results[record["image_id"]]])
+    scores = evaluator.evaluate()["panoptic_seg"]
+    for key in ("pq", "sq", "rq"):
+        assert 100 * quality["All"][key] == pytest.approx(scores[key.upper()])
 
     # instances: COCO's own tools read them, against our table of images and against the truth
     instances = read(found / "instances.json")

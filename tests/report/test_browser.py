@@ -175,6 +175,28 @@ def test_viewer_by_keyboard(page):
     assert first.evaluate("button => button === document.activeElement")
 
 
+def test_viewer_speaks_and_its_rows_take_focus(page):
+    page.locator(".shot").first.click()
+    viewer = page.get_by_role("dialog")
+    page.keyboard.press("n")
+    said = viewer.get_by_role("status").filter(has_text="PQ").inner_text()
+    assert viewer.get_by_role("heading").inner_text() in said
+    page.mouse.move(0, 0)  # no shape is under it
+    page.locator("#viewer .segments").focus()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.parentNode.id") == "segments"
+    assert viewer.locator(".shape.lit").count() == 1
+    page.keyboard.press("Tab")
+    assert viewer.locator("#segments tr.lit").count() == 1
+
+
+def test_a_raised_score_hides_images_without_segments(page):
+    page.get_by_label("Score at least").fill("1")
+    page.locator("#nothing").wait_for()
+    assert page.locator("#shown").inner_text().startswith("0 of 4 images")
+    assert shown(page) == 0
+
+
 def test_viewer_by_mouse(page):
     page.locator(".shot").nth(1).click()
     viewer = page.get_by_role("dialog")

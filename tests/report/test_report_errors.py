@@ -5,8 +5,11 @@ import json
 import pytest
 import report as tool
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
 
+from knet.report.collect import ReportCollector
 from knet.report.page import write_page
+from knet.results.categories import Category
 
 from . import results
 
@@ -45,7 +48,11 @@ def test_predictions_that_do_not_fit(call, results_folder, capsys, tmp_path):
         file.write_text(content if isinstance(content, str) else json.dumps(content))
         return fails(capsys, call("--predictions", results_folder))
 
+    instances = results_folder / "instances.json"
+    every = instances.read_text()
+    instances.write_text(json.dumps([i for i in json.loads(every) if i["image_id"] != 1]))
     text = message({**good, "images": good["images"][1:]})
+    instances.write_text(every)
     assert "lacks 1 of the data set's 4 images: 000001.png" in text
     assert "has other classes than the data set: disc" in message(
         {**good, "categories": [c for c in good["categories"] if c["name"] != "disc"]}
@@ -64,6 +71,38 @@ def test_predictions_that_do_not_fit(call, results_folder, capsys, tmp_path):
     (results_folder / "instances.json").unlink()
     assert "000001.png cannot be read" in fails(capsys, call("--predictions", results_folder))
     assert not (tmp_path / "report.html").exists()
+
+
+def test_files_of_predictions_are_blamed_for_their_own_errors(call, results_folder, capsys):
+    def message(name, change):
+        path = results_folder / name
+        before = path.read_bytes()
+        if path.suffix == ".png":
+            with Image.open(path) as opened:
+                opened.resize((50, 40), Image.Resampling.NEAREST).save(path)
+        else:
+            content = json.loads(before)
+            change(content)
+            path.write_text(json.dumps(content))
+        found = fails(capsys, call("--predictions", results_folder))
+        path.write_bytes(before)
+        return found
+
+    assert "the image '000001' has no height" in message(
+        "images.json", lambda content: content["images"][0].pop("height")
+    )
+    assert "images.json does not know: 99" in message(
+        "instances.json", lambda content: [found.update(image_id=99) for found in content]
+    )
+    for name in ("panoptic/000001.png", "semantic/000001.png"):
+        assert f"{name} has 40 x 50 pixels, its image in images.json 96 x 96" in message(name, None)
+
+
+def test_more_classes_than_a_label_map_holds_are_refused():
+    categories = [Category(k, k, f"class {k}", False) for k in range(256)]
+    with pytest.raises(ValueError, match="at most 255 classes"):
+        ReportCollector(task="semantic", categories=categories)
+    ReportCollector(task="semantic", categories=categories[:255])
 
 
 def test_outputs_that_cannot_be_written(results_folder, tiny_opts, tmp_path, capsys):

@@ -91,3 +91,11 @@ def test_what_is_missing_is_said(results, stand_in, monkeypatch):
     monkeypatch.setitem(sys.modules, "supervision", None)
     with pytest.raises(ImportError, match="pip install supervision"):
         to_supervision(results, METADATA, task="instance")
+
+
+def test_the_library_takes_them(results):
+    pytest.importorskip("supervision")
+    for task, count in (("instance", 1), ("panoptic", 2), ("semantic", 2)):
+        found = to_supervision(results, METADATA, task=task)
+        assert len(found) == count and len(found[:1]) == 1
+        assert found.area.sum() > 0

@@ -6,11 +6,13 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from detectron2.config import get_cfg
+
 from knet.config import get_cfg_from_file
 from knet.demo.errors import UserError
 from knet.predictor import KNetPredictor
 
-__all__ = ["add_model_arguments", "load_predictor"]
+__all__ = ["add_model_arguments", "load_predictor", "split_config_keys"]
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,3 +47,16 @@ def load_predictor(args: argparse.Namespace, opts: Sequence[Any]) -> KNetPredict
     # AssertionError and KeyError: config keys that do not exist
     except (OSError, ValueError, KeyError, AssertionError, ImportError) as error:
         raise UserError(f"{args.config_file or args.predictor}: {error}") from error
+
+
+def split_config_keys(values: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Values of a flag, and the config keys and values that stand right behind them.
+
+    A key begins with a section of the config, as MODEL.DEVICE does; PHOTO.JPG is none.
+    """
+    sections = get_cfg().keys()
+    for k, value in enumerate(values):
+        section, dot, _ = value.partition(".")
+        if dot and section in sections:
+            return list(values[:k]), list(values[k:])
+    return list(values), []

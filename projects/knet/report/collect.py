@@ -82,6 +82,8 @@ class ReportCollector(DatasetEvaluator):
             raise ValueError(f"Unknown task {task!r}; known are {', '.join(MEASURES)}.")
         if num_images < 1:
             raise ValueError(f"A report shows at least one image, not {num_images}.")
+        if max((category.label for category in categories), default=0) >= IGNORE_LABEL:
+            raise ValueError(f"A report shows at most {IGNORE_LABEL} classes.")
         self.task = task
         self.labels = [category.label for category in categories]
         self._things = {category.label for category in categories if category.is_thing}

@@ -51,6 +51,12 @@ class FilePredictions:
             stem = Path(str(image.get("file_name"))).stem
             if stem in self._images:
                 raise ValueError(f"{self.folder / 'images.json'}: '{stem}' is there twice")
+            for key in ("id", "height", "width"):
+                if not isinstance(image.get(key), int):
+                    raise ValueError(
+                        f"{self.folder / 'images.json'}: the image '{stem}' has no {key} that is "
+                        "a whole number"
+                    )
             self._images[stem] = image
         self.tasks: list[str] = []
         self._panoptic: dict[Any, dict[str, Any]] = {}
@@ -63,6 +69,12 @@ class FilePredictions:
             self.tasks.append("instance")
             for found in self._list({"": self._read("instances.json")}, "", "instances.json"):
                 self._instances.setdefault(found.get("image_id"), []).append(found)
+            unknown = self._instances.keys() - {image["id"] for image in self._images.values()}
+            if unknown:
+                raise ValueError(
+                    f"{self.folder / 'instances.json'} has instances of images that images.json "
+                    f"does not know: {', '.join(sorted(map(str, unknown))[:5])}"
+                )
         if (self.folder / "semantic").is_dir():
             self.tasks.append("semantic")
         if not self.tasks:
@@ -91,11 +103,11 @@ class FilePredictions:
         try:
             output: dict[str, Any] = {}
             if "panoptic" in self.tasks:
-                output["panoptic_seg"] = self._panoptic_seg(image["id"])
+                output["panoptic_seg"] = self._panoptic_seg(image["id"], size)
             if "instance" in self.tasks:
                 output["instances"] = self._instances_of(image["id"], size)
             if "semantic" in self.tasks:
-                output["sem_seg"] = self._sem_seg(stem)
+                output["sem_seg"] = self._sem_seg(stem, size)
         except (KeyError, TypeError) as error:
             raise ValueError(
                 f"{self.folder}: the results of '{stem}' are not in the form of demo.py --results: "
@@ -103,10 +115,13 @@ class FilePredictions:
             ) from error
         return output
 
-    def _panoptic_seg(self, image_id: Any) -> tuple[torch.Tensor, list[dict[str, Any]]]:
+    def _panoptic_seg(
+        self, image_id: Any, size: tuple[int, int]
+    ) -> tuple[torch.Tensor, list[dict[str, Any]]]:
         record = self._panoptic[image_id]
         path = self.folder / "panoptic" / record["file_name"]
         ids = read_panoptic_png(str(path)).astype(np.int32)
+        self._check_size(path, ids.shape, size)
         segments = []
         for info in record["segments_info"]:
             is_thing = (info["category_id"], True) in self._labels
@@ -138,7 +153,7 @@ class FilePredictions:
         instances.pred_classes = torch.tensor(labels, dtype=torch.long)
         return instances
 
-    def _sem_seg(self, stem: str) -> torch.Tensor:
+    def _sem_seg(self, stem: str, size: tuple[int, int]) -> torch.Tensor:
         path = self.folder / "semantic" / f"{stem}.png"
         try:
             with Image.open(path) as opened:
@@ -150,8 +165,16 @@ class FilePredictions:
                 f"{path} is no map of the labels 0 to {self._num_labels - 1}: are these the "
                 "predictions of another model?"
             )
+        self._check_size(path, tuple(labels.shape), size)
         one_hot = torch.zeros(self._num_labels, *labels.shape, dtype=torch.uint8)
         return one_hot.scatter_(0, labels[None], 1)
+
+    def _check_size(self, path: Path, shape: tuple[int, ...], size: tuple[int, int]) -> None:
+        if shape != size:
+            raise ValueError(
+                f"{path} has {shape[0]} x {shape[1]} pixels, its image in images.json {size[0]} x "
+                f"{size[1]} (height x width): write the results anew"
+            )
 
     def _check_categories(self, content: Any, categories: Sequence[Category]) -> None:
         theirs = {

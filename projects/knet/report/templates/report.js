@@ -2,7 +2,8 @@
 (() => {
   const $ = (id) => document.getElementById(id);
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
-  const say = (text) => { $("said").textContent = text; };
+  // what lies outside of an open dialog is not read out
+  const say = (text) => { $($("viewer").open ? "viewer-said" : "said").textContent = text; };
   const whole = new Intl.NumberFormat("en");
 
   // ---- Tables: a click on a column's title sorts; what has no value stays at the end.
@@ -76,8 +77,10 @@
       const seen = applyTo(card.querySelector("template").content);
       const stack = card.querySelector(".shot .stack");
       if (stack) applyTo(stack);
-      const plain = filter.outcome === "all" && filter.classes.size === boxes.length;
-      card.hidden = !(plain || seen.truth + seen.prediction);
+      const raised = score && filter.score > Number(score.defaultValue);
+      const plain = filter.outcome === "all" && filter.classes.size === boxes.length && !raised;
+      const found = raised ? seen.prediction : seen.truth + seen.prediction;  // truth has no score
+      card.hidden = !(plain || found);
       images += !card.hidden;
       predicted += card.hidden ? 0 : seen.prediction;
       total += seen.all;
@@ -211,6 +214,9 @@
         element.addEventListener("pointerenter", () => light(true));
         element.addEventListener("pointerleave", () => light(false));
       }
+      row.tabIndex = 0;
+      row.addEventListener("focus", () => light(true));
+      row.addEventListener("blur", () => light(false));
     }
   }
 
