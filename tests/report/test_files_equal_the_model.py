@@ -29,20 +29,32 @@ def test_files_give_the_page_of_the_model(tiny_cfg, tiny_opts, tiny_shapes, tmp_
             module.weight.data.normal_(std=0.5, generator=generator)
             module.bias.data.zero_()
     write_weights(tmp_path / "model.pth", model.state_dict())
+    # thresholds of the config itself: options at the end of the line would override any flag
+    config = tmp_path / "model.yaml"
+    config.write_text(
+        f"_BASE_: {Path('configs/shapes/panoptic.yaml').resolve()}\n"
+        "MODEL: {KNET: {TEST: {OVERLAP_THRESH: 0.0, THING_THRESH: 0.6}}}\n"
+    )
     opts = [*tiny_opts, "MODEL.WEIGHTS", tmp_path / "model.pth"]
-    opts += ["MODEL.KNET.TEST.OVERLAP_THRESH", 0.0, "MODEL.KNET.TEST.THING_THRESH", 0.6]
-    pages = tmp_path / "run.html", tmp_path / "files.html"
-    assert tool.main(results.arguments(opts, "--output", pages[0])) == 0
+
+    def arguments(*flags):
+        words = results.arguments(opts, *flags)
+        words[words.index("--config-file") + 1] = str(config)
+        return words
 
     folder = tmp_path / "found"
-    words = results.arguments(opts, "--input", tiny_shapes / "val" / "images", "--results", folder,
-                              "--opts")  # fmt: skip
-    assert demo.main(words) == 0
-    flags = ["--predictions", folder, "--output", pages[1]]
-    assert tool.main(results.arguments(opts, *flags)) == 0
-
-    run, files = (PageReader(page.read_text(encoding="utf-8")).classes for page in pages)
-    assert sum(float(row["Found"] or 0) + float(row["False"] or 0) for row in run.values()) > 4
-    for name, row in run.items():
-        for column in ("PQ", "AP", "Found", "False", "Missed"):
-            assert files[name][column] == row[column], (name, column)
+    pictures = tiny_shapes / "val" / "images"
+    assert demo.main(arguments("--input", pictures, "--results", folder, "--opts")) == 0
+    columns = {"panoptic": ("PQ", "AP"), "instance": ("F1", "AP")}
+    for task, measures in columns.items():
+        pages = []
+        for source in ([], ["--predictions", folder]):
+            path = tmp_path / "page.html"
+            flags = ["--task", task, "--score-threshold", 0.1, "--output", path, *source]
+            assert tool.main(arguments(*flags)) == 0
+            pages.append(PageReader(path.read_text(encoding="utf-8")).classes)
+        run, files = pages
+        assert sum(float(row["False"] or 0) for row in run.values()) > 4
+        for name, row in run.items():
+            for column in (*measures, "Found", "False", "Missed"):
+                assert files[name][column] == row[column], (task, name, column)
