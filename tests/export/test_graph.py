@@ -49,7 +49,7 @@ def assert_same(results, expected, *, scores=1e-4, pixels=0.999):
     if "instances" in expected:
         found = expected["instances"]
         assert len(found) > 5
-        assert 0.01 < found.pred_masks.float().mean() < 0.98
+        assert 0.001 < found.pred_masks.float().mean() < 0.98
         np.testing.assert_allclose(results["instance_scores"], found.scores, rtol=0, atol=scores)
         assert results["instance_classes"].tolist() == found.pred_classes.tolist()
         assert (results["instance_masks"] == found.pred_masks.numpy()).mean() >= pixels
