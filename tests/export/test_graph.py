@@ -30,7 +30,7 @@ def run_onnx(session, **feeds):
     return dict(zip(names, session.run(None, feeds)))
 
 
-def assert_same(results, expected, *, scores=1e-4, pixels=0.999):
+def assert_same(results, expected, *, scores=1e-4, pixels=0.999, covered=0.01):
     """Compare a graph's results with Detectron2's dict of the model."""
     compared = 0
     if "panoptic_seg" in expected:
@@ -49,7 +49,7 @@ def assert_same(results, expected, *, scores=1e-4, pixels=0.999):
     if "instances" in expected:
         found = expected["instances"]
         assert len(found) > 5
-        assert 0.001 < found.pred_masks.float().mean() < 0.98
+        assert covered < found.pred_masks.float().mean() < 0.98
         np.testing.assert_allclose(results["instance_scores"], found.scores, rtol=0, atol=scores)
         assert results["instance_classes"].tolist() == found.pred_classes.tolist()
         assert (results["instance_masks"] == found.pred_masks.numpy()).mean() >= pixels
@@ -65,7 +65,7 @@ def assert_same(results, expected, *, scores=1e-4, pixels=0.999):
     assert compared == len(expected) > 0
 
 
-def assert_onnx_equals_pytorch(exported, session, image, output_size):
+def assert_onnx_equals_pytorch(exported, session, image, output_size, **limits):
     """Compare the results for an RGB image (H, W, 3)."""
     image = image.transpose(2, 0, 1).copy()
     results = run_onnx(session, image=image[None], output_size=np.array(output_size))
@@ -77,7 +77,7 @@ def assert_onnx_equals_pytorch(exported, session, image, output_size):
         expected = exported.predictor.model(
             [{"image": torch.from_numpy(image), "height": height, "width": width}]
         )[0]
-    assert_same(results, expected)
+    assert_same(results, expected, **limits)
 
 
 def test_onnx_equals_pytorch_at_three_sizes(exported):
@@ -91,7 +91,9 @@ def test_onnx_equals_pytorch_on_photographs(exported, name):
     session = onnxruntime.InferenceSession(exported.onnx)
     with Image.open(PHOTOGRAPHS / f"{name}.jpg") as photograph:
         image = np.asarray(photograph.convert("RGB"))
-    assert_onnx_equals_pytorch(exported, session, image, (image.shape[0] * 2, image.shape[1] * 2))
+    size = (image.shape[0] * 2, image.shape[1] * 2)
+    # the random model's masks are small on photographs
+    assert_onnx_equals_pytorch(exported, session, image, size, covered=0.001)
 
 
 def test_saved_program_equals_onnx(exported):

@@ -124,11 +124,10 @@ def test_two_processes_compute_what_one_does(tiny_cfg, semantic_cfg, tiny_shapes
     launch(_Worker(tmp_path, tiny_shapes), 2, on_gpu=False, args=(jobs, tmp_path))
     for name, _ in jobs:
         one, two = (torch.load(tmp_path / f"{name}_{n}.pth", weights_only=True) for n in (1, 2))
-        initial = torch.load(tmp_path / f"{name}_initial.pth", weights_only=True)["model"]
-        _compare(name, one, two, initial)
+        _compare(name, one, two)
 
 
-def _compare(job, one, two, initial):
+def _compare(job, one, two):
     for a, b in zip(one["losses"], two["losses"]):
         assert set(a) == set(b) and "total_loss" in a
         for name in a:
@@ -139,13 +138,12 @@ def _compare(job, one, two, initial):
         torch.testing.assert_close(
             two["gradients"][name], gradient, rtol=1e-2, atol=1e-5, msg=f"gradient, {message}"
         )
-        # Adam scales rounding errors up to full steps where the true gradient of a step is next to
-        # zero, as for a silent unit or the key bias of an attention: a few weights may stray
+        # Adam scales rounding errors up to full steps where the true gradient of a step is zero,
+        # as it is for the key bias of an attention, and at times for a silent unit
         counts = one["smallest"][name] > 1e-6
-        moved = (value - initial[name])[counts].norm()
-        strayed = (two["weights"][name] - value)[counts]
-        assert strayed.norm() <= 0.03 * moved, message
-        assert (strayed.abs() > 1e-5).float().mean() < 0.01 or not counts.any(), message
+        torch.testing.assert_close(
+            two["weights"][name][counts], value[counts], rtol=1e-5, atol=1e-5, msg=message
+        )
 
 
 class _Worker:
