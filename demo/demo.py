@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from knet.data.annotations.pictures import read_picture
 from knet.data.defects import DataError
-from knet.demo.errors import UserError
+from knet.errors import UserError
 from knet.demo.files import find_pictures, output_files, require_unique_stems, writable_folder
 from knet.demo.model_arguments import add_model_arguments, load_predictor
 from knet.demo.video import CODECS, VideoReader, VideoWriter

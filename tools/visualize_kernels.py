@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from knet.data.annotations.pictures import read_picture
 from knet.data.registration.builtin import register_builtin
-from knet.demo.errors import UserError
+from knet.errors import UserError
 from knet.demo.files import find_pictures, require_unique_stems, writable_folder
 from knet.demo.model_arguments import add_model_arguments, load_predictor, split_config_keys
 from knet.kernel_pictures import draw_average_masks, draw_class_scores, draw_kernel_rounds

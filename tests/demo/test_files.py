@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from knet.demo.errors import UserError
+from knet.errors import UserError
 from knet.demo.files import find_pictures, output_files, require_unique_stems, writable_folder
 
 

@@ -5,7 +5,7 @@ import resource
 import numpy as np
 import pytest
 
-from knet.demo.errors import UserError
+from knet.errors import UserError
 from knet.demo.video import VideoReader, VideoWriter
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from knet.demo.errors import UserError
+from knet.errors import UserError
 
 __all__ = ["SUFFIXES", "find_pictures", "output_files", "require_unique_stems", "writable_folder"]
 

@@ -9,7 +9,7 @@ from typing import Any
 from detectron2.config import get_cfg
 
 from knet.config import get_cfg_from_file
-from knet.demo.errors import UserError
+from knet.errors import UserError
 from knet.predictor import KNetPredictor
 
 __all__ = ["add_model_arguments", "load_predictor", "split_config_keys"]

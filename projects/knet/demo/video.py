@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from knet.demo.errors import UserError
+from knet.errors import UserError
 
 __all__ = ["CODECS", "VideoReader", "VideoWriter"]
 

@@ -8,7 +8,7 @@ import sys
 import cv2
 import numpy as np
 
-from knet.demo.errors import UserError
+from knet.errors import UserError
 
 __all__ = ["Window"]
 
