@@ -35,8 +35,8 @@ from knet.config import get_cfg_from_file
 from knet.data.annotations.pictures import read_picture
 from knet.data.registration.builtin import register_builtin
 from knet.data.registration.custom import register_custom
-from knet.errors import UserError
 from knet.demo.files import writable_folder
+from knet.errors import UserError
 from knet.evaluation import build_evaluator
 from knet.modeling.build import is_semantic
 from knet.modeling.classes import class_ids_from_config

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from knet.errors import UserError
 from knet.demo.files import find_pictures, output_files, require_unique_stems, writable_folder
+from knet.errors import UserError
 
 
 @pytest.fixture
