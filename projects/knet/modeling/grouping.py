@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from knet.modeling.precision import at_least_float32
+
 
 def hard_groups(masks: Tensor) -> Tensor:
     """Binary groups (B, N, H, W) of mask logits: sigmoid > 0.5 is logit > 0. No gradient."""
@@ -34,9 +36,9 @@ def gather_features(x: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
         Group features (B, N, C) and group areas (B, N), both float32.
     """
     with torch.autocast(x.device.type, enabled=False):
-        weights = groups.float().flatten(2)
-        features = torch.bmm(weights, x.float().flatten(2).transpose(1, 2))
-        return features, weights.sum(dim=2)
+        x = at_least_float32(x).flatten(2)
+        weights = groups.to(x.dtype).flatten(2)
+        return torch.bmm(weights, x.transpose(1, 2)), weights.sum(dim=2)
 
 
 def convolve(x: Tensor, kernels: Tensor, bias: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from knet.modeling.grouping import convolve, gather_features, hard_groups
+from knet.modeling.precision import at_least_float32
 
 
 class RoundOutput(NamedTuple):
@@ -158,9 +159,11 @@ class UpdateRound(nn.Module):
         transform = self.feature_transform
         groups, areas = gather_features(features, self.grouping(masks))
         with torch.autocast(features.device.type, enabled=False):
-            groups = groups @ transform.weight.float().T + areas[..., None] * transform.bias.float()
+            groups = groups @ at_least_float32(transform.weight).T
+            groups = groups + areas[..., None] * at_least_float32(transform.bias)
             # LayerNorm follows within the updater; its input sums must not pass float16
-            kernels = self.updater(self._split(groups), self._split(kernels.float())).flatten(2)
+            kernels = at_least_float32(kernels)
+            kernels = self.updater(self._split(groups), self._split(kernels)).flatten(2)
         kernels = self.interaction(kernels)
 
         class_logits = None

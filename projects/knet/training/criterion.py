@@ -11,6 +11,7 @@ from torch import Tensor
 
 from knet.modeling.kernel_head import InitialKernels
 from knet.modeling.kernel_update import RoundOutput
+from knet.modeling.precision import at_least_float32
 from knet.training.enlarged import enlarged_sums
 from knet.training.losses import (
     class_focal_loss,
@@ -139,7 +140,8 @@ class KNetCriterion:
                 rank = self.pixels.owner_sum(masks[i], torch.stack(owners)) / divisors["pixels"]
                 losses[f"loss_{name}_rank"] = self.weights.rank * rank
             if i > 0:
-                loss = self._class_loss(_class_logits(rounds[i - 1]).float(), rows[i], num_things)
+                class_logits = at_least_float32(_class_logits(rounds[i - 1]))
+                loss = self._class_loss(class_logits, rows[i], num_things)
                 losses[f"loss_{name}_cls"] = self.weights.classes * loss / mask_count
         terms = pixel_focal_loss(seg_labels)
         seg = enlarged_sums(initial.seg_logits, size, terms, whole=True)[0] / divisors["seg"]

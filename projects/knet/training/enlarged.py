@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Optional
 import torch
 from torch import Tensor
 
+from knet.modeling.precision import at_least_float32
 from knet.training.chunks import chunks
 from knet.training.enlargement import Enlargement
 
@@ -104,6 +105,6 @@ def enlarged_sums(
             image and some of its lines at a time.
 
     Returns:
-        (count,) float32.
+        (count,) float32 (float64 of float64 maps).
     """
-    return _EnlargedSums.apply(maps.float(), tuple(size), terms, count, whole)
+    return _EnlargedSums.apply(at_least_float32(maps), tuple(size), terms, count, whole)

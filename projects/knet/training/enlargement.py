@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from knet.modeling.precision import at_least_float32
+
 # weight of the farther neighbour along each axis, where a map is doubled
 _FAR = 0.25
 
@@ -21,10 +23,10 @@ _FAR = 0.25
 def enlarge(maps: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear (..., h, w) -> (..., H, W), float32; as `align_corners=False`."""
     if tuple(maps.shape[-2:]) == tuple(size):
-        return maps.float()
+        return at_least_float32(maps)
     if not maps.numel():  # interpolate refuses it
-        return maps.new_zeros((*maps.shape[:-2], *size), dtype=torch.float32)
-    flat = maps.float().reshape(1, -1, *maps.shape[-2:])
+        return at_least_float32(maps.new_zeros((*maps.shape[:-2], *size)))
+    flat = at_least_float32(maps).reshape(1, -1, *maps.shape[-2:])
     large = F.interpolate(flat, size=tuple(size), mode="bilinear", align_corners=False)
     return large.view(*maps.shape[:-2], *size)
 
@@ -56,7 +58,7 @@ class Enlargement:
             return enlarge(maps, self.large)[
                 ..., lines if self.by_lines else slice(None), :
             ].flatten(-2)
-        maps = maps.float()
+        maps = at_least_float32(maps)
         above, below = (_moved(maps, lines, by) for by in (-1, 1))
         here = maps[..., lines, :]
         count = here.shape[-2]

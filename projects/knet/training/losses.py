@@ -88,7 +88,7 @@ def mask_losses(targets: Callable[[slice], Tensor], *, eps: float = 1e-3) -> Ter
     """
 
     def terms(x: Tensor, part: Part, wanted: bool) -> Iterator[tuple[Tensor, Tensor | None]]:
-        t = part.arrange(targets(part.maps)).float()
+        t = part.arrange(targets(part.maps)).to(x.dtype)
         p = x.sigmoid()
         cross_entropy = F.softplus(x).addcmul_(x, t, value=-1)
         yield cross_entropy.sum(), p - t if wanted else None
@@ -126,7 +126,7 @@ def owner_loss(owners: Tensor) -> Terms:
         gradient = None
         if wanted:
             gradient = log_p.exp_().mul_(counted)
-            gradient.scatter_add_(1, index, -counted.float())
+            gradient.scatter_add_(1, index, -counted.to(x.dtype))
         yield value, gradient
 
     return terms

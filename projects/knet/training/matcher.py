@@ -12,6 +12,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from knet.modeling.precision import at_least_float32
 from knet.training.chunks import chunks
 from knet.training.enlargement import Enlargement
 
@@ -74,7 +75,8 @@ class MaskMatcher:
         """
         enlargement = Enlargement(mask_logits.shape[-2:], masks.shape[-2:])
         everywhere = enlargement.all_lines
-        t = enlargement.arrange(masks, everywhere).float()
+        t = enlargement.arrange(masks, everywhere)
+        t = t.to(torch.promote_types(mask_logits.dtype, torch.float32))
         pixels = t.shape[1]
         # of every mask: overlap with the objects, sum, sum of squares
         overlap = t.new_empty(len(mask_logits), len(t))
@@ -88,7 +90,7 @@ class MaskMatcher:
         size = square + torch.linalg.vecdot(t, t) + 2e-3
         cost = -self.mask_weight * agreement / pixels - self.dice_weight * 2 * overlap / size
         if class_logits is not None:
-            q = class_logits.float().sigmoid()
+            q = at_least_float32(class_logits).sigmoid()
             positive = -(q + 1e-12).log() * self.alpha * (1 - q).pow(self.gamma)
             negative = -(1 - q + 1e-12).log() * (1 - self.alpha) * q.pow(self.gamma)
             cost = cost + self.class_weight * (positive - negative)[:, labels]

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from knet.modeling.precision import at_least_float32
 from knet.training.chunks import chunks
 from knet.training.enlarged import enlarged_sums
 from knet.training.losses import mask_losses, owner_loss
@@ -131,10 +132,11 @@ def sample(maps: Tensor, points: Tensor) -> Tensor:
         points: (M, P, 2), or (1, P, 2) for the same ones in all maps: x and y in [0, 1].
     """
     if not len(maps):
-        return maps.new_zeros((0, 1, points.shape[1]), dtype=torch.float32)
+        return at_least_float32(maps.new_zeros((0, 1, points.shape[1])))
     grid = points[:, None] * 2 - 1
     shared = len(points) == 1
-    maps = maps.float()[None] if shared else maps.float()[:, None]
+    maps = at_least_float32(maps)
+    maps = maps[None] if shared else maps[:, None]
     # beyond the outermost pixel centres the edge goes on, as in bilinear enlargement
     values = F.grid_sample(maps, grid, padding_mode="border", align_corners=False)
     return values[0] if shared else values[:, 0]
