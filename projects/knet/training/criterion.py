@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -120,15 +121,13 @@ class KNetCriterion:
         seg_labels = self.seg_labels(rows[0], targets)
         divisors = self._divisors(rows, seg_labels, len(targets) * self.pixels.count(size))
 
+        objects = torch.cat([t.masks for t in targets])
+        firsts = list(itertools.accumulate([0, *(len(t.masks) for t in targets)]))
         losses: dict[str, Tensor] = {}
         names = ["init", *(f"round{s}" for s in range(1, len(rounds) + 1))]
         for i, name in enumerate(names):
             mask_count = divisors["masks"][i]
-            sums = [
-                self.pixels.mask_sums(image[row.kernel], t.masks, row.target)
-                for image, row, t in zip(masks[i], rows[i], targets)
-            ]
-            cross_entropy, dice = torch.stack(sums).sum(0)
+            cross_entropy, dice = self._mask_sums(masks[i], rows[i], objects, firsts)
             places = mask_count * self.pixels.count(size)
             losses[f"loss_{name}_mask"] = self.weights.mask * cross_entropy / places
             losses[f"loss_{name}_dice"] = self.weights.dice * dice / mask_count
@@ -209,6 +208,22 @@ class KNetCriterion:
                 row = Rows(*(torch.cat(pair) for pair in zip(row, stuff)))
             rows.append(row)
         return rows
+
+    def _mask_sums(
+        self, masks: Tensor, rows: Sequence[Rows], objects: Tensor, firsts: Sequence[int]
+    ) -> Tensor:
+        """(2,): cross-entropy and dice loss of the matched masks of all images together.
+
+        Args:
+            masks: (B, N, h, w) logits.
+            rows: one an image.
+            objects: (G, H, W) target masks of all images, one image after the other.
+            firsts: where each image's begin.
+        """
+        images = torch.cat([torch.full_like(row.kernel, b) for b, row in enumerate(rows)])
+        matched = masks[images, torch.cat([row.kernel for row in rows])]
+        targets = torch.cat([row.target + first for row, first in zip(rows, firsts)])
+        return self.pixels.mask_sums(matched, objects, targets)
 
     def _divisors(
         self, rows: Sequence[Sequence[Rows]], seg_labels: Tensor, places: int

@@ -82,13 +82,14 @@ def _parts(maps: Tensor, enlargement: Enlargement, whole: bool) -> Iterator[Part
         for part in chunks(len(maps), rows * columns, maps.device):
             yield Part(part, enlargement.all_lines, enlargement)
         return
-    line_size = maps[:1, ..., 0, 0].numel() * rows * columns // height
-    for i in range(len(maps)):
-        of_image = [enlargement.all_lines]
+    image_size = maps[:1, ..., 0, 0].numel() * rows * columns
+    for images in chunks(len(maps), image_size, maps.device):
+        lines = [enlargement.all_lines]
         if enlargement.by_lines:
-            of_image = list(chunks(height, line_size, maps.device))
-        for lines in of_image:
-            yield Part(slice(i, i + 1), lines, enlargement)
+            line_size = (images.stop - images.start) * image_size // height
+            lines = list(chunks(height, line_size, maps.device))
+        for some in lines:
+            yield Part(images, some, enlargement)
 
 
 def enlarged_sums(
@@ -101,8 +102,8 @@ def enlarged_sums(
         size: (H, W) to enlarge to.
         terms: the losses of a part of the maps, and their gradients.
         count: the number of losses that `terms` gives.
-        whole: the M are images with many maps each, and a loss looks at all maps of a pixel: one
-            image and some of its lines at a time.
+        whole: the M are images with many maps each, and a loss looks at all maps of a pixel: some
+            images, or one and some of its lines, at a time.
 
     Returns:
         (count,) float32 (float64 of float64 maps).

@@ -1,7 +1,7 @@
 """Where masks are compared with their targets: at every pixel, or at some sampled points.
 
 Both give the same three things to the criterion: what the matching looks at, the mask losses of
-one image and the rank loss of a batch. Published models look at every pixel.
+a round and its rank loss. Published models look at every pixel.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class AllPixels:
 
         Args:
             masks: (M, h, w) logits.
-            targets: (G, H, W) of the image.
+            targets: (G, H, W).
             rows: (M,) the target of each mask.
         """
         terms = mask_losses(lambda part: targets[rows[part]])
