@@ -64,10 +64,10 @@ def test_sampled_rank_loss_estimates_the_dense_one():
 
 def test_costs_see_one_set_of_points():
     objects = (torch.rand(3, 16, 16) > 0.5).half()
-    masks = [objects.float() * 2 - 1, torch.randn(2, 8, 8)]
-    sampled, (same, other) = SampledPoints(50).for_costs(objects, masks)
-    assert sampled.shape == same.shape == (3, 1, 50) and other.shape == (2, 1, 50)
-    torch.testing.assert_close(same, sampled * 2 - 1)
+    masks = torch.cat([objects.float() * 2 - 1, torch.randn(2, 16, 16)])
+    sampled, logits = SampledPoints(50).for_costs(objects, masks)
+    assert sampled.shape == (3, 1, 50) and logits.shape == (5, 1, 50)
+    torch.testing.assert_close(logits[:3], sampled * 2 - 1)
 
 
 def test_a_count_below_one_is_refused():

@@ -163,23 +163,23 @@ class KNetCriterion:
             targets: one an image.
             num_things: N.
         """
-        costs: list[list[Tensor]] = [[] for _ in rounds]
-        subsets = []
+        before = torch.stack([m[:, :num_things].detach() for m in masks[: len(rounds)]], dim=1)
+        # round 1 is matched on masks that have no class yet
+        classes = [_class_logits(r)[:, :num_things].detach() for r in rounds[:-1]]
+        costs, subsets = [], []
         for b, target in enumerate(targets):
             labels, objects = target.thing_labels, target.thing_masks
             subset = self.matcher.subset(len(labels), num_things)
             if subset is not None:
                 labels, objects = labels[subset], objects[subset.to(labels.device)]
             subsets.append(subset)
-            before = [m[b, :num_things].detach() for m in masks[: len(rounds)]]
-            objects, before = self.pixels.for_costs(objects, before)
-            for s in range(len(rounds)):
-                class_logits = None
-                if s > 0:
-                    class_logits = _class_logits(rounds[s - 1])[b, :num_things]
-                    class_logits = class_logits[:, : self.num_thing_classes]
-                costs[s].append(self.matcher.cost(class_logits, before[s], labels, objects))
-        solved = iter(self.matcher.match([cost for of_round in costs for cost in of_round]))
+            objects, logits = self.pixels.for_costs(objects, before[b].flatten(0, 1))
+            cost = self.matcher.mask_cost(logits, objects).unflatten(0, before.shape[1:3])
+            if classes:
+                class_logits = torch.stack([c[b, :, : self.num_thing_classes] for c in classes])
+                cost[1:] += self.matcher.class_cost(class_logits, labels)
+            costs.append(cost)
+        solved = iter(self.matcher.match([cost[s] for s in range(len(rounds)) for cost in costs]))
         return [
             [
                 match if subset is None else match._replace(objects=subset[match.objects])

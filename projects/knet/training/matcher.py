@@ -62,16 +62,33 @@ class MaskMatcher:
     def cost(
         self, class_logits: Tensor | None, mask_logits: Tensor, labels: Tensor, masks: Tensor
     ) -> Tensor:
-        """Cost of every pair.
+        """Cost (N, G) of every pair: that of its masks, and of its class unless there is none.
 
         Args:
             class_logits: (N, T) over thing classes; None before the first round.
+            mask_logits, labels, masks: as of `mask_cost` and `class_cost`.
+        """
+        cost = self.mask_cost(mask_logits, masks)
+        return cost if class_logits is None else cost + self.class_cost(class_logits, labels)
+
+    @torch.no_grad()
+    def class_cost(self, class_logits: Tensor, labels: Tensor) -> Tensor:
+        """(..., T) logits over thing classes, (G,) int64 class of each object -> (..., G)."""
+        q = at_least_float32(class_logits).sigmoid()
+        positive = -(q + 1e-12).log() * self.alpha * (1 - q).pow(self.gamma)
+        negative = -(1 - q + 1e-12).log() * (1 - self.alpha) * q.pow(self.gamma)
+        return self.class_weight * (positive - negative)[..., labels]
+
+    @torch.no_grad()
+    def mask_cost(self, mask_logits: Tensor, masks: Tensor) -> Tensor:
+        """Mask and dice cost of every pair.
+
+        Args:
             mask_logits: (N, h, w), which are enlarged to the objects' masks a few at a time.
-            labels: (G,) int64 thing class of each object.
             masks: (G, H, W) soft masks in [0, 1].
 
         Returns:
-            (N, G) float32.
+            (N, G) float32 (float64 of float64 logits).
         """
         enlargement = Enlargement(mask_logits.shape[-2:], masks.shape[-2:])
         everywhere = enlargement.all_lines
@@ -88,13 +105,7 @@ class MaskMatcher:
             square[part] = torch.linalg.vecdot(p, p)[:, None]
         agreement = 2 * overlap + pixels - area - t.sum(1)  # <p,t> + <1-p,1-t>
         size = square + torch.linalg.vecdot(t, t) + 2e-3
-        cost = -self.mask_weight * agreement / pixels - self.dice_weight * 2 * overlap / size
-        if class_logits is not None:
-            q = at_least_float32(class_logits).sigmoid()
-            positive = -(q + 1e-12).log() * self.alpha * (1 - q).pow(self.gamma)
-            negative = -(1 - q + 1e-12).log() * (1 - self.alpha) * q.pow(self.gamma)
-            cost = cost + self.class_weight * (positive - negative)[:, labels]
-        return cost
+        return -self.mask_weight * agreement / pixels - self.dice_weight * 2 * overlap / size
 
     def subset(self, num_objects: int, num_kernels: int) -> Tensor | None:
         """Random objects (N,) int64 to train where there are more than kernels, in order.

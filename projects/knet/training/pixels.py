@@ -24,9 +24,7 @@ class Pixels(Protocol):
 
     def count(self, size: Sequence[int]) -> int: ...
 
-    def for_costs(
-        self, objects: Tensor, masks: Sequence[Tensor]
-    ) -> tuple[Tensor, list[Tensor]]: ...
+    def for_costs(self, objects: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]: ...
 
     def mask_sums(self, masks: Tensor, targets: Tensor, rows: Tensor) -> Tensor: ...
 
@@ -40,9 +38,9 @@ class AllPixels:
         """Number of places in an image whose targets have this (height, width)."""
         return size[0] * size[1]
 
-    def for_costs(self, objects: Tensor, masks: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """What the matching compares: objects (G, H, W) with (N, h, w) of each round."""
-        return objects.float(), list(masks)
+    def for_costs(self, objects: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """What the matching compares: objects (G, H, W) with masks (N, h, w)."""
+        return objects, masks
 
     def mask_sums(self, masks: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
         """(2,): summed cross-entropy and dice loss.
@@ -85,10 +83,10 @@ class SampledPoints:
         """Number of places in an image, whatever the size of the targets."""
         return self.num_points
 
-    def for_costs(self, objects: Tensor, masks: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """(G, 1, P) and (N, 1, P) of each round, at the same points."""
+    def for_costs(self, objects: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """(G, 1, P) and (N, 1, P), at the same points."""
         points = torch.rand(1, self.num_points, 2, device=objects.device)
-        return sample(objects, points), [sample(m, points) for m in masks]
+        return sample(objects, points), sample(masks, points)
 
     def mask_sums(self, masks: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
         """As `AllPixels.mask_sums`, over P points of each mask."""
