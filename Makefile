@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 PIP_ARGS ?=
+# processes that share the tests; more than four cost more memory than they save time
+JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -31,7 +33,7 @@ demo: $(STAMP)
 	$(BIN)/python demo/run_demo.py
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q tests
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal tests
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

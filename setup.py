@@ -55,6 +55,7 @@ setup(
         "browser": ["playwright>=1.48"],
         "dev": [
             "pytest>=7.4",
+            "pytest-xdist>=3.5",
             "ruff",
             "mypy",
             "cityscapesscripts>=2.2",

@@ -1,5 +1,14 @@
 """Shared by all tests."""
 
+# ruff: noqa: E402
+
+import os
+
+# Workers of pytest-xdist share the cores, and so do the programs that tests start.
+_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+if _workers > 1:  # before torch, which reads it once
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _workers)))
+
 # isort: off
 import knet  # noqa: F401  (before Detectron2)
 
