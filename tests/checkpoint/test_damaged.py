@@ -115,6 +115,17 @@ def test_every_bit_of_the_values_counts(tmp_path):
                 read_file(str(path))
 
 
+def test_an_entry_marked_as_a_folder(tmp_path):
+    """PyTorch reads nothing in its place, and leaves the memory as it is."""
+    path = tmp_path / "foreign.pth"
+    torch.save({"model": {KERNELS: torch.ones(4, 4)}}, path)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"foreign/data/0", content.index(b"PK\x01\x02")) - 8] = 0x10
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"foreign\.pth: .*damaged.*data/0' is marked wrongly"):
+        read_file(str(path))
+
+
 def test_a_type_of_the_same_size_is_seen(tmp_path):
     path = tmp_path / "w.safetensors"
     write_weights(path, {KERNELS: torch.ones(2, 2)})

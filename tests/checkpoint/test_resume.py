@@ -2,14 +2,18 @@
 
 import os
 import resource
+from pathlib import Path
 
 import pytest
 import torch
+from detectron2.checkpoint import PeriodicCheckpointer
 from torch import nn
 
 from knet.checkpoint.checkpointer import KNetCheckpointer
+from knet.checkpoint.read_file import read_file
 from knet.files import UNFINISHED
 from knet.training.step import TrainStep
+from knet.training.trainer import Trainer
 
 from .test_damaged import KERNELS, Tiny, same, state_of
 
@@ -198,3 +202,44 @@ def test_another_number_of_parameters_in_the_model(run):
 
     with pytest.raises(ValueError, match=r"0002\.pth: checkpoint of another model"):
         resume(run[0], model=More())
+
+
+@pytest.mark.parametrize("final", ["missing", "empty", "of an earlier, shorter training"])
+def test_a_training_killed_at_its_end_is_finished(tiny_cfg, final):
+    """MAX_ITER is 6: the checkpoint of step 5 is the last one."""
+    folder = Path(tiny_cfg.OUTPUT_DIR)
+    folder.mkdir()
+    killed = Trainer(tiny_cfg)
+    if final == "of an earlier, shorter training":
+        killed.iter = 3
+        killed.checkpointer.save("model_final", iteration=3)
+    elif final == "empty":
+        (folder / "model_final.pth").touch()
+    killed.iter = 5
+    killed.checkpointer.save("model_0000005", iteration=5)
+    (folder / "inference").mkdir()
+    rest = [folder / f"model_final{UNFINISHED}1.pth", folder / "inference" / f"a{UNFINISHED}2.json"]
+    for path in rest:
+        path.touch()
+
+    trainer = Trainer(tiny_cfg)
+    trainer.resume_or_load(resume=True)
+    assert trainer.start_iter == 6 and not any(path.exists() for path in rest)
+    written = read_file(str(folder / "model_final.pth"))
+    assert written["iteration"] == 5 and same(written["model"], killed.model.state_dict())
+    assert (folder / "last_checkpoint").read_text() == "model_final.pth"
+    (folder / "last_checkpoint").unlink()
+    before = (folder / "model_final.pth").stat().st_mtime_ns
+    trainer.resume_or_load(resume=True)  # now it is over
+    assert (folder / "model_final.pth").stat().st_mtime_ns == before
+    assert (folder / "last_checkpoint").read_text() == "model_final.pth"
+
+
+def test_old_checkpoints_go_after_new_ones_are_whole(tmp_path):
+    checkpointer, _, training = start(tmp_path)
+    periodic = PeriodicCheckpointer(checkpointer, 1, max_iter=4, max_to_keep=2)
+    for training.iteration in range(4):
+        periodic.step(training.iteration)
+    names = {path.name for path in tmp_path.iterdir()}
+    kept = {"model_0000002.pth", "model_0000003.pth", "model_final.pth", "last_checkpoint"}
+    assert names == kept and resume(tmp_path)[0] == "model_final.pth"

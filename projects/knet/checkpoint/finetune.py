@@ -73,7 +73,7 @@ def adapt_weights(
             target is None
             or value.dim() != target.dim()
             or value.shape[1:] != target.shape[1:]
-            or not len(value)
+            or not value.numel()
         ):
             continue  # refused or reported by the checkpointer
         if name == _KERNELS:

@@ -59,7 +59,8 @@ def newest_whole(folder: str | Path, parts: Collection[str], *, trust: bool = Fa
     Raises:
         ValueError: the folder has checkpoints, but none is whole.
     """
-    places, passed_over = [], []
+    places = []
+    passed_over: list[str] = []
     last = _last(folder)
     for path in _files(folder):
         try:
