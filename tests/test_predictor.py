@@ -129,6 +129,50 @@ def test_folders_that_do_not_hold_a_model(predictor, tmp_path):
         KNetPredictor.from_pretrained(tmp_path / "model")
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("classes.json", b"\xff\xfe", "no class names"),
+        ("classes.json", b"[1]", "it holds a list"),
+        ("classes.json", b'{"thing_classes": 3}', "thing_classes is no list"),
+        ("classes.json", b'{"thing_classes": ["a", null]}', "thing_classes holds None"),
+        ("classes.json", b'{"stuff_colors": [[1, 2]]}', r"stuff_colors holds \[1, 2\]"),
+        ("classes.json", b'{"name": "x"}', "unknown entry 'name'"),
+        ("classes.json", b'{"thing_dataset_id_to_contiguous_id": {"a": 1}}', "no class names"),
+        ("classes.json", b'{"thing_classes": ["one"]}', "names 1 classes, but config.yaml"),
+        ("config.yaml", b"", "no config of K-Net"),
+        ("config.yaml", bytes(range(256)), "no config of K-Net"),
+        ("config.yaml", b"MODEL: [1,", "no config of K-Net"),
+        ("config.yaml", b"MODEL: {NOPE: 1}", r"no config of K-Net \(Non-existent.*MODEL\.NOPE"),
+        ("model.safetensors", b"", "the file is empty"),
+        ("model.safetensors", b"\x10" + bytes(7) + b'{"a": {"dtype": "F32"', "damaged"),
+    ],
+)
+def test_damaged_folders(predictor, tmp_path, file, content, message):
+    predictor.save_pretrained(tmp_path)
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{file}: .*{message}"):
+        KNetPredictor.from_pretrained(tmp_path, device="cpu")
+
+
+def test_changed_files_of_a_folder_are_told(predictor, tmp_path, caplog):
+    predictor.save_pretrained(tmp_path)
+    KNetPredictor.from_pretrained(tmp_path, device="cpu")
+    assert "is not as it was saved" not in caplog.text
+    names = tmp_path / "classes.json"
+    names.write_text(names.read_text().replace(predictor.metadata.thing_classes[0], "cirkle"))
+    KNetPredictor.from_pretrained(tmp_path, device="cpu")
+    assert "classes.json is not as it was saved with the weights" in caplog.text
+    assert "config.yaml is not" not in caplog.text
+
+
+def test_files_of_a_folder_have_the_rights_of_new_files(predictor, tmp_path):
+    predictor.save_pretrained(tmp_path / "model")
+    (tmp_path / "plain").touch()
+    rights = {path.stat().st_mode for path in (tmp_path / "model").iterdir()}
+    assert rights == {(tmp_path / "plain").stat().st_mode}
+
+
 def test_hub_ids_are_downloaded(predictor, tmp_path, monkeypatch):
     import huggingface_hub
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["UNFINISHED", "whole_file", "write_json", "write_text"]
+__all__ = ["UNFINISHED", "remove_unfinished", "whole_file", "write_json", "write_text"]
 
 # part of the names of files that are being written, so that left-overs of a kill can be told
 UNFINISHED = ".unfinished-"
@@ -50,6 +50,13 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 def write_json(path: str | os.PathLike[str], content: Any, *, indent: int | None = None) -> None:
     """Write JSON, whole or not at all; OSError as `whole_file`."""
     write_text(path, json.dumps(content, indent=indent) + "\n")
+
+
+def remove_unfinished(folder: str | os.PathLike[str]) -> None:
+    """Remove what a killed training was writing into its folder and its evaluations' folders."""
+    for pattern in (f"*{UNFINISHED}*", f"inference*/**/*{UNFINISHED}*"):
+        for path in Path(folder).glob(pattern):
+            path.unlink(missing_ok=True)
 
 
 def _umask() -> int:

@@ -10,12 +10,14 @@ A folder holds `model.safetensors`, `config.yaml` and `classes.json`.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any, Union
 
 import numpy as np
 import torch
+import yaml
 from detectron2.config import CfgNode
 from detectron2.data import Metadata, MetadataCatalog
 from detectron2.data import transforms as T
@@ -25,15 +27,19 @@ from torch import nn
 
 from knet.checkpoint.checkpointer import KNetCheckpointer
 from knet.checkpoint.class_names import ClassNames
+from knet.checkpoint.integrity import digest
 from knet.checkpoint.write_file import write_weights
 from knet.config import get_cfg_from_file
 from knet.data import register_custom
 from knet.data.augmentation import build_knet_augmentation
 from knet.data.registration.builtin import register_builtin
+from knet.files import write_json, write_text
 from knet.modeling.build import is_semantic
 from knet.modeling.class_choice import find_classes
 from knet.modeling.classes import class_ids_from_config, class_names
 from knet.modeling.test_time_augmentation import KNetWithTTA
+
+logger = logging.getLogger(__name__)
 
 Picture = Union[str, "os.PathLike[str]", np.ndarray, Image.Image]
 
@@ -46,6 +52,7 @@ _METADATA = (
     "thing_dataset_id_to_contiguous_id",
     "stuff_dataset_id_to_contiguous_id",
 )
+_AGAIN = "fetch the folder again, or write it with KNetPredictor.save_pretrained"
 
 
 class KNetPredictor:
@@ -101,12 +108,12 @@ class KNetPredictor:
 
         Raises:
             FileNotFoundError: no such folder, or a file is missing in it.
-            ValueError: the weights do not fit the config.
+            ValueError: a file is damaged, or the weights do not fit the config.
         """
         folder = _folder(path_or_hub_id, revision)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        cfg = get_cfg_from_file(
-            str(folder / _CONFIG),
+        cfg = _read_config(
+            folder / _CONFIG,
             [
                 *("MODEL.DEVICE", device, "MODEL.WEIGHTS", str(folder / _WEIGHTS)),
                 # what a downloaded config may not decide
@@ -114,14 +121,10 @@ class KNetPredictor:
                 *opts,
             ],
         )
-        saved = json.loads((folder / _CLASSES).read_text(encoding="utf-8"))
-        metadata = Metadata(name=str(path_or_hub_id))
-        for key, value in saved.items():
-            if key.endswith("contiguous_id"):  # JSON has no numbers for keys
-                value = {int(k): v for k, v in value.items()}
-            metadata.set(**{key: value})
+        metadata = Metadata(name=str(path_or_hub_id), **_read_classes(folder / _CLASSES, cfg))
         model = build_model(_with_labels(cfg, metadata))
-        KNetCheckpointer.from_config(cfg, model, strict=True).load(cfg.MODEL.WEIGHTS)
+        checkpointer = KNetCheckpointer.from_config(cfg, model, strict=True)
+        _compare_files(folder, checkpointer.load(cfg.MODEL.WEIGHTS).get("files"))
         return cls(cfg, model, metadata)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
@@ -133,7 +136,6 @@ class KNetPredictor:
         out.mkdir(parents=True, exist_ok=True)
         ids = class_ids_from_config(self.cfg, semantic=is_semantic(self.cfg))
         classes = ClassNames.from_metadata(self.metadata, ids)
-        write_weights(out / _WEIGHTS, self._plain.state_dict(), classes=classes)
         cfg = self.cfg.clone()
         cfg.defrost()
         # the folder stands by itself: no data set, no path
@@ -144,9 +146,12 @@ class KNetPredictor:
         cfg.MODEL.KNET.NUM_THING_CLASSES = len(ids.things)
         cfg.MODEL.KNET.NUM_STUFF_CLASSES = len(ids.stuff)
         cfg.MODEL.KNET.THING_IDS = list(ids.things)
-        (out / _CONFIG).write_text(cfg.dump(), encoding="utf-8")
+        write_text(out / _CONFIG, cfg.dump())
         found = {key: self.metadata.get(key) for key in _METADATA if self.metadata.get(key)}
-        (out / _CLASSES).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        write_json(out / _CLASSES, found, indent=1)
+        # last, so that weights never stand beside files that were not written with them unseen
+        files = {name: _file_digest(out / name) for name in (_CONFIG, _CLASSES)}
+        write_weights(out / _WEIGHTS, self._plain.state_dict(), classes=classes, files=files)
 
     @torch.no_grad()
     def __call__(self, image: Picture) -> dict[str, Any]:
@@ -175,6 +180,72 @@ class KNetPredictor:
         self._resize(augmented)
         tensor = torch.as_tensor(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
         return {"image": tensor, "height": height, "width": width}
+
+
+def _read_config(path: Path, opts: list[Any]) -> CfgNode:
+    try:
+        return get_cfg_from_file(str(path), opts)
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        reason = error.args[0] if isinstance(error, KeyError) else error
+        raise ValueError(f"{path}: no config of K-Net ({reason}): {_AGAIN}") from error
+
+
+def _read_classes(path: Path, cfg: CfgNode) -> dict[str, Any]:
+    """Entries of the metadata, for the classes of the config.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(saved, dict):
+            raise TypeError(f"it holds a {type(saved).__name__}, not an object")
+        read = {key: _class_entry(key, value) for key, value in saved.items()}
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path}: no class names ({error}): {_AGAIN}") from error
+    ids = class_ids_from_config(cfg, semantic=is_semantic(cfg))
+    for key, labels in (("thing_classes", ids.things), ("stuff_classes", ids.stuff)):
+        if key in read and max(labels, default=-1) >= len(read[key]):
+            raise ValueError(
+                f"{path}: {key} names {len(read[key])} classes, but {_CONFIG} beside it has the "
+                f"label {max(labels)}: {_AGAIN}"
+            )
+    return read
+
+
+def _class_entry(key: str, value: Any) -> Any:
+    """An entry as Detectron2's metadata have it."""
+    if key not in _METADATA:
+        raise TypeError(f"unknown entry {key!r}")
+    if key.endswith("_contiguous_id"):  # JSON has no numbers for keys
+        if isinstance(value, dict) and all(type(v) is int for v in value.values()):
+            return {int(k): v for k, v in value.items()}
+        raise TypeError(f"{key} is no object of numbers")
+    if not isinstance(value, list):
+        raise TypeError(f"{key} is no list")
+    for item in value:
+        if key.endswith("_classes"):
+            sound = isinstance(item, str)
+        else:
+            sound = isinstance(item, list) and len(item) == 3
+            sound = sound and all(type(v) is int and 0 <= v <= 255 for v in item)
+        if not sound:
+            raise TypeError(f"{key} holds {repr(item)[:40]}")
+    return value
+
+
+def _file_digest(path: Path) -> str:
+    return digest(path.read_text(encoding="utf-8"))  # whatever the ends of lines
+
+
+def _compare_files(folder: Path, digests: Any) -> None:
+    """Say which files are not those that were saved with the weights; they may have been edited."""
+    for name, saved in digests.items() if isinstance(digests, dict) else ():
+        if name in (_CONFIG, _CLASSES) and _file_digest(folder / name) != saved:
+            logger.warning(
+                "%s is not as it was saved with the weights: it was edited, or it is damaged",
+                folder / name,
+            )
 
 
 def _with_labels(cfg: CfgNode, metadata: Metadata) -> CfgNode:

@@ -150,7 +150,15 @@ def from_unfold_order(value: Tensor) -> Tensor:
 
     Args:
         value: (out, 4 C) of the reduction, (4 C,) of the norm.
+
+    Raises:
+        ValueError: another shape.
     """
+    if not value.dim() or value.shape[-1] % 4:
+        raise ValueError(
+            f"a merging of 2x2 patches has a weight of shape {tuple(value.shape)}, whose channels "
+            "are not fours: the file is damaged or of another model"
+        )
     parts = value.unflatten(-1, (value.shape[-1] // 4, 2, 2))
     return parts.transpose(-3, -1).flatten(-3)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -16,8 +17,12 @@ from torch import Tensor, nn
 from knet.checkpoint.advice import keys_to_change, may_lack, stage
 from knet.checkpoint.class_names import ClassNames, match_classes
 from knet.checkpoint.finetune import adapt_weights, format_changes, is_adaptable
+from knet.checkpoint.newest import LAST, Newest, last_run, newest_for_all
 from knet.checkpoint.read_file import read_file
 from knet.checkpoint.recognise import Weights, leave_out_counters, recognise
+from knet.checkpoint.training_state import check_state, require_finite_state
+from knet.checkpoint.write_file import write_torch
+from knet.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +31,9 @@ FINETUNE = ("strict", "adapt")
 
 class KNetCheckpointer(DetectionCheckpointer):
     """Reads weights of many kinds, and refuses those that do not fit.
+
+    Checkpoints are written whole or not at all, with a checksum; a kill at any moment leaves a
+    folder from which `resume_or_load` goes on.
 
     Args:
         model: whose weights are read and written.
@@ -39,6 +47,9 @@ class KNetCheckpointer(DetectionCheckpointer):
             (MODEL.KNET.FINETUNE). Without meaning if `strict`.
         classes: names of the model's classes, which are saved with its weights.
         checkpointables: further objects with a state.
+
+    Attributes:
+        resumed: path of the checkpoint that `resume_or_load` went on from; empty if none.
     """
 
     def __init__(
@@ -59,6 +70,8 @@ class KNetCheckpointer(DetectionCheckpointer):
         self.trust = trust
         self.finetune = finetune
         self.classes = classes
+        self.resumed = ""
+        self._run: int | None = None
         self._path = ""
         self._weights = Weights("", {})
 
@@ -82,18 +95,37 @@ class KNetCheckpointer(DetectionCheckpointer):
         )
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """As in Detectron2, with the names of the classes as `classes`."""
-        if self.classes is not None:
-            kwargs = {"classes": self.classes.to_dict(), **kwargs}
-        super().save(name, **kwargs)
+        """As in Detectron2, with the names of the classes as `classes`, see `newest` for `run`.
 
-    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Load a checkpoint, or nothing for an empty path.
+        Raises:
+            FloatingPointError: a value is not finite; nothing is written.
+            OSError: the file cannot be written; the checkpoints before it stay.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        data = {"model": self.model.state_dict()}
+        data.update({key: part.state_dict() for key, part in self.checkpointables.items()})
+        require_finite_state(data, path)
+        if self._run is None:
+            self._run = last_run(self.save_dir, trust=self.trust) + 1
+        if self.classes is not None:
+            data["classes"] = self.classes.to_dict()
+        logger.info("Saving checkpoint to %s", path)
+        write_torch(path, {**data, "run": self._run, **kwargs})
+        self.tag_last_checkpoint(os.path.basename(path))
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """As in Detectron2, written whole."""
+        write_text(os.path.join(self.save_dir, LAST), last_filename_basename)
+
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+        """Load a checkpoint, or nothing for an empty path; arguments as in Detectron2.
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: the checkpoint is of another model, damaged, would run code, or has values
-                that are not finite.
+            ValueError: the checkpoint is of another model or training, damaged, would run code, or
+                has values that are not finite.
         """
         self._path = path
         if self.strict and not path:
@@ -102,15 +134,56 @@ class KNetCheckpointer(DetectionCheckpointer):
             raise FileNotFoundError(
                 f"{path}: no such checkpoint (MODEL.WEIGHTS); to train from scratch set it to ''"
             )
-        return super().load(path, *args, **kwargs)
+        rest = super().load(path, checkpointables=[])
+        for key in self.checkpointables if checkpointables is None else checkpointables:
+            if key in rest:
+                self._load_part(key, rest.pop(key))
+        return rest
+
+    def _load_part(self, key: str, state: Any) -> None:
+        part = self.checkpointables[key]
+        logger.info("%s: loading %s", self._path, key)
+        try:
+            check_state(state, part.state_dict(), key)
+            part.load_state_dict(state)
+        except Exception as error:  # a foreign state can fail in any way
+            reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+            raise ValueError(
+                f"{self._path}: the state of its {key} does not fit ({reason}): resume with the "
+                "config that the training was started with, or start a new training from its "
+                "weights: MODEL.WEIGHTS in another OUTPUT_DIR"
+            ) from error
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """As in Detectron2; a checkpoint that is resumed must fit entirely."""
-        strict, self.strict = self.strict, self.strict or (resume and self.has_checkpoint())
+        """Load the newest whole checkpoint in the folder, or `path` if there is none.
+
+        A checkpoint that is resumed must fit entirely.
+
+        Raises:
+            ValueError: the folder has checkpoints, but none is whole; or as `load`.
+        """
+        found = Newest("", [])
+        if resume:
+            found = newest_for_all(self.save_dir, self.checkpointables, trust=self.trust)
+        for reason in found.passed_over:
+            logger.warning("passed over: %s", reason)
+        self.resumed = found.path
+        if not found.path:
+            if resume:
+                logger.info(
+                    "no checkpoint in %s to resume from: starting from MODEL.WEIGHTS %r",
+                    self.save_dir,
+                    path,
+                )
+            return self.load(path, checkpointables=[])
+        logger.info("resuming from %s, the newest whole checkpoint", found.path)
+        strict, self.strict = self.strict, True
         try:
-            return super().resume_or_load(path, resume=resume)
+            rest = self.load(found.path)
         finally:
             self.strict = strict
+        self._run = rest.get("run", 0)
+        return rest
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         saved = read_file(filename, name=self._path, trust=self.trust)
@@ -119,11 +192,18 @@ class KNetCheckpointer(DetectionCheckpointer):
         except ValueError as error:
             raise ValueError(f"{self._path}: {error}") from error
         if weights.heuristics:
-            weights.state = align_and_update_state_dicts(
-                self.model.state_dict(), weights.state, c2_conversion=weights.caffe2
-            )
+            try:
+                weights.state = align_and_update_state_dicts(
+                    self.model.state_dict(), weights.state, c2_conversion=weights.caffe2
+                )
+            except Exception as error:  # the heuristics take odd names and shapes for granted
+                raise ValueError(
+                    f"{self._path}: {weights.kind} that cannot be matched with the model ({error}):"
+                    " copy or download the file again"
+                ) from error
         leave_out_counters(weights, self.model.state_dict().keys())
         require_finite(weights.state, self._path)
+        self._require_same_types(weights.state)
         self._weights = weights
         return {**weights.rest, "model": weights.state}
 
@@ -156,6 +236,16 @@ class KNetCheckpointer(DetectionCheckpointer):
             self._require_whole_backbone(missing, surplus)
         self._report(len(names), missing, surplus)
         return incompatible
+
+    def _require_same_types(self, state: Mapping[str, Tensor]) -> None:
+        """Whole numbers in place of others are quantised, or another weight's."""
+        for name, ours in self.model.state_dict().items():
+            theirs = state.get(name)
+            if theirs is not None and theirs.is_floating_point() != ours.is_floating_point():
+                raise ValueError(
+                    f"{self._path}: the weight {name} is of type {theirs.dtype}, here it is "
+                    f"{ours.dtype}: save the model's state_dict as float32"
+                )
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         """`_report` has said it in one line."""

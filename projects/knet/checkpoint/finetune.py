@@ -69,7 +69,12 @@ def adapt_weights(
     changes: dict[str, Change] = {}
     for name, value in state.items():
         target = model_state.get(name)
-        if target is None or value.dim() != target.dim() or value.shape[1:] != target.shape[1:]:
+        if (
+            target is None
+            or value.dim() != target.dim()
+            or value.shape[1:] != target.shape[1:]
+            or not value.numel()
+        ):
             continue  # refused or reported by the checkpointer
         if name == _KERNELS:
             if len(value) != len(target):

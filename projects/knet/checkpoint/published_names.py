@@ -212,7 +212,7 @@ def export_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _to_our_value(published: str, value: Tensor) -> Tensor:
-    if published.endswith("feat_transform.conv.weight"):
+    if published.endswith("feat_transform.conv.weight") and value.dim() > 1:
         return value.flatten(1)
     if _is_merging(published):
         return from_unfold_order(value)

@@ -13,10 +13,13 @@ from typing import Any
 import torch
 
 from knet.checkpoint.allowed_globals import PlainUnpickler, RefusedGlobal, torch_globals
+from knet.checkpoint.integrity import DIGEST, check_pickle, check_zip, digest
 
 logger = logging.getLogger(__name__)
 
 _ZIP = b"PK\x03\x04"
+# our entries of a safetensors file's metadata
+_JSON = ("classes", "files")
 # a pickled number that opens files of torch.save before PyTorch 1.6
 _OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
@@ -30,11 +33,12 @@ def read_file(path: str, *, name: str = "", trust: bool = False) -> Any:
         trust: read it even if that runs code that it holds.
 
     Returns:
-        As saved; of a safetensors file `{"model": names and tensors}` with, if it has any,
-        `classes` as `KNetCheckpointer` saves them.
+        As saved, without the digest; of a safetensors file `{"model": names and tensors}` with,
+        if it has any, `classes` as `KNetCheckpointer` saves them and `files` of `write_weights`.
 
     Raises:
-        ValueError: the file is empty, damaged, no weight file, or would run code.
+        ValueError: the file is empty, damaged as far as `knet.checkpoint.integrity` can tell, no
+            weight file, or would run code.
         ImportError: a safetensors file, and safetensors is not installed.
     """
     name = name or path
@@ -43,13 +47,38 @@ def read_file(path: str, *, name: str = "", trust: bool = False) -> Any:
         head = file.read(512)
     if not head:
         raise ValueError(f"{name}: the file is empty: copy or download it again")
-    if head.startswith(_ZIP) or head.startswith(_OLD_TORCH):
-        return _read_torch(path, name, size, trust)
-    if len(head) > 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32:
-        return _read_safetensors(path, name, size)
-    if head[:1] == b"\x80" and head[1:2] <= b"\x05":
-        return _read_pickle(path, name, size, trust)
-    raise ValueError(f"{name}: {_what_it_is(head)}")
+    if head.startswith(_ZIP):
+        try:
+            check_zip(path)
+        except Exception as error:  # a damaged archive can fail in any way
+            raise _damaged(name, size, error) from error
+        read = _read_torch(path, name, size, trust)
+    elif head.startswith(_OLD_TORCH):
+        read = _read_torch(path, name, size, trust)
+    elif len(head) > 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32:
+        read = _read_safetensors(path, name, size)
+    elif head[:1] == b"\x80" and head[1:2] <= b"\x05":
+        read = _read_pickle(path, name, size, trust)
+    else:
+        raise ValueError(f"{name}: {_what_it_is(head)}")
+    if isinstance(read, dict) and DIGEST in read:
+        _check_digest(read, name)
+    elif not head.startswith(_ZIP):
+        logger.info("%s: has no checksum, so damage to its values alone cannot be seen", name)
+    return read
+
+
+def _check_digest(read: dict[Any, Any], name: str) -> None:
+    expected = read.pop(DIGEST)
+    try:
+        same = digest(read) == expected
+    except RecursionError:  # we write nothing so deep
+        same = False
+    if not same:
+        raise ValueError(
+            f"{name}: damaged, its content is not what was written (checksum): copy or download "
+            f"it again. If it was changed on purpose, its entry {DIGEST!r} must go"
+        )
 
 
 def _what_it_is(head: bytes) -> str:
@@ -90,20 +119,26 @@ def _read_torch(path: str, name: str, size: int, trust: bool) -> Any:
     try:
         with torch.serialization.safe_globals(torch_globals()):
             return torch.load(path, map_location="cpu", weights_only=not trust)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except Exception as error:  # a damaged file can fail in any way
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         if found and not trust:
             raise _refused(name, found.group(1)) from None
-        if zipfile.is_zipfile(path) and not trust:  # whole, so it is not the file's fault
-            raise _refused(name, _unusual(path)) from error
+        unusual = _unusual(path, error)
+        if unusual and not trust:
+            raise _refused(name, unusual) from error
         raise _damaged(name, size, error) from error
 
 
-def _unusual(path: str) -> str:
+def _unusual(path: str, error: Exception) -> str:
+    """What a whole archive needs trust for; empty for a damaged file."""
+    if not zipfile.is_zipfile(path):
+        return ""
     with zipfile.ZipFile(path) as archive:
         if any(name.endswith("/constants.pkl") for name in archive.namelist()):
             return "a TorchScript program (save the model's state_dict instead)"
-    return "what PyTorch reads only with trust (such as another pickle protocol than its own)"
+    if isinstance(error, pickle.UnpicklingError):
+        return "what PyTorch reads only with trust (such as another pickle protocol than its own)"
+    return ""
 
 
 def _read_pickle(path: str, name: str, size: int, trust: bool) -> Any:
@@ -111,6 +146,7 @@ def _read_pickle(path: str, name: str, size: int, trust: bool) -> Any:
         if trust:
             logger.warning("%s: read with trust, code that it holds may run", name)
         try:
+            check_pickle(path, size)
             if trust:
                 return pickle.load(file, encoding="latin1")
             return PlainUnpickler(file).load()
@@ -131,9 +167,10 @@ def _read_safetensors(path: str, name: str, size: int) -> dict[str, Any]:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             read: dict[str, Any] = {"model": {key: file.get_tensor(key) for key in file.keys()}}  # noqa: SIM118
-            classes = (file.metadata() or {}).get("classes")
-    except (safetensors.SafetensorError, RuntimeError, OSError) as error:
+            metadata = file.metadata() or {}
+        read.update({key: json.loads(metadata[key]) for key in _JSON if key in metadata})
+    except Exception as error:  # a damaged file can fail in any way
         raise _damaged(name, size, error) from error
-    if classes:
-        read["classes"] = json.loads(classes)
+    if DIGEST in metadata:
+        read[DIGEST] = metadata[DIGEST]
     return read

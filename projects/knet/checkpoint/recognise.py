@@ -21,6 +21,9 @@ _STATES = ("model", "state_dict", "model_state", "blobs")
 # ImageNet models of Caffe2 have no entry of their own
 _CAFFE2 = re.compile(r"conv1_[wb]$|res\d_\d+_branch")
 _PREFIXES = ("module.", "_orig_mod.")  # of models wrapped for several GPUs, or compiled
+_NUMBERS = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool}
+_NUMBERS |= {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
+_LARGE = 1 << 30  # bytes; a small tensor may repeat its values
 _PUBLISHED = ("decode_head.", "auxiliary_head.", "rpn_head.", "roi_head.", "neck.")
 
 
@@ -57,10 +60,11 @@ def recognise(saved: Any, model_names: Collection[str]) -> Weights:
             FPN.
 
     Raises:
-        ValueError: no weights are found, or some of an OpenMMLab checkpoint are none of K-Net's.
+        ValueError: no weights are found, some are no plain tensors of numbers, or some of an
+            OpenMMLab checkpoint are none of K-Net's.
     """
     entry, values = _find_state(saved)
-    state = _strip({name: _tensor(name, value) for name, value in values.items()})
+    state = _strip({_name(name): _tensor(name, value) for name, value in values.items()})
     rest = {} if entry is None else {k: v for k, v in saved.items() if k != entry}
     left_out: Counter[str] = Counter()
     state = _without_derived(state, left_out)
@@ -72,8 +76,10 @@ def recognise(saved: Any, model_names: Collection[str]) -> Weights:
             left_out,
         )
     bare_caffe2 = entry is None and any(_CAFFE2.match(name) for name in state)
-    if rest.get("matching_heuristics") or entry in ("blobs", "model_state") or bare_caffe2:
-        caffe2 = bare_caffe2 or entry == "blobs" or rest.get("__author__") == "Caffe2"
+    heuristics = rest.get("matching_heuristics") is True
+    if heuristics or entry in ("blobs", "model_state") or bare_caffe2:
+        author = rest.get("__author__")
+        caffe2 = bare_caffe2 or entry == "blobs" or (isinstance(author, str) and author == "Caffe2")
         kind = "Caffe2 weights" if caffe2 else "Detectron2 weights"
         return Weights(kind, state, None, left_out, {}, heuristics=True, caffe2=caffe2)
     if any(name.startswith("heads.") for name in state):
@@ -94,18 +100,49 @@ def _find_state(saved: Any) -> tuple[str | None, Mapping[str, Any]]:
                 return entry, saved[entry]
         if saved and all(isinstance(value, (Tensor, np.ndarray)) for value in saved.values()):
             return None, saved
-        found = f"a dict of {', '.join(map(repr, list(saved)[:5]))}" if saved else "an empty dict"
+        keys = ", ".join(repr(key)[:60] for key in list(saved)[:5])
+        found = f"a dict of {keys}" if saved else "an empty dict"
     else:
         found = f"a {type(saved).__name__}"
     raise ValueError(f"no weights found: the file holds {found}, not names and tensors")
 
 
-def _tensor(name: str, value: Any) -> Tensor:
+def _name(name: Any) -> str:
+    if not isinstance(name, str):
+        raise ValueError(
+            f"no weights found: the name {repr(name)[:60]} of one is a {type(name).__name__}, not "
+            "text: save the model's state_dict"
+        )
+    return name
+
+
+def _tensor(name: Any, value: Any) -> Tensor:
+    """A dense tensor of numbers on the CPU."""
     if isinstance(value, np.ndarray):
-        return torch.from_numpy(value)
+        try:
+            # native byte order, and no memory that cannot be written
+            value = torch.from_numpy(np.array(value, value.dtype.newbyteorder("="), order="C"))
+        except TypeError as error:
+            raise _odd(name, f"an array of {value.dtype}") from error
     if not isinstance(value, Tensor):
         raise ValueError(f"no weights found: {name} is a {type(value).__name__}, not a tensor")
+    if value.is_meta:
+        raise _odd(name, "a tensor without values (on the device meta)")
+    if value.layout is not torch.strided or value.is_nested:
+        raise _odd(name, f"a sparse or nested tensor ({value.layout})")
+    if value.is_quantized or value.dtype not in _NUMBERS:
+        raise _odd(name, f"of type {value.dtype}")
+    size = value.numel() * value.element_size()
+    if size > max(_LARGE, value.untyped_storage().nbytes()):
+        raise _odd(name, f"of {size:,} bytes, which the file does not hold")
     return value
+
+
+def _odd(name: str, what: str) -> ValueError:
+    return ValueError(
+        f"the weight {name} is {what}: weights are dense tensors of real numbers. Save the model's "
+        "state_dict as float32"
+    )
 
 
 def _strip(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from detectron2.utils.events import get_event_storage
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from knet.checkpoint.training_state import check_optimizer
 from knet.data.loader import seed_everything
 
 
@@ -115,7 +116,12 @@ class TrainStep(SimpleTrainer):
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
+        """Restore what `state_dict` gave.
+
+        Raises:
+            ValueError: the optimiser's state is of other parameters.
+        """
+        check_optimizer(state["optimizer"], self.optimizer)
         super().load_state_dict(state)
         self.seed = state["seed"]
         self.grad_scaler.load_state_dict(state["grad_scaler"])

@@ -21,6 +21,7 @@ from knet.data.loader import build_train_loader
 from knet.data.mapper import KNetDatasetMapper
 from knet.data.skip_report import SkipReport
 from knet.evaluation import build_evaluator
+from knet.files import remove_unfinished
 from knet.modeling.test_time_augmentation import KNetWithTTA
 from knet.training.optimizer import build_lr_scheduler, build_optimizer
 from knet.training.step import TrainStep
@@ -153,6 +154,25 @@ class Trainer(DefaultTrainer):
         """Restore what `state_dict` gave."""
         super().load_state_dict(state)
         self._trainer.load_state_dict(state["_trainer"])
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """As in Detectron2, but from the newest whole checkpoint (see `KNetCheckpointer`).
+
+        What a killed training left half written is removed. If the checkpoint is of the last step
+        but the training was killed before `model_final.pth` was whole, that is written.
+        """
+        if comm.is_main_process():
+            remove_unfinished(self.cfg.OUTPUT_DIR)
+        self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+        if not self.checkpointer.resumed:
+            return
+        self.start_iter = self.iter + 1
+        name = os.path.basename(self.checkpointer.resumed)
+        if self.start_iter >= self.max_iter and name != "model_final.pth":
+            logger.info("the training was complete but for model_final.pth: writing it")
+            self.checkpointer.save("model_final", iteration=self.iter)
+        elif comm.is_main_process():
+            self.checkpointer.tag_last_checkpoint(name)
 
     def build_hooks(self) -> list[HookBase | None]:
         """Adds, with TEST.AUG.ENABLED, the scores with test-time augmentation at the end."""
