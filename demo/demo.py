@@ -120,6 +120,8 @@ class Drawer:
         task = given[0]  # the richest
         if task == "semantic" and not predictor.metadata.get("stuff_classes"):
             raise UserError("this model finds objects only: take --task instance")
+        if not args.results:
+            predictor.only(task)
         # with a threshold the model has left out what is below
         return cls(predictor, task, DRAWN_SCORE if threshold is None else 0.0)
 

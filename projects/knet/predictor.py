@@ -10,8 +10,10 @@ A folder holds `model.safetensors`, `config.yaml` and `classes.json`.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Union
 
@@ -172,9 +174,45 @@ class KNetPredictor:
         Raises:
             ValueError: naming the file, what is wrong and the mend (a FileNotFoundError too where
                 it is missing): no picture, broken, more than 8 bit a channel, no pixel, or more
-                than INPUT.MAX_PIXELS.
+                than INPUT.MAX_PIXELS, or results that the machine has no memory for.
         """
-        return self.model([self.prepare(image)])[0]
+        prepared = self.prepare(image)
+        self._require_memory(prepared["height"], prepared["width"])
+        return self.model([prepared])[0]
+
+    def only(self, task: str) -> None:
+        """From now on give one kind of result: the others take memory at the picture's size.
+
+        Args:
+            task: "panoptic", "instance" or "semantic", which the model gives.
+        """
+        model_task: Any = self._plain.task
+        if hasattr(model_task, "options"):  # semantic models have no choice
+            kinds = {kind: kind == task for kind in ("panoptic", "instance", "semantic")}
+            model_task.options = replace(model_task.options, **kinds)
+
+    def _require_memory(self, height: int, width: int) -> None:
+        """Refuse results that the machine cannot hold, which would end the process."""
+        if self._plain.device.type != "cpu":  # a GPU raises an error of its own
+            return
+        ids = class_ids_from_config(self.cfg, semantic=is_semantic(self.cfg))
+        options = getattr(self._plain.task, "options", None)
+        parts = {}  # bytes a pixel, no more than there will be
+        if options is None or options.semantic:
+            parts["SEMANTIC_ON"] = 4 * (len(ids.things) + len(ids.stuff))
+        if options is not None and options.panoptic:
+            parts["PANOPTIC_ON"] = 20
+        if options is not None and options.instance and options.score_threshold <= 0:
+            pairs = self.cfg.MODEL.KNET.NUM_KERNELS * len(ids.things)
+            parts["INSTANCE_ON"] = min(options.top_k, pairs)
+        needed, there = sum(parts.values()) * height * width, _machine_memory()
+        if needed > there:
+            text = ", ".join(f"{key} {count}" for key, count in parts.items())
+            raise ValueError(
+                f"results of a picture of {width}x{height} pixels take {needed / 2**30:.1f} GB, "
+                f"and this machine has {there / 2**30:.1f} GB: scale it down or cut it into tiles, "
+                f"or turn off results under MODEL.KNET.TEST (bytes a pixel: {text})"
+            )
 
     def prepare(self, image: Picture) -> dict[str, Any]:
         """The model's input of one image (see `KNet.forward`); arguments and errors as above."""
@@ -223,6 +261,14 @@ def _folder(path_or_hub_id: str | os.PathLike[str], revision: str | None) -> Pat
             f"{folder}: no {', '.join(missing)}; KNetPredictor.save_pretrained writes them"
         )
     return folder
+
+
+def _machine_memory() -> float:
+    """Bytes of the machine; infinite where the system does not say."""
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, OSError, ValueError):
+        return math.inf
 
 
 def _read(image: Picture, max_pixels: int) -> np.ndarray:
