@@ -30,6 +30,7 @@ from detectron2.utils.logger import setup_logger
 from PIL import Image
 from tqdm import tqdm
 
+from knet.config import check_keys_and_values
 from knet.data.annotations.pictures import read_picture
 from knet.data.defects import DataError
 from knet.demo.files import find_pictures, output_files, require_unique_stems, writable_folder
@@ -42,10 +43,9 @@ from knet.modeling.classes import class_ids_from_config
 from knet.predictor import KNetPredictor
 from knet.results.categories import categories_of
 from knet.results.coco_files import ResultFiles, image_ids
-from knet.visualization import TASKS, draw_result
+from knet.visualization import DRAWN_SCORE, TASKS, draw_result
 
 _TITLE = "K-Net"
-_DRAWN_SCORE = 0.3  # of instances, where no threshold is given
 _READABLE = 320  # pixels of the shorter side
 _QUALITY = {".jpg": 92, ".jpeg": 92, ".webp": 92}
 
@@ -85,7 +85,7 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="SCORE",
         help="instances, and things of panoptic scenes, with a lower score are left out of "
         "drawings and results (default: as configured, and instances below "
-        f"{_DRAWN_SCORE} are not drawn)",
+        f"{DRAWN_SCORE} are not drawn)",
     )
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], help="config keys and values; comes last"
@@ -120,8 +120,10 @@ class Drawer:
         task = given[0]  # the richest
         if task == "semantic" and not predictor.metadata.get("stuff_classes"):
             raise UserError("this model finds objects only: take --task instance")
+        if not args.results:
+            predictor.only(task)
         # with a threshold the model has left out what is below
-        return cls(predictor, task, _DRAWN_SCORE if threshold is None else 0.0)
+        return cls(predictor, task, DRAWN_SCORE if threshold is None else 0.0)
 
     def result_files(self, folder: str) -> ResultFiles:
         """Files of the model's classes in a folder."""
@@ -159,12 +161,19 @@ class Problems:
         self.count += 1
         tqdm.write(f"demo.py: error: {problem}", file=sys.stderr)
 
+    def note(self, text: str) -> None:
+        """Print what is worth knowing and no error."""
+        tqdm.write(f"demo.py: {text}", file=sys.stderr)
+
 
 def run_on_pictures(args: argparse.Namespace, problems: Problems) -> str:
     """Draw every picture; returns what was done."""
-    pictures, nothing = find_pictures(args.input)
-    for problem in nothing:
+    found = find_pictures(args.input)
+    pictures = found.pictures
+    for problem in found.problems:
         problems.add(problem)
+    for note in found.left_out:
+        problems.note(note)
     if not pictures:
         return "no picture"
     outputs = output_files(pictures, args.output) if args.output else None
@@ -177,11 +186,12 @@ def run_on_pictures(args: argparse.Namespace, problems: Problems) -> str:
         if not args.output and not args.results:
             window = stack.enter_context(Window(_TITLE))
         drawer = Drawer.from_arguments(args)
+        limit = drawer.predictor.cfg.INPUT.MAX_PIXELS
         files = stack.enter_context(drawer.result_files(args.results)) if args.results else None
         progress = stack.enter_context(tqdm(pictures, unit="picture", disable=window is not None))
         for k, path in enumerate(progress):
             try:
-                image = read_picture({"file_name": str(path)}, image_format="RGB")
+                image = read_picture({"file_name": str(path)}, image_format="RGB", max_pixels=limit)
             except DataError as error:
                 problem = error.defect.problem if error.defect else str(error)
                 problems.add(problem if str(path) in problem else f"{path}: {problem}")
@@ -256,8 +266,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     problems = Problems()
     run = run_on_pictures if args.input else run_on_frames
     try:
+        check_keys_and_values(args.opts)  # a flag among them is missing elsewhere
         done = run(args, problems)
-    except (UserError, OSError) as error:
+    except (UserError, OSError, ValueError) as error:
         problems.add(error)
         return 1
     except KeyboardInterrupt:

@@ -102,3 +102,17 @@ def test_a_config_runs_no_code(tmp_path):
     with pytest.raises(Exception, match="could not determine a constructor"):
         get_cfg_from_file(str(path))
     assert not trace.exists()
+
+
+def test_flags_behind_the_keys_are_named():
+    for words, message in (
+        ("MODEL.WEIGHTS x --output y", "--output stands behind the config keys.*before MODEL.W"),
+        ("MODEL.WEIGHTS x --resume", "--resume stands behind the config keys"),
+        ("MODEL.WEIGHTS x -h", "-h stands behind"),
+        ("--eval-only", "--eval-only stands behind"),
+        ("SEED 1 MODEL.WEIGHTS", "the config key MODEL.WEIGHTS has no value"),
+        ("MODEL.PIXEL_MEAN [1, 2]", r"'2\]' stands where a config key must \(after MODEL.PIX"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            get_cfg_from_file(str(CONFIGS[0]), words.split())
+    assert get_cfg_from_file(str(CONFIGS[0]), ["SEED", "-5"]).SEED == -5

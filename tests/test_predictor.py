@@ -259,3 +259,20 @@ def test_failed_downloads_say_that_there_is_no_folder(monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     with pytest.raises(FileNotFoundError, match=r"output/gone is no folder here.*no network"):
         KNetPredictor.from_pretrained("output/gone")
+
+
+def test_results_that_no_memory_holds_are_refused(predictor, monkeypatch):
+    import knet.predictor
+
+    # 8 classes of 4 bytes, 20 of the panoptic map, and an instance mask a byte
+    everything = predictor(picture())
+    bytes_a_pixel = 32 + 20 + len(everything["instances"])
+    monkeypatch.setattr(knet.predictor, "_machine_memory", lambda: 50 * 70 * bytes_a_pixel)
+    predictor(picture())
+    with pytest.raises(ValueError, match=r"70x51 pixels take .* SEMANTIC_ON 32, PANOPTIC_ON 20"):
+        predictor(picture(51))
+    predictor.only("panoptic")
+    found = predictor(picture())
+    assert set(found) == {"panoptic_seg"}
+    assert torch.equal(found["panoptic_seg"][0], everything["panoptic_seg"][0])
+    predictor(picture(51))

@@ -14,8 +14,9 @@ from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.structures import Instances
 from PIL import Image
 
+from knet.config import add_knet_config
 from knet.evaluation.panoptic_quality import id2rgb
-from knet.visualization import TASKS, draw_result, draw_sheet, write_sheets
+from knet.visualization import DRAWN_SCORE, TASKS, draw_result, draw_sheet, write_sheets
 
 RED, BLUE = (250, 20, 20), (20, 20, 250)
 CLASSES = {
@@ -145,11 +146,28 @@ class Model(torch.nn.Module):
         return [output()]
 
 
+def test_all_doors_draw_from_one_score_on():
+    import inspect
+
+    import report
+    import visualize_results
+
+    from knet.kernel_trace import average_masks
+    from knet.report.collect import ReportCollector
+
+    for function in (draw_result, draw_sheet, write_sheets, average_masks, ReportCollector):
+        default = inspect.signature(function).parameters["score_threshold"].default
+        assert default == DRAWN_SCORE, function
+    assert report.get_parser().get_default("score_threshold") == DRAWN_SCORE
+    assert "default=DRAWN_SCORE" in inspect.getsource(visualize_results)
+
+
 def test_write_sheets(records, tmp_path):
     DatasetCatalog.register("sheets", lambda: records)
     MetadataCatalog.get("sheets").set(**CLASSES)
     try:
         cfg = get_cfg()
+        add_knet_config(cfg)
         cfg.INPUT.MIN_SIZE_TEST = 80
         model, folder = Model(), str(tmp_path / "sheets")
         names = ["photo_7_panoptic.png", "photo_9_panoptic.png"]

@@ -27,6 +27,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from knet.config import get_cfg_from_file
+from knet.data.annotations.image_files import MAX_PIXELS
 from knet.data.check.data_set import DatasetReport, check_dataset
 from knet.data.check.report import format_report
 from knet.data.defects import DataError
@@ -72,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for report in reports:
         print(format_report(report, num_kernels=kernels, show_all=args.all_defects), end="\n\n")
         if args.draw:
-            for path in _draw(report, args.draw, Path(args.output)):
+            for path in _draw(report, args.draw, Path(args.output), _max_pixels(cfg)):
                 print(path)
     if args.json:
         content = [report.as_dict() for report in reports]
@@ -143,7 +144,13 @@ def _check(name: str, cfg: CfgNode | None, workers: int) -> DatasetReport:
             f"no data set {name!r}: it is not in the config's DATASETS.CUSTOM, and neither this "
             f"project nor Detectron2 has one of this name"
         )
-    return check_dataset(name, workers=workers, progress=_progress(name))
+    return check_dataset(
+        name, workers=workers, progress=_progress(name), max_pixels=_max_pixels(cfg)
+    )
+
+
+def _max_pixels(cfg: CfgNode | None) -> int:
+    return MAX_PIXELS if cfg is None else cfg.INPUT.MAX_PIXELS
 
 
 def _name(entry: object) -> object:
@@ -174,14 +181,15 @@ def _progress(name: str) -> Callable[[int, int], None]:
     return show
 
 
-def _draw(report: DatasetReport, number: int, folder: Path) -> list[str]:
+def _draw(report: DatasetReport, number: int, folder: Path, max_pixels: int) -> list[str]:
     """Sheets of usable records, evenly spread over the data set."""
     records = report.usable
     number = min(number, len(records))
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for index in (k * len(records) // number for k in range(number)):
-        sheet = draw_annotations(records[index], MetadataCatalog.get(report.name))
+        metadata = MetadataCatalog.get(report.name)
+        sheet = draw_annotations(records[index], metadata, max_pixels=max_pixels)
         stem = f"{report.name}_{index:06d}_{Path(records[index]['file_name']).stem}"
         paths.append(str(folder / f"{stem}.png"))
         Image.fromarray(sheet).save(paths[-1])

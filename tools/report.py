@@ -46,6 +46,7 @@ from knet.report.evaluate import choose_task, evaluate, has_truth
 from knet.report.page import render_report, write_page
 from knet.report.predictions import FilePredictions
 from knet.results.categories import Category, categories_of
+from knet.visualization import DRAWN_SCORE
 
 OutputOf = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -76,7 +77,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--score-threshold",
         type=float,
-        default=0.5,
+        default=DRAWN_SCORE,
         metavar="SCORE",
         help="instances with a lower score do not count in confusion and F1 (%(default)s)",
     )
@@ -137,6 +138,7 @@ def make_report(args: argparse.Namespace) -> Path:
         metadata=metadata,
         title=f"Evaluation on {name}",
         facts=facts,
+        max_pixels=cfg.INPUT.MAX_PIXELS,
     )
     write_page(output, page)
     return output
@@ -165,7 +167,8 @@ def _results(
         predictor = KNetPredictor.from_config(cfg)
 
         def run(record: dict[str, Any]) -> dict[str, Any]:
-            return predictor(read_picture(record, image_format="RGB"))
+            limit = cfg.INPUT.MAX_PIXELS
+            return predictor(read_picture(record, image_format="RGB", max_pixels=limit))
 
         return run, {"Weights": cfg.MODEL.WEIGHTS}
     predictions = FilePredictions(args.predictions, categories=categories)

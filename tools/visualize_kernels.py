@@ -74,13 +74,16 @@ def main(arguments: Sequence[str] | None = None) -> list[Path]:
 def _write_traces(
     predictor: KNetPredictor, inputs: Sequence[str], num_kernels: int, folder: Path
 ) -> list[Path]:
-    pictures, problems = find_pictures(inputs)
-    if problems:
-        raise UserError("; ".join(problems))
+    found = find_pictures(inputs)
+    pictures = found.pictures
+    if found.problems:
+        raise UserError("; ".join(found.problems))
+    for note in found.left_out:
+        print(f"visualize_kernels.py: {note}", file=sys.stderr)
     require_unique_stems(pictures, "--output")
     paths = []
     for picture in pictures:
-        image = _read({"file_name": str(picture)})
+        image = _read(predictor, {"file_name": str(picture)})
         trace = trace_kernels(predictor, image, num_kernels=num_kernels)
         drawings = {"rounds": draw_kernel_rounds(image, trace)}
         if trace.class_scores is not None:
@@ -102,15 +105,16 @@ def _write_averages(predictor: KNetPredictor, dataset: str, num_images: int, fol
 
     def images() -> Iterator[np.ndarray]:
         for record in tqdm(records, unit="picture"):
-            yield _read(record)
+            yield _read(predictor, record)
 
     path = folder / f"{dataset}_average.png"
     Image.fromarray(draw_average_masks(average_masks(predictor, images()))).save(path)
     return path
 
 
-def _read(record: Mapping[str, Any]) -> np.ndarray:
-    return read_picture(record, image_format="RGB")
+def _read(predictor: KNetPredictor, record: Mapping[str, Any]) -> np.ndarray:
+    limit = predictor.cfg.INPUT.MAX_PIXELS
+    return read_picture(record, image_format="RGB", max_pixels=limit)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from knet.data.registration.builtin import register_builtin
 from knet.data.registration.custom import register_custom
 from knet.demo.model_arguments import split_config_keys
 from knet.modeling.test_time_augmentation import KNetWithTTA
-from knet.visualization import TASKS, write_sheets
+from knet.visualization import DRAWN_SCORE, TASKS, write_sheets
 
 
 def main(arguments: Sequence[str] | None = None) -> list[str]:
@@ -44,7 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> list[str]:
     parser.add_argument(
         "--task", choices=list(TASKS), help="by default the richest that the model gives"
     )
-    parser.add_argument("--score-threshold", type=float, default=0.3, help="of drawn instances")
+    parser.add_argument(
+        "--score-threshold",
+        type=float,
+        default=DRAWN_SCORE,
+        help="of drawn instances (%(default)s)",
+    )
     parser.add_argument("--output", default="sheets", help="folder for the PNGs")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config keys and values")
     args = parser.parse_args(arguments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 
-from knet.data.config import add_data_config
+from knet.data.config import add_data_config, check_picture_keys
 
 logger = logging.getLogger(__name__)
 
@@ -187,18 +188,45 @@ def _add_solver_config(cfg: CN) -> None:
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "full_model"
 
 
+def check_keys_and_values(opts: Sequence[Any]) -> None:
+    """Refuses a flag among the config keys, which programs take at the end of the command line.
+
+    Raises:
+        ValueError: naming the flag, what stands in a key's place, or the key without a value.
+    """
+    words = list(opts)
+    for k, word in enumerate(words):
+        flag = isinstance(word, str) and re.match(r"--?[A-Za-z]", word)
+        if flag and (k % 2 == 0 or word.startswith("--")):
+            raise ValueError(
+                f"{word} stands behind the config keys, which are the last on the command line: "
+                f"put it before {words[0] if k else 'them'}"
+            )
+        if k % 2 == 0 and not (isinstance(word, str) and re.match(r"[A-Z][A-Z0-9_]*(\.|$)", word)):
+            before = f" (after {words[k - 2]} {words[k - 1]})" if k else ""
+            raise ValueError(
+                f"{word!r} stands where a config key must{before}: keys and values come in turn, "
+                "KEY VALUE, and a value with blanks or brackets needs quotes"
+            )
+    if len(words) % 2:
+        raise ValueError(f"the config key {words[-1]} has no value: keys and values come in turn")
+
+
 def get_cfg_from_file(config_file: str, opts: Sequence[Any] = ()) -> CN:
     """Config of a YAML file with overrides `KEY VALUE ...`, not frozen; on the CPU without a GPU.
 
     Raises:
         KeyError: the file has a key that no config has; AssertionError if it is in `opts`.
         FileNotFoundError: for a missing file.
+        ValueError: `opts` are no keys and values, or see `check_picture_keys`.
     """
+    check_keys_and_values(opts)
     cfg = get_cfg()
     add_knet_config(cfg)
     # Detectron2's default would run code that a YAML file names
     cfg.merge_from_file(config_file, allow_unsafe=False)
     cfg.merge_from_list(list(opts))
+    check_picture_keys(cfg)
     if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
         logger.info("no GPU found: MODEL.DEVICE is set to cpu")
         cfg.MODEL.DEVICE = "cpu"

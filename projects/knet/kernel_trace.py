@@ -20,6 +20,7 @@ from knet.modeling.classes import class_ids_from_config
 from knet.modeling.meta_arch import KNet
 from knet.predictor import KNetPredictor
 from knet.results.categories import categories_of
+from knet.visualization import DRAWN_SCORE
 
 __all__ = ["KernelAverages", "KernelTrace", "average_masks", "trace_kernels"]
 
@@ -161,7 +162,7 @@ def average_masks(
     images: Iterable[np.ndarray],
     *,
     size: int = 200,
-    score_threshold: float = 0.3,
+    score_threshold: float = DRAWN_SCORE,
 ) -> KernelAverages:
     """Where each thing kernel tends to fire: the mean of its last mask over images.
 

@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Union
 
@@ -22,7 +25,7 @@ from detectron2.config import CfgNode
 from detectron2.data import Metadata, MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import nn
 
 from knet.checkpoint.checkpointer import KNetCheckpointer
@@ -31,6 +34,13 @@ from knet.checkpoint.integrity import digest
 from knet.checkpoint.write_file import write_weights
 from knet.config import get_cfg_from_file
 from knet.data import register_custom
+from knet.data.annotations.image_files import (
+    BROKEN_FILE,
+    has_deep_channels,
+    in_format,
+    upright_rgb,
+)
+from knet.data.annotations.pictures import read_picture
 from knet.data.augmentation import build_knet_augmentation
 from knet.data.registration.builtin import register_builtin
 from knet.files import write_json, write_text
@@ -159,23 +169,61 @@ class KNetPredictor:
 
         Args:
             image: a file, an (H, W, 3) uint8 array in RGB order, or a PIL image. Files and PIL
-                images are turned upright as their EXIF data say.
+                images are turned upright as their EXIF data say; the first picture of several is
+                read. All become INPUT.FORMAT here, whatever that is.
 
         Returns:
             `instances`, `panoptic_seg` and `sem_seg` of Detectron2, those that the model gives
             (see `KNet.forward`).
 
         Raises:
-            FileNotFoundError, ValueError: naming what is not a picture.
+            ValueError: naming the file, what is wrong and the mend (a FileNotFoundError too where
+                it is missing): no picture, broken, more than 8 bit a channel, no pixel, or more
+                than INPUT.MAX_PIXELS, or results that the machine has no memory for.
         """
-        return self.model([self.prepare(image)])[0]
+        prepared = self.prepare(image)
+        self._require_memory(prepared["height"], prepared["width"])
+        return self.model([prepared])[0]
+
+    def only(self, task: str) -> None:
+        """From now on give one kind of result: the others take memory at the picture's size.
+
+        Args:
+            task: "panoptic", "instance" or "semantic", which the model gives.
+        """
+        model_task: Any = self._plain.task
+        if hasattr(model_task, "options"):  # semantic models have no choice
+            kinds = {kind: kind == task for kind in ("panoptic", "instance", "semantic")}
+            model_task.options = replace(model_task.options, **kinds)
+
+    def _require_memory(self, height: int, width: int) -> None:
+        """Refuse results that the machine cannot hold, which would end the process."""
+        if self._plain.device.type != "cpu":  # a GPU raises an error of its own
+            return
+        ids = class_ids_from_config(self.cfg, semantic=is_semantic(self.cfg))
+        options = getattr(self._plain.task, "options", None)
+        parts = {}  # bytes a pixel, no more than there will be
+        if options is None or options.semantic:
+            parts["SEMANTIC_ON"] = 4 * (len(ids.things) + len(ids.stuff))
+        if options is not None and options.panoptic:
+            parts["PANOPTIC_ON"] = 20
+        if options is not None and options.instance and options.score_threshold <= 0:
+            pairs = self.cfg.MODEL.KNET.NUM_KERNELS * len(ids.things)
+            parts["INSTANCE_ON"] = min(options.top_k, pairs)
+        needed, there = sum(parts.values()) * height * width, _machine_memory()
+        if needed > there:
+            text = ", ".join(f"{key} {count}" for key, count in parts.items())
+            raise ValueError(
+                f"results of a picture of {width}x{height} pixels take {needed / 2**30:.1f} GB, "
+                f"and this machine has {there / 2**30:.1f} GB: scale it down or cut it into tiles, "
+                f"or turn off results under MODEL.KNET.TEST (bytes a pixel: {text})"
+            )
 
     def prepare(self, image: Picture) -> dict[str, Any]:
         """The model's input of one image (see `KNet.forward`); arguments and errors as above."""
-        pixels = _read(image)
+        pixels = _read(image, self.cfg.INPUT.MAX_PIXELS)
         height, width = pixels.shape[:2]
-        if self.cfg.INPUT.FORMAT == "BGR":
-            pixels = pixels[..., ::-1]
+        pixels = in_format(pixels, self.cfg.INPUT.FORMAT)
         augmented = T.AugInput(np.ascontiguousarray(pixels))
         self._resize(augmented)
         tensor = torch.as_tensor(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
@@ -286,19 +334,54 @@ def _folder(path_or_hub_id: str | os.PathLike[str], revision: str | None) -> Pat
     return folder
 
 
-def _read(image: Picture) -> np.ndarray:
+def _machine_memory() -> float:
+    """Bytes of the machine; infinite where the system does not say."""
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, OSError, ValueError):
+        return math.inf
+
+
+def _read(image: Picture, max_pixels: int) -> np.ndarray:
+    """(H, W, 3) uint8 RGB, upright."""
+    if isinstance(image, Image.Image):
+        kind = f"the PIL image of {image.width}x{image.height} pixels (mode {image.mode})"
+        if has_deep_channels(image):
+            raise ValueError(
+                f"{kind} has more than 8 bit a channel, a part would be cut: scale its values to "
+                "0 … 255 and convert it to 8 bit a channel"
+            )
+        _check_size((image.height, image.width), kind, max_pixels)
+        try:
+            return upright_rgb(image)
+        except BROKEN_FILE as error:
+            raise ValueError(
+                f"{kind} cannot be read: {str(error) or type(error).__name__}"
+            ) from error
     if isinstance(image, np.ndarray):
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise ValueError(
-                f"an image must be an (H, W, 3) uint8 array, not {image.shape} {image.dtype}"
+                f"an image must be an (H, W, 3) uint8 array in RGB order, not {image.shape} "
+                f"{image.dtype}"
             )
+        _check_size(image.shape[:2], f"the array of shape {image.shape}", max_pixels)
         return image
-    if isinstance(image, Image.Image):
-        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    if "://" in os.fspath(image):
-        raise ValueError(f"{image}: an image is a local file; download it first")
-    try:
-        with Image.open(image) as opened:
-            return np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{image} cannot be read as a picture") from error
+    if not isinstance(image, (str, os.PathLike)):
+        raise ValueError(
+            f"an image is a file's path, an array or a PIL image, not {type(image).__name__}"
+        )
+    name = os.fspath(image)
+    if "://" in name:
+        raise ValueError(f"{name}: an image is a local file; download it first")
+    return read_picture({"file_name": name}, image_format="RGB", max_pixels=max_pixels)
+
+
+def _check_size(size: Sequence[int], kind: str, max_pixels: int) -> None:
+    pixels = size[0] * size[1]
+    if not pixels:
+        raise ValueError(f"{kind} has no pixel")
+    if pixels > max_pixels:
+        raise ValueError(
+            f"{kind} has {pixels:,} pixels, more than INPUT.MAX_PIXELS ({max_pixels:,}) allows: "
+            "scale it down or cut it into tiles, or raise INPUT.MAX_PIXELS"
+        )

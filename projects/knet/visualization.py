@@ -16,21 +16,28 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
-from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Instances
 from detectron2.utils.visualizer import GenericMask
 from PIL import Image, ImageDraw, ImageFont
 
+from knet.data.annotations.image_files import MAX_PIXELS
+from knet.data.annotations.label_files import open_label_png
 from knet.data.annotations.panoptic_png import read_panoptic_png
+from knet.data.annotations.pictures import read_picture
+from knet.data.augmentation import build_knet_augmentation
 from knet.visualizer import ClassColorVisualizer
 
-__all__ = ["TASKS", "draw_annotations", "draw_result", "draw_sheet", "write_sheets"]
+__all__ = ["DRAWN_SCORE", "TASKS", "draw_annotations", "draw_result", "draw_sheet", "write_sheets"]
 
 logger = logging.getLogger(__name__)
 
 # Task → the model's output (Detectron2's names).
 TASKS = {"panoptic": "panoptic_seg", "instance": "instances", "semantic": "sem_seg"}
+
+# Instances with a lower score are left out of drawings and counts where nothing else is asked for:
+# the published threshold of things in panoptic scenes, so that both kinds of result look alike.
+DRAWN_SCORE = 0.3
 
 _COLUMNS = ("photo", "ground truth", "prediction")
 _GAP = 8  # pixels between the tiles of a sheet
@@ -44,7 +51,7 @@ def draw_result(
     metadata: Metadata,
     *,
     task: str = "panoptic",
-    score_threshold: float = 0.3,
+    score_threshold: float = DRAWN_SCORE,
     min_side: int = 320,
 ) -> np.ndarray:
     """Draw one result over its photo.
@@ -99,8 +106,9 @@ def draw_sheet(
     metadata: Metadata,
     *,
     task: str = "panoptic",
-    score_threshold: float = 0.3,
+    score_threshold: float = DRAWN_SCORE,
     min_side: int = 320,
+    max_pixels: int = MAX_PIXELS,
 ) -> np.ndarray:
     """Photo, ground truth and prediction side by side, one row an image.
 
@@ -111,6 +119,7 @@ def draw_sheet(
         outputs: for each record the model's output; the key for ``task`` is read
             (``panoptic_seg``, ``instances``, ``sem_seg``), at the photo's size.
         metadata, task, score_threshold, min_side: as for :func:`draw_result`.
+        max_pixels: a larger photo is refused.
 
     Returns:
         ``(H, W, 3)`` RGB uint8, with column titles and the names of the files.
@@ -129,7 +138,7 @@ def draw_sheet(
                 f"The output for '{record['file_name']}' has no '{TASKS[task]}': "
                 f"turn on MODEL.KNET.TEST.{task.upper()}_ON."
             )
-        image = utils.read_image(record["file_name"], format="RGB")
+        image = read_picture(record, image_format="RGB", max_pixels=max_pixels)
         tiles = [(_COLUMNS[0], _enlarge_photo(image, _factor(image, min_side)))]
         truth = _ground_truth(record, task, image.shape[:2])
         for title, result in ((_COLUMNS[1], truth), (_COLUMNS[2], output[TASKS[task]])):
@@ -155,13 +164,17 @@ def draw_sheet(
 
 
 def draw_annotations(
-    record: Mapping[str, Any], metadata: Metadata, *, min_side: int = 320
+    record: Mapping[str, Any],
+    metadata: Metadata,
+    *,
+    min_side: int = 320,
+    max_pixels: int = MAX_PIXELS,
 ) -> np.ndarray:
     """Photo and annotations of one record side by side, the richest kind that it has.
 
     Args:
         record: in Detectron2's standard format, see :func:`draw_sheet`.
-        metadata, min_side: as for :func:`draw_result`.
+        metadata, min_side, max_pixels: as for :func:`draw_sheet`.
 
     Returns:
         ``(H, W, 3)`` RGB uint8, with column titles and the file's name.
@@ -177,7 +190,7 @@ def draw_annotations(
     task = next((task for key, task in keys.items() if key in record), None)
     if task is None:
         raise ValueError(f"The record of '{record['file_name']}' has no annotations to draw.")
-    image = utils.read_image(record["file_name"], format="RGB")
+    image = read_picture(record, image_format="RGB", max_pixels=max_pixels)
     truth = _ground_truth(record, task, image.shape[:2])
     drawn = draw_result(image, truth, metadata, task=task, min_side=min_side)
     tiles = [("photo", _enlarge_photo(image, _factor(image, min_side))), ("annotations", drawn)]
@@ -191,13 +204,13 @@ def write_sheets(
     output_dir: str,
     image_ids_or_num: int | Sequence[int | str] = 8,
     task: str = "panoptic",
-    score_threshold: float = 0.3,
+    score_threshold: float = DRAWN_SCORE,
 ) -> list[str]:
     """Run a model on images of a data set and write one sheet (PNG) for each.
 
     Args:
         model: a Detectron2 model; used in evaluation mode and left as it was.
-        cfg: ``INPUT.FORMAT`` and the test sizes are read.
+        cfg: ``INPUT.FORMAT``, ``INPUT.MAX_PIXELS`` and the test sizes are read.
         dataset_name: a registered data set.
         output_dir: made if missing; files are ``<image>_<image id>_<task>.png``.
         image_ids_or_num: the number of images from the data set's start; or image ids, where a
@@ -213,14 +226,15 @@ def write_sheets(
     """
     records = _choose(DatasetCatalog.get(dataset_name), image_ids_or_num, dataset_name)
     metadata = MetadataCatalog.get(dataset_name)
-    resize = T.AugmentationList(utils.build_augmentation(cfg, is_train=False))
+    resize = T.AugmentationList(build_knet_augmentation(cfg, is_train=False))
+    max_pixels = cfg.INPUT.MAX_PIXELS
     os.makedirs(output_dir, exist_ok=True)
     paths = []
     was_training = model.training
     model.eval()
     try:
         for position, record in enumerate(records):
-            image = utils.read_image(record["file_name"], format=cfg.INPUT.FORMAT)
+            image = read_picture(record, image_format=cfg.INPUT.FORMAT, max_pixels=max_pixels)
             height, width = image.shape[:2]
             augmented = T.AugInput(image)
             resize(augmented)
@@ -228,7 +242,12 @@ def write_sheets(
             with torch.no_grad():
                 output = model([{**record, "image": tensor, "height": height, "width": width}])[0]
             sheet = draw_sheet(
-                [record], [output], metadata, task=task, score_threshold=score_threshold
+                [record],
+                [output],
+                metadata,
+                task=task,
+                score_threshold=score_threshold,
+                max_pixels=max_pixels,
             )
             stem = os.path.splitext(os.path.basename(record["file_name"]))[0]
             name = f"{stem}_{record.get('image_id', position)}_{task}.png".replace(os.sep, "_")
@@ -274,11 +293,12 @@ def _ground_truth(record: Mapping[str, Any], task: str, size: tuple[int, int]) -
             truth.pred_masks[k] = torch.as_tensor(mask > 0)
         return truth
     if task == "semantic" and "sem_seg_file_name" in record:
-        return utils.read_image(record["sem_seg_file_name"]).squeeze()
+        return open_label_png(record["sem_seg_file_name"], max_pixels=_limit(size))[1]
     if "pan_seg_file_name" not in record:
         return None
 
-    ids = read_panoptic_png(record["pan_seg_file_name"]).astype(np.int64)
+    path = record["pan_seg_file_name"]
+    ids = read_panoptic_png(path, max_pixels=_limit(size)).astype(np.int64)
     segments = record["segments_info"]
     if task == "panoptic":
         return ids, segments
@@ -293,6 +313,11 @@ def _ground_truth(record: Mapping[str, Any], task: str, size: tuple[int, int]) -
     for segment in segments:
         labels[ids == segment["id"]] = segment["category_id"]
     return labels
+
+
+def _limit(size: tuple[int, int]) -> int:
+    """Labels may be as large as the picture that they belong to."""
+    return max(MAX_PIXELS, size[0] * size[1])
 
 
 def _row(tiles: Sequence[tuple[str, np.ndarray]], file_name: str) -> np.ndarray:

@@ -215,6 +215,14 @@ def test_what_cannot_be_done_is_said(scenes, video, model_folder, tmp_path, caps
             (*model, "--input", picture, "--output", tmp_path, "--opts", "MODEL.NO", "1"),
             "MODEL.NO",
         ),
+        (
+            (*model, "--input", picture, "--opts", "SEED", "1", "--output", tmp_path),
+            "--output stands behind the config keys",
+        ),
+        (
+            (*model, "--input", picture, "--output", tmp_path, "--opts", "MODEL.WEIGHTS"),
+            "MODEL.WEIGHTS has no value",
+        ),
     ):  # fmt: skip
         assert run(*words) == 1, words
         assert re.search(message, capsys.readouterr().err), words

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from knet.demo.files import find_pictures, output_files, require_unique_stems, writable_folder
 from knet.errors import UserError
@@ -19,15 +20,33 @@ def folder(tmp_path):
 
 def test_files_folders_and_globs(folder):
     def names(*inputs):
-        pictures, problems = find_pictures([str(folder / name) for name in inputs])
-        return [str(p.relative_to(folder)) for p in pictures], len(problems)
+        found = find_pictures([str(folder / name) for name in inputs])
+        return [str(p.relative_to(folder)) for p in found.pictures], len(found.problems)
 
     assert names("") == (["a.PNG", "b.jpg", "odd[1].png"], 0)
     assert names("b.jpg", "*.jpg", "gone.jpg") == (["b.jpg", "gone.jpg"], 0)
     assert names("**/*.webp", "odd[1].png") == (["deep/c.webp", "odd[1].png"], 0)
-    _, (empty, no_match) = find_pictures([str(folder / "empty"), str(folder / "*.gif")])
+    empty, no_match = find_pictures([str(folder / "empty"), str(folder / "*.gif")]).problems
     assert empty.startswith(f"{folder}/empty: no picture in this folder")
     assert no_match == f"{folder}/*.gif: no file matches"
+
+
+def test_what_a_folder_holds_and_is_not_read_is_said(folder, monkeypatch):
+    for name in ("a.avif", "b.GIF", "c.jp2", "d.HEIC", "e.heic", "f.mp4", "g.mov", "h.svg"):
+        (folder / name).write_bytes(b"")
+    monkeypatch.setitem(Image.registered_extensions(), ".heic", "NONE")  # whatever is installed
+    monkeypatch.setitem(Image.registered_extensions(), ".avif", "AVIF")
+    monkeypatch.setitem(Image.OPEN, "AVIF", None)
+    found = find_pictures([str(folder)])
+    names = [path.name for path in found.pictures]
+    assert names == ["a.PNG", "a.avif", "b.GIF", "b.jpg", "c.jp2", "odd[1].png"]
+    heic, mov, mp4, svg = found.left_out
+    assert heic.startswith(f"{folder}: 2 .heic left out: ") and "pip install pillow-heif" in heic
+    assert "1 .mov left out: videos are given one by one" in mov and "1 .mp4" in mp4
+    assert "1 .svg left out: not taken from folders" in svg
+    assert found.problems == []
+    monkeypatch.setitem(Image.OPEN, "NONE", None)  # with the plug-in
+    assert "d.HEIC" in [path.name for path in find_pictures([str(folder)]).pictures]
 
 
 def test_where_drawings_go(tmp_path):

@@ -12,9 +12,21 @@ __all__ = [
     "COLOR_AUGMENTATIONS",
     "InvertColors",
     "PermuteChannels",
+    "ResizeShortestEdge",
     "build_knet_augmentation",
     "photometric_distortion",
 ]
+
+
+class ResizeShortestEdge(T.ResizeShortestEdge):
+    """Detectron2's, which makes pictures that are thousands of times as long as wide vanish."""
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        """Draws the transform of an (H, W, C) image; it leaves each side a pixel or more."""
+        transform = super().get_transform(image)
+        if isinstance(transform, T.ResizeTransform):
+            transform.new_h, transform.new_w = max(transform.new_h, 1), max(transform.new_w, 1)
+        return transform
 
 
 class PermuteChannels(T.Augmentation):
@@ -86,9 +98,9 @@ def build_knet_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation
     """
     inputs = cfg.INPUT
     if not is_train:
-        return [T.ResizeShortestEdge(inputs.MIN_SIZE_TEST, inputs.MAX_SIZE_TEST, "choice")]
+        return [ResizeShortestEdge(inputs.MIN_SIZE_TEST, inputs.MAX_SIZE_TEST, "choice")]
     augmentations: list[T.Augmentation | T.Transform] = [
-        T.ResizeShortestEdge(
+        ResizeShortestEdge(
             inputs.MIN_SIZE_TRAIN, inputs.MAX_SIZE_TRAIN, inputs.MIN_SIZE_TRAIN_SAMPLING
         )
     ]

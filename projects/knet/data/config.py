@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from detectron2.config import CfgNode
 
-__all__ = ["add_data_config"]
+from knet.data.annotations.image_files import FORMATS, MAX_PIXELS
+
+__all__ = ["add_data_config", "check_picture_keys"]
 
 
 def add_data_config(cfg: CfgNode) -> None:
@@ -21,6 +23,9 @@ def add_data_config(cfg: CfgNode) -> None:
     # `tools/check_dataset.py` lists them): "raise" stops with its name, "skip" takes another record
     # and reports the number once an epoch. Data sets in DATASETS.TEST always stop.
     cfg.DATASETS.ON_ERROR = "raise"
+    # Pictures of more pixels (width times height) are refused by their header, before they take
+    # memory, and so are arrays; a decoded picture takes 3 bytes a pixel, results at its size more.
+    cfg.INPUT.MAX_PIXELS = MAX_PIXELS
     # Which targets a record must give: "instances", "sem_seg". Empty: those that it offers.
     # A named target that a record cannot give stops the training with the record's name.
     cfg.INPUT.KNET_TARGETS = []
@@ -31,3 +36,28 @@ def add_data_config(cfg: CfgNode) -> None:
     # A crop in which one class covers more than this share is drawn again (10 times at most);
     # 1.0 takes the first. Needs semantic labels.
     cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 1.0
+
+
+def check_picture_keys(cfg: CfgNode) -> None:
+    """Refuses what no picture can be read with.
+
+    Raises:
+        ValueError: naming the key: INPUT.FORMAT is none of `FORMATS`, MODEL.PIXEL_MEAN or PIXEL_STD
+            have not a value a channel of it, or INPUT.MAX_PIXELS is no number of pixels.
+    """
+    name, limit = cfg.INPUT.FORMAT, cfg.INPUT.MAX_PIXELS
+    if name not in FORMATS:
+        raise ValueError(
+            f"INPUT.FORMAT is {name!r}: pictures can be read as {', '.join(FORMATS)} (L is grey, "
+            "with one value each in MODEL.PIXEL_MEAN and MODEL.PIXEL_STD)"
+        )
+    channels = FORMATS[name][1]
+    for key in ("PIXEL_MEAN", "PIXEL_STD"):
+        count = len(cfg.MODEL[key])
+        if count != channels:
+            raise ValueError(
+                f"MODEL.{key} has {count} values, but INPUT.FORMAT {name} has {channels} "
+                f"channel{'s' * (channels > 1)}: give as many, or change INPUT.FORMAT"
+            )
+    if limit < 1:
+        raise ValueError(f"INPUT.MAX_PIXELS is {limit}: it must be 1 or more")

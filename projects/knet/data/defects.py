@@ -62,6 +62,9 @@ KINDS: Mapping[str, Kind] = {
     "image-missing": Kind("error", "correct the name or the folder, or remove the record"),
     "image-unreadable": Kind("error", _REMAKE),
     "image-truncated": Kind("error", _REMAKE),
+    "image-too-large": Kind(
+        "error", "scale it down or cut it into tiles, or raise INPUT.MAX_PIXELS in the config"
+    ),
     "size-mismatch": Kind("error", "use the picture that was annotated, or correct the size"),
     "exif-rotation": Kind(
         "warning",

@@ -10,6 +10,7 @@ import pycocotools.mask as mask_util
 from detectron2.data import transforms as T
 
 from knet.data.annotations.coco_file import number_defects
+from knet.data.annotations.image_files import MAX_PIXELS
 from knet.data.annotations.label_files import open_label_png
 from knet.data.annotations.segmentations import segmentation_errors
 from knet.data.defects import DataError, Defect, describe, make_defect, raise_first
@@ -63,7 +64,9 @@ def read_label_png(
         DataError: naming the file and the record, if it is missing (also a FileNotFoundError),
             cannot be read, is no label map of this size and kind, or holds other labels.
     """
-    mode, labels = open_label_png(path, record)
+    # labels may be as large as the picture that they belong to
+    limit = max(MAX_PIXELS, size[0] * size[1])
+    mode, labels = open_label_png(path, record, max_pixels=limit)
     raise_first(label_png_defects(mode, labels, num_classes, ignore_label, path, record))
     check_label_size(labels, size, path, record)
     if ignore_label != IGNORE_LABEL:

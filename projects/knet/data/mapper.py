@@ -15,6 +15,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Instances
 
 from knet.data.annotations.coco_file import missing_keys
+from knet.data.annotations.image_files import MAX_PIXELS
 from knet.data.annotations.panoptic_png import ids_to_rows, read_panoptic_png, segment_key_defects
 from knet.data.annotations.pictures import read_picture
 from knet.data.augmentation import build_knet_augmentation
@@ -65,6 +66,7 @@ class KNetDatasetMapper:
         *,
         augmentations: Sequence[T.Augmentation | T.Transform],
         image_format: str,
+        max_pixels: int = MAX_PIXELS,
         targets: Sequence[str] = (),
         thing_ids: Collection[int] | None = None,
         num_classes: int | None = None,
@@ -75,6 +77,7 @@ class KNetDatasetMapper:
             is_train: without it no annotation is read.
             augmentations: applied in this order.
             image_format: of the picture given to the model, e.g. "RGB".
+            max_pixels: a larger picture is refused before it is decoded.
             targets: which of "instances" and "sem_seg" each record must give; empty for
                 whatever it offers.
             thing_ids: the classes that instances may have; None leaves them unchecked.
@@ -92,6 +95,7 @@ class KNetDatasetMapper:
         self.is_train = is_train
         self.augmentations = T.AugmentationList(list(augmentations))
         self.image_format = image_format
+        self.max_pixels = max_pixels
         self.targets = tuple(targets)
         self.thing_ids = None if thing_ids is None else sorted(set(thing_ids))
         self.num_classes = num_classes
@@ -108,6 +112,7 @@ class KNetDatasetMapper:
             "is_train": is_train,
             "augmentations": build_knet_augmentation(cfg, is_train),
             "image_format": cfg.INPUT.FORMAT,
+            "max_pixels": cfg.INPUT.MAX_PIXELS,
             "targets": cfg.INPUT.KNET_TARGETS,
         }
         names = cfg.DATASETS.TRAIN if is_train else cfg.DATASETS.TEST
@@ -154,7 +159,7 @@ class KNetDatasetMapper:
             ValueError: if a needed target is not there.
         """
         record = copy.copy(dataset_dict)
-        image = read_picture(record, image_format=self.image_format)
+        image = read_picture(record, image_format=self.image_format, max_pixels=self.max_pixels)
         result: dict[str, Any] = {"height": image.shape[0], "width": image.shape[1]}
         result.update({key: record[key] for key in ("file_name", "image_id") if key in record})
 
@@ -253,7 +258,8 @@ class KNetDatasetMapper:
         raise_first(missing_keys(record, ("segments_info",), path, name))
         segments = record["segments_info"]
         raise_first(segment_key_defects(segments, path, name))
-        ids = read_panoptic_png(path, name)
+        # labels may be as large as the picture that they belong to
+        ids = read_panoptic_png(path, name, max_pixels=max(MAX_PIXELS, size[0] * size[1]))
         check_label_size(ids, size, path, name, record["file_name"])
         rows = ids_to_rows(ids, segments, path, name)
         labels = np.array([segment["category_id"] for segment in segments], np.int64)

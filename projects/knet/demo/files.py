@@ -2,49 +2,111 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
+import mimetypes
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
 
 from knet.errors import UserError
 
-__all__ = ["SUFFIXES", "find_pictures", "output_files", "require_unique_stems", "writable_folder"]
+with contextlib.suppress(ImportError):  # reads HEIC, if it is installed
+    import pillow_heif
 
-# of the files that are taken from a folder
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+    pillow_heif.register_heif_opener()
+
+__all__ = [
+    "SUFFIXES",
+    "Found",
+    "find_pictures",
+    "output_files",
+    "require_unique_stems",
+    "writable_folder",
+]
+
+# of the files that are taken from a folder, if Pillow (with its plug-ins) reads them here
+SUFFIXES = (
+    *(".avif", ".bmp", ".gif", ".heic", ".heif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"),
+    *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
+)
+# read by plug-ins of Pillow that register themselves
+_PLUGINS = {".heic": "pillow-heif", ".heif": "pillow-heif"}
 
 
-def find_pictures(inputs: Sequence[str]) -> tuple[list[Path], list[str]]:
+@dataclass
+class Found:
+    """The picture files that inputs stand for.
+
+    Attributes:
+        pictures: in the order of the inputs, each once; a named file need not exist.
+        problems: a message for each folder or glob that stands for nothing.
+        left_out: a message for each kind of picture or video in a folder that is not taken.
+    """
+
+    pictures: list[Path] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+
+def find_pictures(inputs: Sequence[str]) -> Found:
     """The picture files that files, folders and globs stand for.
 
     Args:
         inputs: a folder stands for the pictures in it (not in folders below), a glob (``**`` for
             folders at any depth) for the files that match.
-
-    Returns:
-        The files in the order of the inputs, each once; a named file need not exist. And one
-        message for each folder or glob that stands for nothing.
     """
-    pictures: list[Path] = []
-    problems = []
+    result = Found()
     for name in map(os.path.expanduser, inputs):
         path = Path(name)
         if path.is_dir():
-            found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+            files = sorted(path.iterdir())
+            found = [file for file in files if _is_read(file.suffix)]
+            result.left_out += _left_out(name, files)
             if not found:
-                problems.append(f"{name}: no picture in this folder ({', '.join(SUFFIXES)})")
+                suffixes = ", ".join(filter(_is_read, SUFFIXES))
+                result.problems.append(f"{name}: no picture in this folder ({suffixes})")
         elif path.exists() or not glob.has_magic(name):
             found = [path]
         else:
             found = sorted(p for p in map(Path, glob.glob(name, recursive=True)) if p.is_file())
             if not found:
-                problems.append(f"{name}: no file matches")
-        pictures += found
-    return list(dict.fromkeys(pictures)), problems
+                result.problems.append(f"{name}: no file matches")
+        result.pictures += found
+    result.pictures = list(dict.fromkeys(result.pictures))
+    return result
+
+
+def _is_read(suffix: str) -> bool:
+    return (
+        suffix.lower() in SUFFIXES
+        and Image.registered_extensions().get(suffix.lower()) in Image.OPEN
+    )
+
+
+def _left_out(folder: str, files: Sequence[Path]) -> list[str]:
+    """Messages on files whose suffix says picture or video, and which are not read."""
+    counts = Counter(f.suffix.lower() for f in files if f.is_file() and not _is_read(f.suffix))
+    messages = []
+    for suffix, count in sorted(counts.items()):
+        kind = (mimetypes.guess_type(f"x{suffix}")[0] or "").partition("/")[0]
+        if kind == "video":
+            reason = "videos are given one by one, with demo.py --video-input"
+        elif suffix in _PLUGINS:
+            reason = f"Pillow reads them with a plug-in: pip install {_PLUGINS[suffix]}"
+        elif suffix in SUFFIXES:
+            reason = "this build of Pillow does not read them"
+        elif kind == "image" or suffix in Image.registered_extensions():
+            reason = "not taken from folders; convert them to PNG"
+        else:
+            continue
+        messages.append(f"{folder}: {count} {suffix} left out: {reason}")
+    return messages
 
 
 def output_files(inputs: Sequence[Path], output: str, *, suffix: str | None = None) -> list[Path]:

@@ -16,8 +16,8 @@ from detectron2.evaluation import (
     DatasetEvaluator,
     SemSegEvaluator,
 )
-from detectron2.utils.file_io import PathManager
-from PIL import Image
+
+from knet.data.annotations.image_files import open_image
 
 from .derived import instance_dataset, semantic_dataset
 from .evaluators import Evaluators, SemanticEvaluator
@@ -126,8 +126,8 @@ def _panoptic_to_semantic(
 
 def _load_labels(filename: str, copy: bool = False, dtype: Any = None) -> np.ndarray:
     """As newer Detectron2's own default, whose ``copy=False`` is an error from numpy 2 on."""
-    with PathManager.open(filename, "rb") as f:
-        return np.array(Image.open(f), dtype=dtype)
+    with open_image(filename) as image:
+        return np.array(image, dtype=dtype)
 
 
 def _cityscapes_instances(dataset_name: str, output_folder: str | None, _: int) -> DatasetEvaluator:

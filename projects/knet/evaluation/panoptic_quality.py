@@ -28,7 +28,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from PIL import Image
+
+from knet.data.annotations.image_files import open_image
 
 from .panoptic_ids import OFFSET, id2rgb, rgb2id
 
@@ -291,7 +292,7 @@ def pq_compute(
 
 
 def _read_ids(path: str) -> np.ndarray:
-    with Image.open(path) as image:
+    with open_image(path) as image:
         if image.mode != "RGB":
             raise ValueError(
                 f"'{path}' is a {image.mode} image; panoptic PNGs store segment ids as RGB."

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from knet.data.annotations.image_files import FORMATS
 from knet.export.lowering import exportable_copy
 from knet.inference.predictions import Frame
 from knet.inference.resize import composed_matrix
@@ -24,11 +25,12 @@ class ImageGraph(nn.Module):
     Args:
         model: `KNet`, of which the parts that inference needs are copied.
         onnx: whether every operator must exist in ONNX.
-        channel_order: the model's, "RGB" or "BGR"; the graph takes RGB.
+        channel_order: the model's INPUT.FORMAT; the graph takes RGB, of a model for "L" one grey
+            channel: grey after resizing would not be the model's input to the last bit.
         half: compute in float16 under autocast; sums over pixels and results stay float32.
 
     Raises:
-        ValueError: see `exportable_copy`; another channel order.
+        ValueError: see `exportable_copy`; an unknown format.
     """
 
     pixel_mean: Tensor
@@ -36,8 +38,10 @@ class ImageGraph(nn.Module):
 
     def __init__(self, model: Any, *, onnx: bool, channel_order: str, half: bool = False) -> None:
         super().__init__()
-        if channel_order not in ("RGB", "BGR"):
-            raise ValueError(f"INPUT.FORMAT is {channel_order!r}; RGB and BGR can be exported")
+        if channel_order not in FORMATS:
+            raise ValueError(
+                f"INPUT.FORMAT is {channel_order!r}; {', '.join(FORMATS)} can be exported"
+            )
         self.backbone = exportable_copy(model.backbone, "backbone", onnx=onnx)
         self.heads = exportable_copy(model.heads, "heads", onnx=onnx)
         self.register_buffer("pixel_mean", model.pixel_mean.clone())
@@ -49,7 +53,7 @@ class ImageGraph(nn.Module):
         self.half_precision = half
 
     def last_round(self, images: Tensor) -> tuple[RoundOutput, Frame]:
-        """(B, 3, H, W), 0 to 255 -> the last round and the sizes."""
+        """(B, C, H, W), 0 to 255 -> the last round and the sizes."""
         if self.reverse_channels:
             images = images.flip(1)
         x = (images - self.pixel_mean) / self.pixel_std
@@ -76,7 +80,7 @@ class RawGraph(ImageGraph):
         """Logits of a batch.
 
         Args:
-            image: (B, 3, H, W) RGB, 0 to 255, any real type.
+            image: (B, C, H, W), RGB or grey, 0 to 255, any real type.
 
         Returns:
             `mask_logits` (B, M, h, w) over the padded batch and, but for semantic models,

@@ -53,7 +53,8 @@ def describe(
             "name": "image",
             "dtype": input_dtype,
             "layout": "NCHW",
-            "channel_order": "RGB",
+            # L: one channel, as Pillow's convert("L") makes it of a picture before it is resized
+            "channel_order": "L" if cfg.INPUT.FORMAT == "L" else "RGB",
             "range": [0, 255],
             "resize": {
                 "method": "Pillow bilinear",

@@ -93,7 +93,8 @@ def trace(
     device = graph.pixel_mean.device
     # two images, as a batch of one would be taken for a constant
     batch = 2 if "batch" in dynamic else 1
-    image = torch.randint(0, 256, (batch, 3, *example_size), device=device).to(input_dtype)
+    channels = len(graph.pixel_mean)
+    image = torch.randint(0, 256, (batch, channels, *example_size), device=device).to(input_dtype)
     dims: dict[int, _DimHint] = {
         axis: Dim.AUTO for axis, name in ((0, "batch"), (2, "height"), (3, "width"))
         if name in dynamic

@@ -15,6 +15,7 @@ from knet.report.confusion import Confusion
 from knet.report.matching import Matching, match_regions, match_segments
 from knet.report.segments import Segments, predicted_segments, true_segments
 from knet.results.categories import Category
+from knet.visualization import DRAWN_SCORE
 
 __all__ = ["MEASURES", "ReportCollector", "ReportImage"]
 
@@ -75,7 +76,7 @@ class ReportCollector(DatasetEvaluator):
         categories: Sequence[Category],
         ignore_label: int = IGNORE_LABEL,
         with_pixels: bool = False,
-        score_threshold: float = 0.5,
+        score_threshold: float = DRAWN_SCORE,
         num_images: int = 100,
     ) -> None:
         if task not in MEASURES:

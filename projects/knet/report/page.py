@@ -14,6 +14,7 @@ import numpy as np
 from detectron2.data import Metadata
 from markupsafe import Markup
 
+from knet.data.annotations.image_files import MAX_PIXELS
 from knet.report.collect import MEASURES, ReportCollector
 from knet.report.confusion import Confusion
 from knet.report.pictures import Picture, draw_picture
@@ -56,6 +57,7 @@ def render_report(
     metadata: Metadata,
     title: str,
     facts: Mapping[str, str],
+    max_pixels: int = MAX_PIXELS,
 ) -> str:
     """The page.
 
@@ -66,6 +68,7 @@ def render_report(
         metadata: with the colours of the classes, if it has any.
         title: of the page.
         facts: what was scored and how, in the order that they are shown.
+        max_pixels: a larger picture is refused.
 
     Raises:
         ValueError: there is no image.
@@ -74,7 +77,7 @@ def render_report(
     images = collector.images
     if not images:
         raise ValueError("there is no image to report on")
-    pictures: list[Picture] = [draw_picture(image) for image in images]
+    pictures: list[Picture] = [draw_picture(image, max_pixels=max_pixels) for image in images]
     columns = class_columns(results, collector, categories)
     matrices = []
     if collector.segment_confusion is not None:

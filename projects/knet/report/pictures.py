@@ -12,6 +12,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 from PIL import Image
 
+from knet.data.annotations.image_files import MAX_PIXELS
 from knet.data.annotations.pictures import read_picture
 from knet.report.collect import ReportImage
 from knet.report.matching import Outcome
@@ -83,13 +84,15 @@ class Picture:
         return len(self.photo) + sum(len(s.path) + _BYTES_A_SHAPE for s in shapes)
 
 
-def draw_picture(image: ReportImage, max_bytes: int = BYTES_AN_IMAGE) -> Picture:
+def draw_picture(
+    image: ReportImage, max_bytes: int = BYTES_AN_IMAGE, *, max_pixels: int = MAX_PIXELS
+) -> Picture:
     """Photo and outlines, as large as the budget allows but no larger than 512 pixels.
 
     Raises:
         DataError: naming the picture that cannot be read.
     """
-    pixels = read_picture(image.record, image_format="RGB")
+    pixels = read_picture(image.record, image_format="RGB", max_pixels=max_pixels)
     longer = max(pixels.shape[:2])
     # no enlargement
     for side in sorted({min(side, longer) for side in _SIDES}, reverse=True):

@@ -12,10 +12,9 @@ import numpy as np
 import pycocotools.mask as mask_util
 import torch
 from detectron2.structures import Boxes, Instances
-from PIL import Image
 
+from knet.data.annotations.image_files import BROKEN_FILE, MAX_PIXELS, open_image
 from knet.data.annotations.panoptic_png import read_panoptic_png
-from knet.data.annotations.pictures import BROKEN_FILE
 from knet.data.annotations.segmentations import segmentation_errors
 from knet.data.defects import raise_first
 from knet.results.categories import Category
@@ -120,7 +119,8 @@ class FilePredictions:
     ) -> tuple[torch.Tensor, list[dict[str, Any]]]:
         record = self._panoptic[image_id]
         path = self.folder / "panoptic" / record["file_name"]
-        ids = read_panoptic_png(str(path)).astype(np.int32)
+        limit = max(MAX_PIXELS, size[0] * size[1])
+        ids = read_panoptic_png(str(path), max_pixels=limit).astype(np.int32)
         self._check_size(path, ids.shape, size)
         segments = []
         for info in record["segments_info"]:
@@ -156,7 +156,7 @@ class FilePredictions:
     def _sem_seg(self, stem: str, size: tuple[int, int]) -> torch.Tensor:
         path = self.folder / "semantic" / f"{stem}.png"
         try:
-            with Image.open(path) as opened:
+            with open_image(path, max_pixels=max(MAX_PIXELS, size[0] * size[1])) as opened:
                 labels = torch.as_tensor(np.array(opened).astype(np.int64))
         except BROKEN_FILE as error:
             raise ValueError(f"{path} cannot be read as a label map: {error}") from error

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from detectron2.utils.file_io import PathManager
 from PIL import Image
 
-from knet.data.annotations.pictures import BROKEN_FILE
+from knet.data.annotations.image_files import BROKEN_FILE, MAX_PIXELS, open_image, unreadable
 from knet.data.defects import DataError, Defect, data_error, make_defect, raise_first
 
 __all__ = [
@@ -38,7 +37,9 @@ def label_png_paths(root: Path) -> dict[str, Path]:
     return _by_stem(root, LABEL_SUFFIXES)
 
 
-def open_label_png(path: str | os.PathLike[str], record: str = "") -> tuple[str, np.ndarray]:
+def open_label_png(
+    path: str | os.PathLike[str], record: str = "", *, max_pixels: int = MAX_PIXELS
+) -> tuple[str, np.ndarray]:
     """Pillow's mode and the values (palettes as indices) of a label PNG of any kind.
 
     Of greyscale of 2 and 4 bit the mode is ``L;2`` and ``L;4``, and the values are those stored.
@@ -48,19 +49,16 @@ def open_label_png(path: str | os.PathLike[str], record: str = "") -> tuple[str,
             cannot be read, or is no PNG.
     """
     try:
-        with PathManager.open(os.fspath(path), "rb") as stream, Image.open(stream) as image:
+        with open_image(path, max_pixels=max_pixels) as image:
             raw = image.tile[0][3] if image.format == "PNG" and image.tile else None
             if raw in _STRETCH:
                 return raw, np.array(image) // np.uint8(_STRETCH[raw])
             if image.format == "PNG":
                 return image.mode, np.array(image)
             form = image.format
-    except FileNotFoundError as error:
-        problem = f"no semantic labels at {path}"
-        raise data_error(make_defect("png-missing", os.fspath(path), record, problem)) from error
     except BROKEN_FILE as error:
-        problem = f"{path} cannot be read as an image: {error}"
-        raise data_error(make_defect("png-unreadable", os.fspath(path), record, problem)) from error
+        defect = unreadable(error, os.fspath(path), record, label="semantic labels")
+        raise data_error(defect) from error
     raise DataError(foreign_format("label-png-mode", form, os.fspath(path), record))
 
 

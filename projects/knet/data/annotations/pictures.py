@@ -2,42 +2,26 @@
 
 from __future__ import annotations
 
-import re
-import struct
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from detectron2.data import detection_utils as utils
-from detectron2.utils.file_io import PathManager
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from knet.data.defects import Defect, data_error, describe, make_defect, raise_first
-
-__all__ = [
-    "BROKEN_FILE",
-    "PictureHeader",
-    "check_picture",
-    "has_deep_channels",
-    "read_header",
-    "read_picture",
-    "rotation_defect",
-]
-
-_ORIENTATION = 0x0112
-# What Pillow's readers raise on files that end early or hold something else.
-BROKEN_FILE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
+from knet.data.annotations.image_files import (
+    BROKEN_FILE,
+    MAX_PIXELS,
+    has_deep_channels,
+    in_format,
+    open_image,
+    orientation,
+    unreadable,
+    upright_rgb,
 )
+from knet.data.defects import DataError, Defect, data_error, describe, make_defect, raise_first
+
+__all__ = ["PictureHeader", "check_picture", "read_header", "read_picture", "rotation_defect"]
 
 
 @dataclass(frozen=True)
@@ -62,39 +46,54 @@ class PictureHeader:
         return self.stored[::-1] if self.orientation >= 5 else self.stored
 
 
-def read_picture(record: Mapping[str, Any], *, image_format: str) -> np.ndarray:
-    """Reads a record's picture as Detectron2 does.
+def read_picture(
+    record: Mapping[str, Any], *, image_format: str, max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
+    """Reads a record's picture for a model.
 
     Args:
         record: with ``file_name`` and perhaps ``height``, ``width``, ``image_id``.
-        image_format: as of :func:`detectron2.data.detection_utils.read_image`.
+        image_format: INPUT.FORMAT, see :func:`knet.data.annotations.image_files.in_format`.
+        max_pixels: INPUT.MAX_PIXELS.
 
     Returns:
         (H, W, C) uint8, turned as its EXIF tag says.
 
     Raises:
         DataError: naming file, record and mend, if it is missing (also a FileNotFoundError),
-            broken, has another size than the record says (also a SizeMismatchError), or more than
-            8 bit a channel.
+            no regular file, broken, too large, has another size than the record says (also a
+            SizeMismatchError), or more than 8 bit a channel.
     """
-    raise_first(_header_defects(read_header(record), record))
     try:
-        return utils.read_image(record["file_name"], format=image_format)
+        with open_image(record["file_name"], max_pixels=max_pixels) as image:
+            raise_first(_header_defects(_header(image), record))
+            pixels = upright_rgb(image)
+    except DataError:
+        raise
     except BROKEN_FILE as error:
         raise data_error(_broken(record, error)) from error
+    return in_format(pixels, image_format)
 
 
 def read_header(record: Mapping[str, Any]) -> PictureHeader:
-    """Reads the header of a record's picture; DataError if it is missing or no picture."""
+    """Reads the header of a record's picture, of any size.
+
+    Raises:
+        DataError: it is missing or no picture.
+    """
     try:
-        with PathManager.open(record["file_name"], "rb") as stream, Image.open(stream) as image:
+        with open_image(record["file_name"], max_pixels=None) as image:
             return _header(image)
     except BROKEN_FILE as error:
         raise data_error(_broken(record, error)) from error
 
 
-def check_picture(record: Mapping[str, Any]) -> tuple[PictureHeader | None, list[Defect]]:
+def check_picture(
+    record: Mapping[str, Any], *, max_pixels: int = MAX_PIXELS
+) -> tuple[PictureHeader | None, list[Defect]]:
     """Reads a record's picture to its last byte and names all that is wrong with it.
+
+    Args: as of :func:`read_picture`.
 
     Returns:
         The header (None if it cannot be read) and the defects: the errors are those of
@@ -102,7 +101,7 @@ def check_picture(record: Mapping[str, Any]) -> tuple[PictureHeader | None, list
     """
     header = None
     try:
-        with PathManager.open(record["file_name"], "rb") as stream, Image.open(stream) as image:
+        with open_image(record["file_name"], max_pixels=max_pixels) as image:
             header = _header(image)
             found = _header_defects(header, record)
             image.load()
@@ -112,25 +111,9 @@ def check_picture(record: Mapping[str, Any]) -> tuple[PictureHeader | None, list
     return header, found
 
 
-def has_deep_channels(image: Image.Image) -> bool:
-    """Whether an image that has not been decoded yet has more than 8 bit a channel.
-
-    Pillow gives colours of 16 bit as mode RGB, without their lower byte: only the raw mode tells.
-    """
-    raw = " ".join(str(tile[3]) for tile in getattr(image, "tile", []))
-    # RGB;16B, but not BGR;16, which is a picture of 5 and 6 bit a channel.
-    return image.mode.startswith("I") or image.mode == "F" or bool(re.search(r";16[BLNS]", raw))
-
-
 def _header(image: Image.Image) -> PictureHeader:
     deep = has_deep_channels(image)  # before the tags: they may follow the pixels
-    try:
-        orientation = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # broken tags of any kind: Detectron2 leaves such pictures as they are
-        orientation = 1
-    if orientation not in range(1, 9):
-        orientation = 1
-    return PictureHeader(image.mode, deep, (image.height, image.width), int(orientation))
+    return PictureHeader(image.mode, deep, (image.height, image.width), orientation(image))
 
 
 def _header_defects(header: PictureHeader, record: Mapping[str, Any]) -> list[Defect]:
@@ -198,15 +181,7 @@ def _frames_problem(image: Image.Image) -> str:
 
 
 def _broken(record: Mapping[str, Any], error: BaseException) -> Defect:
-    path, name = record["file_name"], describe(record)
-    if isinstance(error, FileNotFoundError):
-        return make_defect("image-missing", path, name, f"no picture at {path}")
-    kind = "image-truncated" if "truncated" in str(error).lower() else "image-unreadable"
-    if isinstance(error, UnidentifiedImageError):
-        problem = f"{path} cannot be read as a picture: it is of no known format"
-    else:
-        problem = f"{path} cannot be read as a picture: {error}"
-    return make_defect(kind, path, name, problem)
+    return unreadable(error, record["file_name"], describe(record))
 
 
 def _text(size: Any) -> str:

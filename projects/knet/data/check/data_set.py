@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from knet.data.annotations.coco_json import instance_file_defects, scan_coco_instances
 from knet.data.annotations.coco_panoptic_json import scan_coco_panoptic
+from knet.data.annotations.image_files import MAX_PIXELS
 from knet.data.check.record import Expected, RecordSummary, inspect_record
 from knet.data.defects import DataError, Defect, make_defect
 from knet.data.on_error import Scan, scan_dataset
@@ -75,7 +76,11 @@ class DatasetReport:
 
 
 def check_dataset(
-    name: str, *, workers: int = 0, progress: Callable[[int, int], None] | None = None
+    name: str,
+    *,
+    workers: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> DatasetReport:
     """Reads every record of a registered data set once.
 
@@ -83,6 +88,7 @@ def check_dataset(
         name: of the data set, registered by this package or by others.
         workers: processes that read; 0 reads in this one.
         progress: called with the number of records read and of all.
+        max_pixels: larger pictures and label PNGs are refused.
 
     Raises:
         KeyError: if no data set has this name.
@@ -94,7 +100,7 @@ def check_dataset(
     except DataError as error:
         report.defects += error.defects
         return report
-    expected = Expected.from_metadata(meta)
+    expected = Expected.from_metadata(meta, max_pixels=max_pixels)
     report.class_names = list(meta.get("stuff_classes") or meta.get("thing_classes") or [])
     report.defects += scan.defects
     counts = len(report.class_names)

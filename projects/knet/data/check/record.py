@@ -16,6 +16,7 @@ from detectron2.data import Metadata
 from detectron2.structures import BoxMode
 
 from knet.data.annotations.coco_file import is_box, is_number, missing_keys, number_defects
+from knet.data.annotations.image_files import MAX_PIXELS
 from knet.data.annotations.label_files import open_label_png
 from knet.data.annotations.panoptic_png import (
     inspect_panoptic_png,
@@ -51,15 +52,17 @@ class Expected:
         thing_ids: the classes that instances may have; None leaves them unchecked.
         num_classes: semantic labels must be below; None leaves them unchecked.
         ignore_label: of label PNGs.
+        max_pixels: of pictures and label PNGs; larger ones are refused.
     """
 
     annotation_file: str | None = None
     thing_ids: Sequence[int] | None = None
     num_classes: int | None = None
     ignore_label: int = IGNORE_LABEL
+    max_pixels: int = MAX_PIXELS
 
     @classmethod
-    def from_metadata(cls, meta: Metadata) -> Expected:
+    def from_metadata(cls, meta: Metadata, *, max_pixels: int = MAX_PIXELS) -> Expected:
         """From a data set's metadata, as the mapper takes it."""
         things = meta.get("thing_dataset_id_to_contiguous_id")
         names = meta.get("thing_classes")
@@ -70,6 +73,7 @@ class Expected:
             thing_ids=None if ids is None else list(ids),
             num_classes=len(stuff) if stuff else None,
             ignore_label=meta.get("ignore_label", IGNORE_LABEL),
+            max_pixels=max_pixels,
         )
 
 
@@ -120,7 +124,7 @@ def _inspect(record: Mapping[str, Any], expected: Expected, summary: RecordSumma
     if lacking:
         summary.defects += lacking
         return
-    header, found = check_picture(record)
+    header, found = check_picture(record, max_pixels=expected.max_pixels)
     summary.size = None if header is None else header.size
     summary.defects += found
     if "pan_seg_file_name" in record:
@@ -145,7 +149,7 @@ def _inspect_panoptic(
         summary.defects += wrong
         return
     try:
-        ids, found = inspect_panoptic_png(path, name)
+        ids, found = inspect_panoptic_png(path, name, max_pixels=expected.max_pixels)
         summary.defects += found
         _check_label_size(ids, path, record, header, summary)
     except DataError as error:
@@ -184,7 +188,7 @@ def _inspect_semantic(
     path, name = record["sem_seg_file_name"], describe(record)
     ignored = expected.ignore_label
     try:
-        mode, labels = open_label_png(path, name)
+        mode, labels = open_label_png(path, name, max_pixels=expected.max_pixels)
         found = label_png_defects(mode, labels, expected.num_classes, ignored, path, name)
         summary.defects += found
         _check_label_size(labels, path, record, header, summary)

@@ -1,0 +1,189 @@
+"""The one way to open pictures and label PNGs, and from a picture to the colours of a model."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import stat
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+from detectron2.utils.file_io import PathManager
+from PIL import Image, UnidentifiedImageError
+
+from knet.data.defects import Defect, make_defect
+
+__all__ = [
+    "BROKEN_FILE",
+    "FORMATS",
+    "MAX_PIXELS",
+    "TooManyPixelsError",
+    "has_deep_channels",
+    "in_format",
+    "open_image",
+    "orientation",
+    "unreadable",
+    "upright_rgb",
+]
+
+# default of INPUT.MAX_PIXELS: a photo of the largest cameras, a third of a GB once decoded
+MAX_PIXELS = 100_000_000
+# Pillow's readers raise anything on files that end early or hold something else
+BROKEN_FILE = Exception
+
+_ORIENTATION = 0x0112
+# what undoes each value of the tag but 1
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+# INPUT.FORMAT → (H, W, 3) uint8 RGB to what the model takes, (H, W, C) uint8, and C
+FORMATS: Mapping[str, tuple[Callable[[np.ndarray], np.ndarray], int]] = {
+    "RGB": (lambda pixels: pixels, 3),
+    "BGR": (lambda pixels: pixels[..., ::-1], 3),
+    "L": (lambda pixels: np.array(Image.fromarray(pixels).convert("L"))[..., None], 1),
+}
+
+
+class TooManyPixelsError(ValueError):
+    """A picture that is larger than INPUT.MAX_PIXELS."""
+
+
+def in_format(pixels: np.ndarray, image_format: str) -> np.ndarray:
+    """Pixels as a model takes them.
+
+    Args:
+        pixels: (H, W, 3) uint8 RGB.
+        image_format: INPUT.FORMAT, a key of `FORMATS`.
+
+    Returns:
+        (H, W, C) uint8.
+
+    Raises:
+        ValueError: an unknown format.
+    """
+    if image_format not in FORMATS:
+        raise ValueError(f"INPUT.FORMAT is {image_format!r}: it must be {' or '.join(FORMATS)}")
+    return FORMATS[image_format][0](pixels)
+
+
+@contextlib.contextmanager
+def open_image(
+    path: str | os.PathLike[str], *, max_pixels: int | None = MAX_PIXELS
+) -> Iterator[Image.Image]:
+    """A picture or label file with its header read, and its pixels not yet.
+
+    Args:
+        path: of a regular file: a named pipe would wait for its writer, for ever perhaps.
+        max_pixels: a larger one is refused; None where only the header is of interest.
+
+    Raises:
+        TooManyPixelsError: by its header it is larger.
+        BROKEN_FILE: it is missing (FileNotFoundError), no regular file, or no picture.
+    """
+    local = PathManager.get_local_path(os.fspath(path))
+    mode = os.stat(local).st_mode
+    if not stat.S_ISREG(mode):
+        kind = next((name for test, name in _KINDS if test(mode)), "no regular file")
+        raise OSError(f"it is {kind}, not a file")
+    with open(local, "rb") as stream, _opened(stream, max_pixels) as image:
+        if image.format == "EPS":
+            raise OSError("it is PostScript, a program to be run, not a picture")
+        pixels = image.width * image.height
+        if max_pixels is not None and pixels > max_pixels:
+            raise TooManyPixelsError(_too_many(f"{pixels:,}", max_pixels))
+        yield image
+
+
+def _opened(stream: object, max_pixels: int | None) -> Image.Image:
+    pillow = Image.MAX_IMAGE_PIXELS  # it warns above, and refuses twice as many
+    if max_pixels is None:
+        Image.MAX_IMAGE_PIXELS = None
+    elif pillow is not None:
+        # not put back: other threads may be reading
+        Image.MAX_IMAGE_PIXELS = pillow = max(pillow, max_pixels)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            return Image.open(stream)  # type: ignore[arg-type]
+    except Image.DecompressionBombError as error:
+        found = re.search(r"\((\d+) pixels\)", str(error))
+        count = f"{int(found[1]):,}" if found else "too many"
+        raise TooManyPixelsError(_too_many(count, max_pixels)) from error
+    finally:
+        Image.MAX_IMAGE_PIXELS = pillow
+
+
+def _too_many(count: str, limit: int | None) -> str:
+    return f"it has {count} pixels, more than INPUT.MAX_PIXELS ({limit or MAX_PIXELS:,}) allows"
+
+
+def unreadable(error: BaseException, path: str, name: str, *, label: str = "") -> Defect:
+    """The defect of a file that `open_image` or Pillow's decoder refused.
+
+    Args:
+        error: that was raised.
+        path: of the file.
+        name: of its record, see :func:`knet.data.defects.describe`.
+        label: what the file holds if it is no picture: "panoptic PNG".
+    """
+    family = "png" if label else "image"
+    if isinstance(error, FileNotFoundError):
+        return make_defect(f"{family}-missing", path, name, f"no {label or 'picture'} at {path}")
+    reason = str(error) or type(error).__name__
+    kind = f"{family}-unreadable"
+    if isinstance(error, TooManyPixelsError):
+        kind = "image-too-large"
+    elif isinstance(error, UnidentifiedImageError):
+        reason = "it is of no known format"
+    elif not label and "truncated" in reason.lower():
+        kind = "image-truncated"
+    what = "an image" if label else "a picture"
+    return make_defect(kind, path, name, f"{path} cannot be read as {what}: {reason}")
+
+
+def orientation(image: Image.Image) -> int:
+    """Of the EXIF tag, 1 to 8; 1 is upright, and what there is without a tag that can be read."""
+    # a PNG may have the tag behind its pixels, which Pillow decodes on the way there
+    if (
+        image.format == "PNG"
+        and "exif" not in image.info
+        and image.width * image.height > MAX_PIXELS
+    ):
+        return 1
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except BROKEN_FILE:  # broken tags of any kind: Detectron2 leaves such pictures as they are
+        return 1
+    return value if value in _TURNS else 1
+
+
+def upright_rgb(image: Image.Image) -> np.ndarray:
+    """(H, W, 3) uint8 of an image of 8 bit a channel, turned as its EXIF tag says."""
+    turn = _TURNS.get(orientation(image))
+    return np.asarray((image if turn is None else image.transpose(turn)).convert("RGB"))
+
+
+def has_deep_channels(image: Image.Image) -> bool:
+    """Whether an image that has not been decoded yet has more than 8 bit a channel.
+
+    Pillow gives colours of 16 bit as mode RGB, without their lower byte: only the raw mode tells.
+    """
+    raw = " ".join(str(tile[3]) for tile in getattr(image, "tile", []))
+    # RGB;16B, but not BGR;16, which is a picture of 5 and 6 bit a channel.
+    return image.mode.startswith("I") or image.mode == "F" or bool(re.search(r";16[BLNS]", raw))
