@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         result["memory"] = report.memory_rows(found)
         print("\n" + report.format_memory(result["memory"]))
     if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     if set(PARTS) <= set(arguments.what):
         print("\n" + summary(result))
     return result

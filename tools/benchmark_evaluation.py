@@ -216,7 +216,7 @@ def _write(
         ("instances", things, instances),
     ):
         content = {"images": info, "categories": classes, "annotations": annotated}
-        (folder / f"{name}.json").write_text(json.dumps(content))
+        (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
     register_coco_panoptic(
         NAME,
         image_root=folder / "images",

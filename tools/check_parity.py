@@ -32,7 +32,9 @@ def main(argv: list[str] | None = None) -> int:
     for folder in parser.parse_args(argv).folders:
         try:
             if (folder / "meta.json").is_file():
-                semantic = "kind" in json.loads((folder / "meta.json").read_text())["dims"]
+                semantic = (
+                    "kind" in json.loads((folder / "meta.json").read_text(encoding="utf-8"))["dims"]
+                )
                 (check_semantic_case if semantic else check_case)(folder, report)
             elif list(folder.glob("*.npz")):
                 check_modules(folder, report)
