@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 
+from knet.config_check import check_config
+from knet.config_file import merge_content, merge_pairs, read_config_files
 from knet.data.config import add_data_config
 
 logger = logging.getLogger(__name__)
@@ -23,6 +26,8 @@ def add_knet_config(cfg: CN) -> None:
 
 
 def _add_model_config(cfg: CN) -> None:
+    # Detectron2's default is another model, which a config without it would train in silence
+    cfg.MODEL.META_ARCHITECTURE = "KNet"
     cfg.MODEL.KNET = knet = CN()
     # -1: taken from the metadata of the data set; any other value must agree with it
     knet.NUM_THING_CLASSES = -1
@@ -160,7 +165,7 @@ def _add_model_config(cfg: CN) -> None:
     # -1: the model's own
     timm.DROP_PATH_RATE = -1.0
     timm.GRADIENT_CHECKPOINTING = False
-    # further arguments of the timm model, in the YAML file
+    # further arguments of the timm model's architecture: numbers, texts and lists
     timm.KWARGS = CN(new_allowed=True)
 
     # a small residual network for training from scratch, see modeling/backbones/small_resnet.py
@@ -187,18 +192,32 @@ def _add_solver_config(cfg: CN) -> None:
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "full_model"
 
 
-def get_cfg_from_file(config_file: str, opts: Sequence[Any] = ()) -> CN:
+def get_cfg_from_file(
+    config_file: str | os.PathLike[str], opts: Sequence[Any] = (), *, allow_base: bool = True
+) -> CN:
     """Config of a YAML file with overrides `KEY VALUE ...`, not frozen; on the CPU without a GPU.
 
+    Args:
+        config_file: a local file in UTF-8. A tag that would run code is an error.
+        opts: keys and values.
+        allow_base: False for files of strangers: `_BASE_` would read any other file.
+
     Raises:
-        KeyError: the file has a key that no config has; AssertionError if it is in `opts`.
+        ValueError: the file is no YAML, or keys or values are wrong; the message names all.
         FileNotFoundError: for a missing file.
     """
     cfg = get_cfg()
     add_knet_config(cfg)
-    # Detectron2's default would run code that a YAML file names
-    cfg.merge_from_file(config_file, allow_unsafe=False)
-    cfg.merge_from_list(list(opts))
+    problems = []
+    for path, content in read_config_files(os.fspath(config_file), allow_base=allow_base):
+        problems += [f"{path}: {problem}" for problem in merge_content(cfg, content)]
+    problems += merge_pairs(cfg, list(opts))
+    if problems:
+        raise ValueError("; ".join(problems))
+    try:
+        check_config(cfg)
+    except ValueError as error:
+        raise ValueError(f"{config_file}: {error}") from error
     if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
         logger.info("no GPU found: MODEL.DEVICE is set to cpu")
         cfg.MODEL.DEVICE = "cpu"

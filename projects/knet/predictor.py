@@ -113,6 +113,7 @@ class KNetPredictor:
                 *("MODEL.KNET.UNSAFE_WEIGHTS", False, "MODEL.TIMM.PRETRAINED", False),
                 *opts,
             ],
+            allow_base=False,
         )
         saved = json.loads((folder / _CLASSES).read_text(encoding="utf-8"))
         metadata = Metadata(name=str(path_or_hub_id))
