@@ -36,7 +36,7 @@ from knet.demo.files import find_pictures, output_files, require_unique_stems, w
 from knet.demo.model_arguments import add_model_arguments, load_predictor
 from knet.demo.video import CODECS, VideoReader, VideoWriter
 from knet.demo.window import Window
-from knet.errors import UserError
+from knet.errors import UserError, run_command
 from knet.modeling.build import is_semantic
 from knet.modeling.classes import class_ids_from_config
 from knet.predictor import KNetPredictor
@@ -269,4 +269,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command("demo.py", main))
