@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from knet.data import datasets_root
 from knet.data.annotations.label_files import label_png_paths, open_label_png, save_labels
+from knet.errors import run_command
 
 SPLITS = ("training", "validation")
 NUM_CLASSES = 150
@@ -95,7 +96,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f"prepare_ade20k_sem_seg.py: {error}")
+    sys.exit(run_command("prepare_ade20k_sem_seg.py", main))

@@ -23,6 +23,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from knet.data import datasets_root
+from knet.errors import run_command
 
 SPLITS = ("train", "val")
 SOURCE = (
@@ -158,7 +159,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (FileNotFoundError, ModuleNotFoundError, ValueError) as error:
-        sys.exit(f"prepare_cityscapes.py: {error}")
+    sys.exit(run_command("prepare_cityscapes.py", main))

@@ -20,6 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from knet.data.annotations.label_files import label_png_paths, open_label_png, save_labels
+from knet.errors import run_command
 
 IGNORE_LABEL = 255
 
@@ -125,7 +126,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f"prepare_label_pngs.py: {error}")
+    sys.exit(run_command("prepare_label_pngs.py", main))

@@ -30,14 +30,14 @@ from detectron2.utils.logger import setup_logger
 from PIL import Image
 from tqdm import tqdm
 
-from knet.config import check_keys_and_values
+from knet.config_file import check_pairs
 from knet.data.annotations.pictures import read_picture
 from knet.data.defects import DataError
 from knet.demo.files import find_pictures, output_files, require_unique_stems, writable_folder
 from knet.demo.model_arguments import add_model_arguments, load_predictor
 from knet.demo.video import CODECS, VideoReader, VideoWriter
 from knet.demo.window import Window
-from knet.errors import UserError
+from knet.errors import UserError, run_command
 from knet.modeling.build import is_semantic
 from knet.modeling.classes import class_ids_from_config
 from knet.predictor import KNetPredictor
@@ -266,11 +266,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     problems = Problems()
     run = run_on_pictures if args.input else run_on_frames
     try:
-        check_keys_and_values(args.opts)  # a flag among them is missing elsewhere
+        check_pairs(args.opts)  # a flag among them is missing elsewhere
         done = run(args, problems)
     except (UserError, OSError, ValueError) as error:
         problems.add(error)
-        return 1
+        return 2
     except KeyboardInterrupt:
         problems.add("interrupted; what was finished is kept")
         return 130
@@ -280,4 +280,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command("demo.py", main))

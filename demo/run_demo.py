@@ -64,7 +64,7 @@ def main() -> int:
         print(f"demo: the command above failed with status {error.returncode}", file=sys.stderr)
         return 1
 
-    results = json.loads(metrics.read_text().splitlines()[-1])
+    results = json.loads(metrics.read_text(encoding="utf-8").splitlines()[-1])
     print(f"\nOn 200 scenes that the model has never seen, by Detectron2's evaluators ({metrics}):")
     for key, meaning in SCORES.items():
         print(f"  {key:20s} {results[key]:6.1f}   {meaning}")

@@ -9,6 +9,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from PIL import Image
 
+from knet.errors import UserError
 from knet.kernel_pictures import draw_class_scores, draw_kernel_rounds
 from knet.kernel_trace import KernelTrace, average_masks, trace_kernels
 from knet.predictor import KNetPredictor
@@ -166,7 +167,7 @@ def test_tool(tiny_cfg, semantic_cfg, tmp_path, capsys):
     (average,) = run("model", "--dataset", "tiny_val", "--images", 2, "--output", out)
     assert average == out / "tiny_val_average.png"
     assert Image.open(average).size[0] > 400
-    with pytest.raises(SystemExit, match="--dataset nowhere is not registered"):
+    with pytest.raises(UserError, match="--dataset nowhere is not registered"):
         run("model", "--dataset", "nowhere", "--output", out)
-    with pytest.raises(SystemExit, match=r"no picture at .*gone\.png"):
+    with pytest.raises(FileNotFoundError, match=r"no picture at .*gone\.png"):
         run("model", "--input", tmp_path / "gone.png", "--output", out)

@@ -46,8 +46,7 @@ def test_disturbed_weight_fails(tmp_path, capsys, name, weight, quantity):
 
 
 def test_folder_without_case_is_refused(tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        main([str(tmp_path)])
+    assert main([str(tmp_path)]) == 2
     assert str(tmp_path) in capsys.readouterr().err
 
 

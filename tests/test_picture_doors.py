@@ -139,10 +139,13 @@ def test_every_door_feeds_what_evaluation_feeds(opts, tmp_path, monkeypatch):
 
 def test_formats_that_cannot_work_are_refused_on_reading_the_config(tiny_opts):
     for keys, message in (
-        (["INPUT.FORMAT", "YUV-BT.601"], r"INPUT\.FORMAT is 'YUV-BT\.601': .* RGB, BGR, L"),
+        (["INPUT.FORMAT", "YUV-BT.601"], r"INPUT\.FORMAT is 'YUV-BT\.601'; .*'RGB', 'BGR', 'L'"),
         (["INPUT.FORMAT", "HSV"], r"INPUT\.FORMAT is 'HSV'"),
-        (["INPUT.FORMAT", "L"], r"PIXEL_MEAN has 3 values, but INPUT\.FORMAT L has 1 channel"),
-        (["MODEL.PIXEL_STD", "[1.0]"], r"PIXEL_STD has 1 values, but INPUT\.FORMAT RGB has 3"),
+        (["INPUT.FORMAT", "L"], r"PIXEL_MEAN is .*; with INPUT\.FORMAT L it must have 1 value,"),
+        (
+            ["MODEL.PIXEL_STD", "[1.0]"],
+            r"PIXEL_STD is \[1\.0\]; with INPUT\.FORMAT RGB .* 3 values",
+        ),
         (["INPUT.MAX_PIXELS", "0"], r"INPUT\.MAX_PIXELS is 0"),
     ):
         with pytest.raises(ValueError, match=message):

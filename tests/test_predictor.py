@@ -223,6 +223,22 @@ def test_a_folder_cannot_ask_for_trust(predictor, tmp_path):
     assert not trace.exists()
 
 
+def test_a_folder_reads_nothing_but_itself(predictor, tmp_path):
+    predictor.save_pretrained(tmp_path / "model")
+    config = tmp_path / "model" / "config.yaml"
+    text = config.read_text()
+    config.write_text(f"_BASE_: {tmp_path / 'secret'}\n{text}")
+    with pytest.raises(ValueError, match=r"config\.yaml: _BASE_ is .*stand by itself"):
+        KNetPredictor.from_pretrained(tmp_path / "model", device="cpu")
+    content = yaml.safe_load(text)
+    content["MODEL"]["BACKBONE"]["NAME"] = "build_timm_fpn_backbone"
+    for key, value in (("KWARGS", {"checkpoint_path": "x"}), ("NAME", "local-dir:x")):
+        timm = {**content["MODEL"]["TIMM"], key: value}
+        config.write_text(yaml.safe_dump({**content, "MODEL": {**content["MODEL"], "TIMM": timm}}))
+        with pytest.raises(ValueError, match=rf"MODEL\.TIMM\.{key}"):
+            KNetPredictor.from_pretrained(tmp_path / "model", device="cpu")
+
+
 def test_class_names_stay_with_the_weights(predictor, tmp_path):
     from knet.checkpoint.read_file import read_file
 

@@ -39,6 +39,7 @@ from knet.checkpoint.checkpointer import KNetCheckpointer
 from knet.config import get_cfg_from_file
 from knet.data.registration.builtin import register_builtin
 from knet.data.registration.custom import register_custom
+from knet.errors import UserError, run_command
 from knet.training.trainer import Trainer
 
 TASKS = ("flop", "activation", "parameter", "structure")
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         KNetCheckpointer.from_config(cfg, model, strict=True).load(cfg.MODEL.WEIGHTS)
     records: list[dict[str, Any]] = []
     if {"flop", "activation"} & set(args.tasks):
-        records = list(itertools.islice(_records(cfg, args, parser), args.num_inputs))
+        records = list(itertools.islice(_records(cfg, args), args.num_inputs))
     found: dict[str, Any] = {}
     for task in args.tasks:
         print(f"\n{task}\n{'=' * len(task)}")
@@ -99,14 +100,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _records(
-    cfg: CfgNode, args: argparse.Namespace, parser: argparse.ArgumentParser
-) -> Iterator[dict[str, Any]]:
+def _records(cfg: CfgNode, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     size = args.size
     if args.use_fixed_input_size and size is None:
         crop = cfg.INPUT.CROP
         if not crop.ENABLED or crop.TYPE != "absolute":
-            parser.error(
+            raise UserError(
                 "--use-fixed-input-size: the config has no absolute INPUT.CROP; use --size"
             )
         size = crop.SIZE
@@ -120,7 +119,7 @@ def _records(
             return (batch[0] for batch in loader)
     size = size or (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
     if min(size) < 1:
-        parser.error("the config has no size of test images; use --size")
+        raise UserError("the config has no size of test images; use --size")
     print(f"images: random, {size[0]}x{size[1]}")
     return _random_records(size, seed=0)
 
@@ -181,5 +180,8 @@ def _completeness(found: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main()
-    sys.exit(0)
+
+    def command() -> None:
+        main()
+
+    sys.exit(run_command("analyze_model.py", command))

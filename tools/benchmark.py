@@ -35,6 +35,8 @@ from benchmark_ours import Ours
 from benchmark_reference import Reference
 from benchmark_sides import Side, agreement, losses_differ
 
+from knet.errors import UserError, run_command
+
 PARTS = ("inference", "training", "memory")
 DEFAULT_CONFIG = Path(__file__).parents[1] / "configs/coco/panoptic/knet_r50_fpn_1x.yaml"
 # a picture, its results, objects in it, rounds
@@ -75,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         result["memory"] = report.memory_rows(found)
         print("\n" + report.format_memory(result["memory"]))
     if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     if set(PARTS) <= set(arguments.what):
         print("\n" + summary(result))
     return result
@@ -112,7 +114,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if unknown:
         parser.error(f"--what: {', '.join(sorted(unknown))}; known are {', '.join(PARTS)}")
     if arguments.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: torch finds no GPU")
+        raise UserError("--device cuda: torch finds no GPU")
     if min(arguments.repeats, arguments.batch, arguments.objects) < 1:
         parser.error("--repeats, --batch and --objects must be at least 1")
     return arguments
@@ -201,5 +203,8 @@ def summary(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main()
-    sys.exit(0)
+
+    def command() -> None:
+        main()
+
+    sys.exit(run_command("benchmark.py", command))

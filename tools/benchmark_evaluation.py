@@ -16,6 +16,7 @@ import contextlib
 import io
 import json
 import multiprocessing
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -37,6 +38,7 @@ from pycocotools import mask as mask_util
 
 from knet.data import register_coco_panoptic
 from knet.data.annotations.panoptic_png import write_panoptic_png
+from knet.errors import run_command
 from knet.evaluation.evaluators import Evaluators
 from knet.evaluation.instances import InstanceEvaluator
 from knet.evaluation.panoptic import PanopticEvaluator
@@ -216,7 +218,7 @@ def _write(
         ("instances", things, instances),
     ):
         content = {"images": info, "categories": classes, "annotations": annotated}
-        (folder / f"{name}.json").write_text(json.dumps(content))
+        (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
     register_coco_panoptic(
         NAME,
         image_root=folder / "images",
@@ -227,4 +229,8 @@ def _write(
 
 
 if __name__ == "__main__":
-    main()
+
+    def command() -> None:
+        main()
+
+    sys.exit(run_command("benchmark_evaluation.py", command))

@@ -177,7 +177,7 @@ class ProductRate:
 
 
 def _resident(field: str) -> float:
-    for line in _STATUS.read_text().splitlines():
+    for line in _STATUS.read_text(encoding="utf-8").splitlines():
         if line.startswith(f"{field}:"):
             return float(line.split()[1]) * 1024
     raise RuntimeError(f"{_STATUS} has no {field}: memory can be measured on Linux alone")
@@ -199,7 +199,7 @@ def peak_memory(run: Callable[[], Any], device: str) -> float:
         torch.cuda.synchronize()
         return float(torch.cuda.max_memory_allocated() - before)
     ctypes.CDLL(None).malloc_trim(0)
-    _RESET.write_text("5")
+    _RESET.write_text("5", encoding="utf-8")
     before = _resident("VmRSS")
     run()
     return _resident("VmHWM") - before

@@ -127,7 +127,7 @@ def machine(device: str, dtype: str) -> dict[str, Any]:
 
 def _processor() -> str:
     try:
-        with open("/proc/cpuinfo") as file:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
             names = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
     except OSError:
         names = []

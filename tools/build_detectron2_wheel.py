@@ -73,7 +73,9 @@ def download_archive(folder: Path, python: str = sys.executable) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     pin = folder / "pin.txt"
-    pin.write_text(f"{ARCHIVE_NAME}=={ARCHIVE_VERSION} --hash=sha256:{ARCHIVE_SHA256}\n")
+    pin.write_text(
+        f"{ARCHIVE_NAME}=={ARCHIVE_VERSION} --hash=sha256:{ARCHIVE_SHA256}\n", encoding="utf-8"
+    )
     command = [python, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
     command += ["--no-deps", "--no-build-isolation", "--no-binary", ":all:", "--require-hashes"]
     command += ["--requirement", str(pin), "--dest", str(folder)]

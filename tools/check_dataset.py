@@ -33,6 +33,7 @@ from knet.data.check.report import format_report
 from knet.data.defects import DataError
 from knet.data.registration.builtin import register_builtin
 from knet.data.registration.custom import register_custom
+from knet.errors import UserError, run_command
 from knet.visualization import draw_annotations
 
 _CHUNK = 8  # records that are waited for before the time left is said
@@ -49,12 +50,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("name a --config-file or a --dataset")
     if args.workers < 0:
         parser.error(f"--workers is {args.workers}; it must be 0 or more")
-    if args.json and not Path(args.json).resolve().parent.is_dir():
-        parser.error(f"--json {args.json}: there is no such folder; make it first")
-    if args.json and Path(args.json).is_dir():
-        parser.error(f"--json {args.json}: this is a folder; name a file in it")
     if args.opts and not args.config_file:
         parser.error(f"{args.opts[0]}: keys and values need a --config-file")
+    return run_command("check_dataset.py", lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.json and not Path(args.json).resolve().parent.is_dir():
+        raise UserError(f"--json {args.json}: there is no such folder; make it first")
+    if args.json and Path(args.json).is_dir():
+        raise UserError(f"--json {args.json}: this is a folder; name a file in it")
     logger = logging.getLogger("knet")
     level = logger.level
     logger.setLevel(logging.ERROR)  # the report says what the log would
@@ -62,11 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cfg = get_cfg_from_file(args.config_file, args.opts) if args.config_file else None
         names = args.dataset or _names(cfg, args.split)
         if not names:
-            parser.error(f"the config names no data set for --split {args.split}")
+            raise UserError(f"the config names no data set for --split {args.split}")
         reports = [_check(name, cfg, args.workers) for name in names]
-    except (OSError, KeyError, ValueError, AssertionError) as error:
-        # KeyError's own text is in quotes.
-        parser.error(str(error.args[0] if isinstance(error, KeyError) else error))
     finally:
         logger.setLevel(level)
     kernels = cfg.MODEL.KNET.NUM_KERNELS if cfg is not None else None
@@ -140,7 +142,7 @@ def _check(name: str, cfg: CfgNode | None, workers: int) -> DatasetReport:
             raise
         return DatasetReport(name, defects=error.defects)
     if name not in DatasetCatalog:
-        raise KeyError(
+        raise UserError(
             f"no data set {name!r}: it is not in the config's DATASETS.CUSTOM, and neither this "
             f"project nor Detectron2 has one of this name"
         )

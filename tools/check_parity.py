@@ -14,12 +14,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from parity_cases import check_case
 from parity_modules import check_modules
 from parity_report import Report
 from parity_semantic import check_semantic_case
+
+from knet.errors import UserError, run_command
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,18 +31,27 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folders", nargs="+", type=Path, metavar="CASE_DIR")
+    folders = parser.parse_args(argv).folders
+    return run_command("check_parity.py", lambda: _check(folders))
+
+
+def _check(folders: Sequence[Path]) -> int:
     report = Report()
-    for folder in parser.parse_args(argv).folders:
+    for folder in folders:
         try:
             if (folder / "meta.json").is_file():
-                semantic = "kind" in json.loads((folder / "meta.json").read_text())["dims"]
+                semantic = (
+                    "kind" in json.loads((folder / "meta.json").read_text(encoding="utf-8"))["dims"]
+                )
                 (check_semantic_case if semantic else check_case)(folder, report)
             elif list(folder.glob("*.npz")):
                 check_modules(folder, report)
             else:
-                parser.error(f"{folder}: neither a case (meta.json) nor a modules folder (*.npz)")
+                raise UserError(
+                    f"{folder}: neither a case (meta.json) nor a modules folder (*.npz)"
+                )
         except FileNotFoundError as error:
-            parser.error(f"{folder}: incomplete case: {error}")
+            raise UserError(f"{folder}: incomplete case: {error}") from error
     print(report.summary())
     return 0 if report.passed else 1
 

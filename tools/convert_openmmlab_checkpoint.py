@@ -34,6 +34,7 @@ from knet.checkpoint.recognise import recognise
 from knet.checkpoint.shape_list import Shapes, compare, read_shapes, with_classes_of
 from knet.checkpoint.write_file import write_openmmlab, write_weights
 from knet.config import get_cfg_from_file
+from knet.errors import run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,13 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not args.check and not args.output:
         parser.error("name IN and OUT, or --check")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        return _check(args) if args.check else _convert(args)
-    except KeyError as error:  # its text would be quoted
-        print(f"error: {error.args[0]}", file=sys.stderr)
-    except (ValueError, ImportError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-    return 2
+    work = _check if args.check else _convert
+    return run_command("convert_openmmlab_checkpoint.py", lambda: work(args))
 
 
 def _check(args: argparse.Namespace) -> int:

@@ -5,9 +5,11 @@ python tools/make_shapes.py --seed 0 --train 1600 --val 200
 
 import argparse
 import logging
+import sys
 from pathlib import Path
 
 from knet.data import datasets_root, write_shapes
+from knet.errors import run_command
 
 
 def main() -> None:
@@ -26,4 +28,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command("make_shapes.py", main))

@@ -63,7 +63,7 @@ def build_heads(meta: dict) -> KNetHeads:
 
 def check_case(folder: Path, report: Report) -> None:
     """Run one case and compare every intermediate, loss, gradient and final result."""
-    meta = json.loads((folder / "meta.json").read_text())
+    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     heads = build_heads(meta)
     renamed = import_published(load_npz(folder / "weights.npz"))
     heads.load_state_dict({name.removeprefix("heads."): value for name, value in renamed.items()})

@@ -38,7 +38,7 @@ def check_modules(folder: Path, report: Report) -> None:
     for path in sorted(folder.glob("*.npz")):
         if path.stem not in _CHECKS:
             raise ValueError(f"{path}: no check for this part")
-        meta = json.loads(path.with_suffix(".json").read_text())
+        meta = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         _CHECKS[path.stem](f"modules/{path.stem}", load_npz(path), meta, report)
 
 

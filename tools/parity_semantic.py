@@ -65,7 +65,7 @@ def build_heads(dims: dict, auxiliary_width: int) -> SemanticHeads:
 
 def check_semantic_case(folder: Path, report: Report) -> None:
     """Run one case and compare intermediates, losses, gradients and results."""
-    meta = json.loads((folder / "meta.json").read_text())
+    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     published = load_npz(folder / "weights.npz")
     heads = build_heads(meta["dims"], len(published["auxiliary_head.convs.0.bn.weight"]))
     renamed = import_published(published)

@@ -36,7 +36,7 @@ from knet.data.annotations.pictures import read_picture
 from knet.data.registration.builtin import register_builtin
 from knet.data.registration.custom import register_custom
 from knet.demo.files import writable_folder
-from knet.errors import UserError
+from knet.errors import UserError, run_command
 from knet.evaluation import build_evaluator
 from knet.modeling.build import is_semantic
 from knet.modeling.classes import class_ids_from_config
@@ -95,7 +95,7 @@ def make_report(args: argparse.Namespace) -> Path:
     if output.is_dir():
         raise UserError(f"--output {output} is a folder: name a file, {output / 'report.html'}")
     writable_folder(output.parent, "--output")
-    cfg = _config(args)
+    cfg = get_cfg_from_file(args.config_file, args.opts)
     name = args.dataset or next(iter(cfg.DATASETS.TEST), None)
     if name is None:
         raise UserError("the config names no test data set: name one with --dataset")
@@ -144,13 +144,6 @@ def make_report(args: argparse.Namespace) -> Path:
     return output
 
 
-def _config(args: argparse.Namespace) -> CfgNode:
-    try:
-        return get_cfg_from_file(args.config_file, args.opts)
-    except (KeyError, AssertionError) as error:  # keys that do not exist
-        raise UserError(f"{args.config_file}: {error}") from error
-
-
 def _results(
     args: argparse.Namespace,
     cfg: CfgNode,
@@ -193,13 +186,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not 0 <= args.score_threshold <= 1:
         parser.error(f"--score-threshold {args.score_threshold}: scores are 0 to 1")
     setup_logger(name="knet")
-    try:
-        path = make_report(args)
-    except (UserError, OSError, ValueError) as error:
-        print(f"report.py: error: {error}", file=sys.stderr)
-        return 1
+    return run_command("report.py", lambda: _report(args))
+
+
+def _report(args: argparse.Namespace) -> None:
+    path = make_report(args)
     print(f"{path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser")
-    return 0
 
 
 if __name__ == "__main__":

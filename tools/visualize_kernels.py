@@ -31,7 +31,7 @@ from knet.data.annotations.pictures import read_picture
 from knet.data.registration.builtin import register_builtin
 from knet.demo.files import find_pictures, require_unique_stems, writable_folder
 from knet.demo.model_arguments import add_model_arguments, load_predictor, split_config_keys
-from knet.errors import UserError
+from knet.errors import UserError, run_command
 from knet.kernel_pictures import draw_average_masks, draw_class_scores, draw_kernel_rounds
 from knet.kernel_trace import average_masks, trace_kernels
 from knet.predictor import KNetPredictor
@@ -58,15 +58,12 @@ def main(arguments: Sequence[str] | None = None) -> list[Path]:
         parser.error("--images and --kernels must be 1 or more")
 
     setup_logger(name="knet")
-    try:
-        folder = writable_folder(args.output, "--output")
-        predictor = load_predictor(args, args.opts)
-        if args.input:
-            paths = _write_traces(predictor, args.input, args.kernels, folder)
-        else:
-            paths = [_write_averages(predictor, args.dataset, args.images, folder)]
-    except (UserError, OSError, ValueError) as error:  # of pictures and data sets, by name
-        sys.exit(f"visualize_kernels.py: error: {error}")
+    folder = writable_folder(args.output, "--output")
+    predictor = load_predictor(args, args.opts)
+    if args.input:
+        paths = _write_traces(predictor, args.input, args.kernels, folder)
+    else:
+        paths = [_write_averages(predictor, args.dataset, args.images, folder)]
     print("\n".join(map(str, paths)))
     return paths
 
@@ -118,4 +115,8 @@ def _read(predictor: KNetPredictor, record: Mapping[str, Any]) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    main()
+
+    def command() -> None:
+        main()
+
+    sys.exit(run_command("visualize_kernels.py", command))

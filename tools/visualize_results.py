@@ -10,6 +10,7 @@ Each image gives one PNG; their paths are printed.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 import knet  # noqa: F401  (registers the model; has to come before detectron2)
@@ -23,6 +24,7 @@ from knet.config import get_cfg_from_file
 from knet.data.registration.builtin import register_builtin
 from knet.data.registration.custom import register_custom
 from knet.demo.model_arguments import split_config_keys
+from knet.errors import UserError, run_command
 from knet.modeling.test_time_augmentation import KNetWithTTA
 from knet.visualization import DRAWN_SCORE, TASKS, write_sheets
 
@@ -66,13 +68,21 @@ def main(arguments: Sequence[str] | None = None) -> list[str]:
     if cfg.TEST.AUG.ENABLED:
         cfg.INPUT.MIN_SIZE_TEST = 0  # the views are made from the original image
         model = KNetWithTTA(cfg, model)
+    names = [args.dataset] if args.dataset else list(cfg.DATASETS.TEST)
+    tasks = [task for task in TASKS if cfg.MODEL.KNET.TEST[f"{task.upper()}_ON"]]
+    if not names or not tasks:
+        raise UserError(
+            "DATASETS.TEST is empty: name a --dataset"
+            if tasks
+            else "MODEL.KNET.TEST turns on no result: set INSTANCE_ON, PANOPTIC_ON or SEMANTIC_ON"
+        )
     paths = write_sheets(
         model,
         cfg,
-        args.dataset or cfg.DATASETS.TEST[0],
+        names[0],
         args.output,
         args.images or args.num,
-        args.task or next(task for task in TASKS if cfg.MODEL.KNET.TEST[f"{task.upper()}_ON"]),
+        args.task or tasks[0],
         args.score_threshold,
     )
     print("\n".join(paths))
@@ -80,4 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+
+    def command() -> None:
+        main()
+
+    sys.exit(run_command("visualize_results.py", command))

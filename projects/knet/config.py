@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import re
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +11,9 @@ import torch
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 
-from knet.data.config import add_data_config, check_picture_keys
+from knet.config_check import check_config
+from knet.config_file import check_pairs, merge_content, merge_pairs, read_config_files
+from knet.data.config import add_data_config
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +26,8 @@ def add_knet_config(cfg: CN) -> None:
 
 
 def _add_model_config(cfg: CN) -> None:
+    # Detectron2's default is another model, which a config without it would train in silence
+    cfg.MODEL.META_ARCHITECTURE = "KNet"
     cfg.MODEL.KNET = knet = CN()
     # -1: taken from the metadata of the data set; any other value must agree with it
     knet.NUM_THING_CLASSES = -1
@@ -161,7 +165,7 @@ def _add_model_config(cfg: CN) -> None:
     # -1: the model's own
     timm.DROP_PATH_RATE = -1.0
     timm.GRADIENT_CHECKPOINTING = False
-    # further arguments of the timm model, in the YAML file
+    # further arguments of the timm model's architecture: numbers, texts and lists
     timm.KWARGS = CN(new_allowed=True)
 
     # a small residual network for training from scratch, see modeling/backbones/small_resnet.py
@@ -188,45 +192,33 @@ def _add_solver_config(cfg: CN) -> None:
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "full_model"
 
 
-def check_keys_and_values(opts: Sequence[Any]) -> None:
-    """Refuses a flag among the config keys, which programs take at the end of the command line.
-
-    Raises:
-        ValueError: naming the flag, what stands in a key's place, or the key without a value.
-    """
-    words = list(opts)
-    for k, word in enumerate(words):
-        flag = isinstance(word, str) and re.match(r"--?[A-Za-z]", word)
-        if flag and (k % 2 == 0 or word.startswith("--")):
-            raise ValueError(
-                f"{word} stands behind the config keys, which are the last on the command line: "
-                f"put it before {words[0] if k else 'them'}"
-            )
-        if k % 2 == 0 and not (isinstance(word, str) and re.match(r"[A-Z][A-Z0-9_]*(\.|$)", word)):
-            before = f" (after {words[k - 2]} {words[k - 1]})" if k else ""
-            raise ValueError(
-                f"{word!r} stands where a config key must{before}: keys and values come in turn, "
-                "KEY VALUE, and a value with blanks or brackets needs quotes"
-            )
-    if len(words) % 2:
-        raise ValueError(f"the config key {words[-1]} has no value: keys and values come in turn")
-
-
-def get_cfg_from_file(config_file: str, opts: Sequence[Any] = ()) -> CN:
+def get_cfg_from_file(
+    config_file: str | os.PathLike[str], opts: Sequence[Any] = (), *, allow_base: bool = True
+) -> CN:
     """Config of a YAML file with overrides `KEY VALUE ...`, not frozen; on the CPU without a GPU.
 
+    Args:
+        config_file: a local file in UTF-8. A tag that would run code is an error.
+        opts: keys and values.
+        allow_base: False for files of strangers: `_BASE_` would read any other file.
+
     Raises:
-        KeyError: the file has a key that no config has; AssertionError if it is in `opts`.
+        ValueError: the file is no YAML, or keys or values are wrong; the message names all.
         FileNotFoundError: for a missing file.
-        ValueError: `opts` are no keys and values, or see `check_picture_keys`.
     """
-    check_keys_and_values(opts)
+    check_pairs(opts)
     cfg = get_cfg()
     add_knet_config(cfg)
-    # Detectron2's default would run code that a YAML file names
-    cfg.merge_from_file(config_file, allow_unsafe=False)
-    cfg.merge_from_list(list(opts))
-    check_picture_keys(cfg)
+    problems = []
+    for path, content in read_config_files(os.fspath(config_file), allow_base=allow_base):
+        problems += [f"{path}: {problem}" for problem in merge_content(cfg, content)]
+    problems += merge_pairs(cfg, list(opts))
+    if problems:
+        raise ValueError("; ".join(problems))
+    try:
+        check_config(cfg)
+    except ValueError as error:
+        raise ValueError(f"{config_file}: {error}") from error
     if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
         logger.info("no GPU found: MODEL.DEVICE is set to cpu")
         cfg.MODEL.DEVICE = "cpu"

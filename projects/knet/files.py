@@ -10,7 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["UNFINISHED", "remove_unfinished", "whole_file", "write_json", "write_text"]
+__all__ = [
+    "UNFINISHED",
+    "read_text",
+    "remove_unfinished",
+    "whole_file",
+    "write_json",
+    "write_text",
+]
 
 # part of the names of files that are being written, so that left-overs of a kill can be told
 UNFINISHED = ".unfinished-"
@@ -39,6 +46,24 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         _flush_folder(target.parent)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """The text of a UTF-8 file, with or without a byte order mark, whatever the locale.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not UTF-8.
+    """
+    data = Path(path).read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        before = data[: error.start]
+        raise ValueError(
+            f"{path}: byte 0x{data[error.start]:02x} at position {error.start} (line "
+            f"{before.count(10) + 1}) is not UTF-8 text: save the file as UTF-8"
+        ) from error
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

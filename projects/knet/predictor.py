@@ -20,7 +20,6 @@ from typing import Any, Union
 
 import numpy as np
 import torch
-import yaml
 from detectron2.config import CfgNode
 from detectron2.data import Metadata, MetadataCatalog
 from detectron2.data import transforms as T
@@ -122,7 +121,7 @@ class KNetPredictor:
         """
         folder = _folder(path_or_hub_id, revision)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        cfg = _read_config(
+        cfg = get_cfg_from_file(
             folder / _CONFIG,
             [
                 *("MODEL.DEVICE", device, "MODEL.WEIGHTS", str(folder / _WEIGHTS)),
@@ -130,6 +129,7 @@ class KNetPredictor:
                 *("MODEL.KNET.UNSAFE_WEIGHTS", False, "MODEL.TIMM.PRETRAINED", False),
                 *opts,
             ],
+            allow_base=False,
         )
         metadata = Metadata(name=str(path_or_hub_id), **_read_classes(folder / _CLASSES, cfg))
         model = build_model(_with_labels(cfg, metadata))
@@ -228,14 +228,6 @@ class KNetPredictor:
         self._resize(augmented)
         tensor = torch.as_tensor(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
         return {"image": tensor, "height": height, "width": width}
-
-
-def _read_config(path: Path, opts: list[Any]) -> CfgNode:
-    try:
-        return get_cfg_from_file(str(path), opts)
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-        reason = error.args[0] if isinstance(error, KeyError) else error
-        raise ValueError(f"{path}: no config of K-Net ({reason}): {_AGAIN}") from error
 
 
 def _read_classes(path: Path, cfg: CfgNode) -> dict[str, Any]:

@@ -95,5 +95,7 @@ def test_as_a_command(script, tmp_path):
     """One line of error, no traceback."""
     command = [sys.executable, script.__file__, str(tmp_path / "nowhere"), str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "prepare_label_pngs.py: no folder" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2
+    assert (
+        "prepare_label_pngs.py: error: no folder" in done.stderr and "Traceback" not in done.stderr
+    )

@@ -204,7 +204,7 @@ def test_what_cannot_be_done_is_said(scenes, video, model_folder, tmp_path, caps
         ((*model, "--webcam", "--output", tmp_path), "leave --output and --results out"),
         (
             ("--predictor", tmp_path / "no", "--input", picture, "--output", tmp_path),
-            "no: .*is no folder",
+            "no is no folder",
         ),
         (
             ("--config-file", "configs/shapes/panoptic.yaml", "--input", picture, "--output",

@@ -53,9 +53,3 @@ def test_sizes_of_a_config():
     window = SlidingWindow.from_sizes((512, 769), (), 4)
     assert (window.size, window.stride, window.batch_size) == ((512, 769), (341, 512), 4)
     assert SlidingWindow.from_sizes((1, 1), (), 1).stride == (1, 1)
-    for size, stride, batch_size in [((512,), (), 1), ((0, 5), (), 1), ((8, 8), (4,), 1),
-                                     ((8, 8), (4, 0), 1), ((8, 8), (), 0)]:  # fmt: skip
-        with pytest.raises(ValueError, match=r"MODEL\.KNET\.TEST\.WINDOW: SIZE and STRIDE"):
-            SlidingWindow.from_sizes(size, stride, batch_size)
-    with pytest.raises(ValueError, match=r"STRIDE \(4, 9\) beyond SIZE \(8, 8\)"):
-        SlidingWindow.from_sizes((8, 8), (4, 9), 1)

@@ -40,11 +40,7 @@ def test_neck_fuses_at_the_second_stride(levels):
     assert [len(level) for level in neck.levels] == [1, 1, 2, 3][:levels]
 
 
-def test_neck_needs_matching_maps_and_groups():
-    with pytest.raises(ValueError, match="at least two levels"):
-        SemanticFPNNeck(in_channels=[8], hidden_dim=16, norm_groups=4, conv_std=1)
-    with pytest.raises(ValueError, match="5 norm groups do not divide 16"):
-        SemanticFPNNeck(in_channels=[8, 8], hidden_dim=16, norm_groups=5, conv_std=1)
+def test_neck_needs_matching_maps():
     neck = SemanticFPNNeck(in_channels=[8, 8], hidden_dim=16, norm_groups=4, conv_std=1)
     with pytest.raises(ValueError, match="expected 2 feature maps, got 1"):
         neck([torch.zeros(1, 8, 4, 4)])
@@ -106,8 +102,6 @@ def test_rounds_chain_and_share_nothing():
     torch.testing.assert_close(outputs[1].masks, by_hand.masks)
     storages = [p.data_ptr() for p in rounds.parameters()]
     assert len(storages) == len(set(storages))
-    with pytest.raises(ValueError, match="at least one update round"):
-        KernelRounds([])
 
 
 def make_semantic_round(updater_dim=None, grouping=soft_groups):
@@ -129,11 +123,6 @@ def test_narrow_updater_takes_kernels_in_parts():
     parts = zip(groups.split(16, dim=2), kernels.split(16, dim=2))
     joined = torch.cat([update.updater(g, k) for g, k in parts], dim=2)
     torch.testing.assert_close(out.kernels, update.interaction(joined), rtol=1e-4, atol=1e-4)
-
-
-def test_updater_must_divide():
-    with pytest.raises(ValueError, match=r"48 wide.*64 wide.*UPDATER_DIM must divide"):
-        make_semantic_round(updater_dim=48)
 
 
 @pytest.mark.parametrize("grouping, passes", [(soft_groups, True), (hard_groups, False)])

@@ -319,6 +319,9 @@ def test_any_registered_backbone(tiny_cfg):
 
 
 def test_unknown_key_is_refused():
-    with pytest.raises(AssertionError, match=r"Non-existent key: MODEL\.KNET\.NUM_KERNEL"):
+    with pytest.raises(
+        ValueError,
+        match=r"MODEL\.KNET\.NUM_KERNEL: no such key; did you mean MODEL\.KNET\.NUM_KERNELS",
+    ):
         get_cfg_from_file("configs/shapes/panoptic.yaml", ["MODEL.KNET.NUM_KERNEL", "5"])
     assert isinstance(get_cfg_from_file("configs/shapes/panoptic.yaml"), CfgNode)

@@ -59,7 +59,7 @@ def test_narrow_updater_and_dropout(semantic_cfg, updater_dim, dropout):
     assert model.heads.kernel_head.dropout.p == dropout
     sum(model.train()([example(), example(seed=1)]).values()).backward()
     semantic_cfg.MODEL.KNET.UPDATER_DIM = 12
-    with pytest.raises(ValueError, match="UPDATER_DIM must divide"):
+    with pytest.raises(ValueError, match="UPDATER_DIM is 12; it must divide"):
         build_model(semantic_cfg)
 
 
@@ -187,7 +187,7 @@ def test_number_of_classes_may_be_given(semantic_cfg):
     [
         (("MODEL.KNET.TEST.INSTANCE_ON", True), r"TEST\.SEMANTIC_ON True, INSTANCE_ON and PANOPT"),
         (("MODEL.KNET.TEST.SEMANTIC_ON", False), r"TEST\.SEMANTIC_ON True"),
-        (("MODEL.KNET.KERNEL_HEAD", "unet"), r"KERNEL_HEAD is 'unet'; known are 'learned'.*'uper'"),
+        (("MODEL.KNET.KERNEL_HEAD", "unet"), r"KERNEL_HEAD is 'unet'; .* one of 'learned'.*'uper'"),
         (("MODEL.KNET.SEMANTIC.AUX_FEATURE", "p4"), r"AUX_FEATURE is 'p4'.*LOSS\.AUX_WEIGHT to 0"),
         (("MODEL.KNET.IN_FEATURES", "['res2', 'p9']"), r"IN_FEATURES names \['p9'\]"),
         (("MODEL.KNET.IN_FEATURES", "['res4']"), r"at least two maps, got 1.*IN_FEATURES"),
@@ -198,15 +198,43 @@ def test_number_of_classes_may_be_given(semantic_cfg):
           "MODEL.KNET.NUM_STUFF_CLASSES", 1), r"at least two others.*NUM_STUFF_CLASSES 1"),
         (("DATASETS.TRAIN", "()", "DATASETS.TEST", "()", "MODEL.KNET.NUM_THING_CLASSES", 3,
           "MODEL.KNET.NUM_STUFF_CLASSES", 4), r"NUM_THING_CLASSES is 3"),
-        (("MODEL.KNET.TEST.WINDOW.SIZE", "(64,)"), r"MODEL\.KNET\.TEST\.WINDOW: SIZE"),
+        (("MODEL.KNET.TEST.WINDOW.SIZE", "(64,)"), r"WINDOW\.SIZE is \[64\]; it must be 2"),
         (("MODEL.KNET.TEST.WINDOW.SIZE", "(32, 32)", "MODEL.KNET.TEST.WINDOW.STRIDE", "(33, 8)"),
-         r"WINDOW: STRIDE \(33, 8\) beyond"),
+         r"WINDOW\.STRIDE is \[33, 8\]; beyond"),
     ],
 )  # fmt: skip
 def test_options_that_do_not_fit_are_named(semantic_cfg, opts, message):
     semantic_cfg.merge_from_list(list(opts))
     with pytest.raises(ValueError, match=message):
         build_model(semantic_cfg)
+
+
+def test_batches_of_padding_are_told_once(semantic_cfg, caplog):
+    from detectron2.utils import logger
+
+    logger._LOG_COUNTER.clear()
+    height, width = example()["image"].shape[-2:]
+    for side, told in ((2 * height, 0), (4 * width, 1)):
+        semantic_cfg.MODEL.KNET.MIN_TRAIN_SIZE = (side, side)
+        model = build_model(semantic_cfg).train()
+        for _ in range(2):
+            model([example(), example()])
+        assert caplog.text.count(f"{height}x{width} are padded to MODEL.KNET.MIN_TRAIN_S") == told
+
+
+@pytest.mark.parametrize("fpn", [True, False])
+def test_the_backbone_that_fits_is_named(semantic_cfg, tiny_cfg, fpn):
+    given, fits = "build_small_resnet_fpn_backbone", "build_small_resnet_backbone"
+    cfg = semantic_cfg
+    if not fpn:
+        cfg, given, fits = tiny_cfg, fits, given
+        cfg.MODEL.KNET.IN_FEATURES = ["p2", "p3", "p4", "p5"]
+    cfg.MODEL.BACKBONE.NAME = given
+    with pytest.raises(ValueError, match=f"{given} gives .*: set MODEL.BACKBONE.NAME to {fits}$"):
+        build_model(cfg)
+    cfg.MODEL.BACKBONE.NAME = "build_smal_resnet_backbone"
+    with pytest.raises(ValueError, match=r"MODEL\.BACKBONE\.NAME is .*build_small_resnet_backbone"):
+        build_model(cfg)
 
 
 def test_windows_are_for_semantic_models(tiny_cfg):

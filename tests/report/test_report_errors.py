@@ -15,7 +15,7 @@ from . import results
 
 
 def fails(capsys, arguments):
-    assert tool.main(arguments) == 1
+    assert tool.main(arguments) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert lines[-1].startswith("report.py: error: ")
     return lines[-1]

@@ -1,6 +1,5 @@
 """Masks compared at sampled points."""
 
-import pytest
 import torch
 import torch.nn.functional as F
 
@@ -68,11 +67,6 @@ def test_costs_see_one_set_of_points():
     sampled, logits = SampledPoints(50).for_costs(objects, masks)
     assert sampled.shape == (3, 1, 50) and logits.shape == (5, 1, 50)
     torch.testing.assert_close(logits[:3], sampled * 2 - 1)
-
-
-def test_a_count_below_one_is_refused():
-    with pytest.raises(ValueError, match=r"-3 points: MODEL\.KNET\.LOSS\.NUM_POINTS"):
-        SampledPoints(-3)
 
 
 def test_a_model_trains_on_points(tiny_cfg):

@@ -14,6 +14,7 @@ from detectron2.data import DatasetCatalog
 from torch import nn
 
 from knet.checkpoint.published_names import to_our_name
+from knet.files import read_text
 from knet.modeling.build import is_semantic
 
 Shapes = Mapping[str, Sequence[int]]
@@ -67,7 +68,10 @@ def read_shapes(path: str | Path) -> dict[str, list[int]]:
     Raises:
         ValueError: the file is no such list.
     """
-    read: Any = json.loads(Path(path).read_text())
+    try:
+        read: Any = json.loads(read_text(path))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
     shapes = read.get("parameters", read) if isinstance(read, dict) else None
     if not isinstance(shapes, dict) or not all(isinstance(s, list) for s in shapes.values()):
         raise ValueError(f"{path}: not a list of names and shapes (JSON with `parameters`)")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from detectron2.config import CfgNode
 
-from knet.data.annotations.image_files import FORMATS, MAX_PIXELS
+from knet.data.annotations.image_files import MAX_PIXELS
 
-__all__ = ["add_data_config", "check_picture_keys"]
+__all__ = ["add_data_config"]
 
 
 def add_data_config(cfg: CfgNode) -> None:
@@ -36,28 +36,3 @@ def add_data_config(cfg: CfgNode) -> None:
     # A crop in which one class covers more than this share is drawn again (10 times at most);
     # 1.0 takes the first. Needs semantic labels.
     cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 1.0
-
-
-def check_picture_keys(cfg: CfgNode) -> None:
-    """Refuses what no picture can be read with.
-
-    Raises:
-        ValueError: naming the key: INPUT.FORMAT is none of `FORMATS`, MODEL.PIXEL_MEAN or PIXEL_STD
-            have not a value a channel of it, or INPUT.MAX_PIXELS is no number of pixels.
-    """
-    name, limit = cfg.INPUT.FORMAT, cfg.INPUT.MAX_PIXELS
-    if name not in FORMATS:
-        raise ValueError(
-            f"INPUT.FORMAT is {name!r}: pictures can be read as {', '.join(FORMATS)} (L is grey, "
-            "with one value each in MODEL.PIXEL_MEAN and MODEL.PIXEL_STD)"
-        )
-    channels = FORMATS[name][1]
-    for key in ("PIXEL_MEAN", "PIXEL_STD"):
-        count = len(cfg.MODEL[key])
-        if count != channels:
-            raise ValueError(
-                f"MODEL.{key} has {count} values, but INPUT.FORMAT {name} has {channels} "
-                f"channel{'s' * (channels > 1)}: give as many, or change INPUT.FORMAT"
-            )
-    if limit < 1:
-        raise ValueError(f"INPUT.MAX_PIXELS is {limit}: it must be 1 or more")

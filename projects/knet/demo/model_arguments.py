@@ -9,7 +9,7 @@ from typing import Any
 from detectron2.config import get_cfg
 
 from knet.config import get_cfg_from_file
-from knet.errors import UserError
+from knet.errors import UserError, one_line
 from knet.predictor import KNetPredictor
 
 __all__ = ["add_model_arguments", "load_predictor", "split_config_keys"]
@@ -44,9 +44,9 @@ def load_predictor(args: argparse.Namespace, opts: Sequence[Any]) -> KNetPredict
         if args.config_file is None:
             return KNetPredictor.from_pretrained(args.predictor, opts=tuple(opts))
         return KNetPredictor.from_config(get_cfg_from_file(args.config_file, opts))
-    # AssertionError and KeyError: config keys that do not exist
-    except (OSError, ValueError, KeyError, AssertionError, ImportError) as error:
-        raise UserError(f"{args.config_file or args.predictor}: {error}") from error
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        name, text = args.config_file or args.predictor, one_line(error)
+        raise UserError(text if name in text else f"{name}: {text}") from error
 
 
 def split_config_keys(values: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -47,7 +47,7 @@ class Spool:
             for _ in lines:
                 raise AssertionError("lines are gathered in the first process only")
             return
-        with PathManager.open(path, "w") as f:
+        with PathManager.open(path, "w", encoding="utf-8") as f:
             f.write(before)
             for count, line in enumerate(lines):
                 f.write(f", {line}" if count else line)

@@ -27,24 +27,10 @@ class SlidingWindow:
     def from_sizes(
         cls, size: Sequence[int], stride: Sequence[int], batch_size: int
     ) -> SlidingWindow | None:
-        """Windows of a config; none without a size. The stride is two thirds by default.
-
-        Raises:
-            ValueError: sizes that are no pairs of positive numbers, or gaps between windows.
-        """
+        """Windows of a config; none without a size. The stride is two thirds by default."""
         if not len(size):
             return None
         stride = stride if len(stride) else [max(1, n * 2 // 3) for n in size]
-        if len(size) != 2 or len(stride) != 2 or min(*size, *stride, batch_size) < 1:
-            raise ValueError(
-                "MODEL.KNET.TEST.WINDOW: SIZE and STRIDE must be (height, width) of at least 1 "
-                f"and BATCH_SIZE at least 1, not {tuple(size)}, {tuple(stride)} and {batch_size}"
-            )
-        if stride[0] > size[0] or stride[1] > size[1]:
-            raise ValueError(
-                f"MODEL.KNET.TEST.WINDOW: STRIDE {tuple(stride)} beyond SIZE {tuple(size)} would "
-                "leave pixels out"
-            )
         return cls((size[0], size[1]), (stride[0], stride[1]), batch_size)
 
 

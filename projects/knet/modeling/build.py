@@ -7,6 +7,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec, get_norm
+from detectron2.modeling import BACKBONE_REGISTRY
 from torch import nn
 
 from knet.inference.postprocess import InferenceOptions
@@ -21,7 +22,6 @@ from knet.modeling.kernel_update import UpdateRound
 from knet.modeling.pixel_classifier import PixelClassifier
 from knet.modeling.pixel_decoders import PIXEL_DECODERS, FCNDecoder
 from knet.modeling.places import PlaceEncoding
-from knet.modeling.recompute import recomputed_parts
 from knet.modeling.task import MaskTask, SemanticTask
 from knet.training.criterion import KNetCriterion, LossWeights
 from knet.training.matcher import MaskMatcher
@@ -30,18 +30,8 @@ from knet.training.semantic_criterion import SemanticCriterion
 
 
 def is_semantic(cfg: CfgNode) -> bool:
-    """Whether MODEL.KNET.KERNEL_HEAD makes a semantic model.
-
-    Raises:
-        ValueError: an unknown kernel head.
-    """
-    name = cfg.MODEL.KNET.KERNEL_HEAD
-    if name != "learned" and name not in PIXEL_DECODERS:
-        raise ValueError(
-            f"MODEL.KNET.KERNEL_HEAD is {name!r}; known are 'learned' (instance and panoptic "
-            f"models) and {', '.join(map(repr, PIXEL_DECODERS))} (semantic models)"
-        )
-    return name != "learned"
+    """Whether MODEL.KNET.KERNEL_HEAD makes a semantic model."""
+    return cfg.MODEL.KNET.KERNEL_HEAD != "learned"
 
 
 def build_parts(
@@ -61,10 +51,23 @@ def build_parts(
     missing = [name for name in cfg.MODEL.KNET.IN_FEATURES if name not in shapes]
     if missing:
         raise ValueError(
-            f"MODEL.KNET.IN_FEATURES names {missing}, but the backbone gives {sorted(shapes)}"
+            f"MODEL.KNET.IN_FEATURES names {missing}, but {cfg.MODEL.BACKBONE.NAME} gives "
+            f"{sorted(shapes)}{_other_backbone(cfg)}"
         )
     build = _semantic_parts if is_semantic(cfg) else _mask_parts
     return build(cfg, shapes, class_ids)
+
+
+def _other_backbone(cfg: CfgNode) -> str:
+    """Says which backbone gives the features that are asked for: the same with or without FPN."""
+    name, wanted = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.KNET.IN_FEATURES
+    if "_fpn_backbone" in name:
+        other, prefix = name.replace("_fpn_backbone", "_backbone"), "res"
+    else:
+        other, prefix = name.replace("_backbone", "_fpn_backbone"), "p"
+    if other in BACKBONE_REGISTRY and all(feature.startswith(prefix) for feature in wanted):
+        return f": set MODEL.BACKBONE.NAME to {other}"
+    return ""
 
 
 def _mask_parts(
@@ -219,4 +222,4 @@ def _rounds(cfg: CfgNode, *, num_classes: int | None, **arguments: Any) -> Kerne
         )
         for _ in range(knet.NUM_ROUNDS)
     )
-    return KernelRounds(rounds, recompute="rounds" in recomputed_parts(knet.RECOMPUTE))
+    return KernelRounds(rounds, recompute="rounds" in knet.RECOMPUTE)

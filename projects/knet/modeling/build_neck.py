@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 
 from detectron2.config import CfgNode
@@ -32,5 +33,17 @@ def build_semantic_fpn_neck(cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) 
 
 
 def build_neck(cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> nn.Module:
-    """The neck that the config names."""
-    return KNET_NECK_REGISTRY.get(cfg.MODEL.KNET.NECK)(cfg, input_shape)
+    """The neck that the config names; ValueError for an unknown name."""
+    name = require_registered(KNET_NECK_REGISTRY, "MODEL.KNET.NECK", cfg.MODEL.KNET.NECK)
+    return KNET_NECK_REGISTRY.get(name)(cfg, input_shape)
+
+
+def require_registered(registry: Registry, key: str, name: str) -> str:
+    """The name itself; ValueError if the registry has no such thing."""
+    if name not in registry:
+        known = [known for known, _ in registry]
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or sorted(known)
+        raise ValueError(
+            f"{key} is {name!r}, which nothing is registered as; there are {', '.join(near)}"
+        )
+    return name

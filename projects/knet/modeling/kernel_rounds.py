@@ -23,8 +23,6 @@ class KernelRounds(nn.ModuleList):
     def __init__(self, rounds: Iterable[UpdateRound], *, recompute: bool = False) -> None:
         super().__init__(rounds)
         self.recompute = recompute
-        if not len(self):
-            raise ValueError("K-Net needs at least one update round: see MODEL.KNET.NUM_ROUNDS")
 
     def forward(self, features: Tensor, kernels: Tensor, masks: Tensor) -> list[RoundOutput]:
         """Features (B, C, H, W), kernels (B, N, C), masks (B, N, H, W) -> every round's output."""

@@ -118,11 +118,6 @@ class UpdateRound(nn.Module):
     ) -> None:
         super().__init__()
         updater_dim = updater_dim or dim
-        if dim % updater_dim:
-            raise ValueError(
-                f"an updater {updater_dim} wide cannot take kernels {dim} wide in whole parts: "
-                "MODEL.KNET.UPDATER_DIM must divide MODEL.KNET.HIDDEN_DIM"
-            )
         self.parts = dim // updater_dim
         self.grouping = grouping
         self.residual_masks = residual_masks

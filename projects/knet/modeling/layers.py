@@ -13,16 +13,7 @@ NormFactory = Callable[[int], nn.Module]
 
 def group_norm(groups: int) -> NormFactory:
     """GroupNorm of a fixed number of groups, which must divide the channels."""
-
-    def make(channels: int) -> nn.Module:
-        if channels % groups:
-            raise ValueError(
-                f"{groups} norm groups do not divide {channels} channels: "
-                "change MODEL.KNET.NORM_GROUPS or MODEL.KNET.HIDDEN_DIM"
-            )
-        return nn.GroupNorm(groups, channels)
-
-    return make
+    return lambda channels: nn.GroupNorm(groups, channels)
 
 
 class ConvNormReLU(nn.Module):

@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.modeling.backbone import FPN
 from detectron2.structures import ImageList
+from detectron2.utils.logger import log_first_n
 from torch import Tensor, nn
 
 import knet.modeling.backbones  # noqa: F401  (registers them)
+from knet.config_check import check_config
 from knet.inference.predictions import Frame, MaskPredictions, PixelPredictions
 from knet.inference.sliding_window import SlidingWindow, slide
 from knet.modeling.build import build_parts, is_semantic
+from knet.modeling.build_neck import require_registered
 from knet.modeling.classes import class_ids_from_config
 from knet.modeling.fast_convolutions import use_fast_convolutions
 from knet.modeling.fast_path import FastPath
 from knet.modeling.kernel_update import RoundOutput
-from knet.modeling.recompute import recompute_stages, recomputed_parts
+from knet.modeling.recompute import recompute_stages
 from knet.modeling.task import Task
+
+_MOSTLY_PADDING = (
+    "pictures of %dx%d are padded to MODEL.KNET.MIN_TRAIN_SIZE %s, so that most of what is "
+    "computed is padding: set it to their size, or to (0, 0)"
+)
 
 
 @META_ARCH_REGISTRY.register()
@@ -88,13 +97,15 @@ class KNet(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Everything the constructor takes, out of a config."""
+        check_config(cfg)
         knet = cfg.MODEL.KNET
         semantic = is_semantic(cfg)
+        require_registered(BACKBONE_REGISTRY, "MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME)
         backbone = build_backbone(cfg)
         if isinstance(backbone, FPN):  # published initialisation; Detectron2's differs
             for conv in [*backbone.lateral_convs, *backbone.output_convs]:
                 nn.init.xavier_uniform_(conv.weight)
-        if "backbone" in recomputed_parts(knet.RECOMPUTE):
+        if "backbone" in knet.RECOMPUTE:
             recompute_stages(backbone)
         class_ids = class_ids_from_config(cfg, semantic=semantic)
         window = SlidingWindow.from_sizes(
@@ -226,8 +237,12 @@ class KNet(nn.Module):
         images = [self._normalised(x) for x in batched_inputs]
         batch = ImageList.from_tensors(images, self.size_divisibility)
         if self.training:
-            sizes = zip(self.min_train_size, batch.tensor.shape[-2:])
-            rows, columns = (max(0, least - size) for least, size in sizes)
-            batch.tensor = F.pad(batch.tensor, (0, columns, 0, rows))
+            height, width = batch.tensor.shape[-2:]
+            least_height, least_width = self.min_train_size
+            if 4 * height * width < least_height * least_width:
+                # crops of the published recipes are never that small
+                log_first_n(logging.WARNING, _MOSTLY_PADDING % (height, width, self.min_train_size))
+            pad = (0, max(0, least_width - width), 0, max(0, least_height - height))
+            batch.tensor = F.pad(batch.tensor, pad)
         batch.tensor = batch.tensor.contiguous(memory_format=self.memory_format)
         return batch

@@ -29,12 +29,6 @@ class SemanticFPNNeck(nn.Module):
         self, *, in_channels: Sequence[int], hidden_dim: int, norm_groups: int, conv_std: float
     ) -> None:
         super().__init__()
-        if len(in_channels) < 2:
-            raise ValueError(
-                f"SemanticFPNNeck fuses at least two levels, got {len(in_channels)}: "
-                "see MODEL.KNET.IN_FEATURES"
-            )
-
         norm = group_norm(norm_groups)
 
         def block(width: int, kernel_size: int = 3, stride: int = 1) -> ConvNormReLU:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -11,7 +11,8 @@ from detectron2.modeling.backbone import ResNet
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-_PARTS = ("backbone", "rounds")
+# what MODEL.KNET.RECOMPUTE can name
+RECOMPUTABLE = ("backbone", "rounds")
 
 
 class Recomputed:
@@ -70,11 +71,3 @@ def recompute_stages(backbone: nn.Module) -> None:
         )
     # a plain list beside the registered modules: names of parameters stay
     body.stages = [Recomputed(stage) for stage in body.stages]
-
-
-def recomputed_parts(names: Sequence[str]) -> frozenset[str]:
-    """The parts that MODEL.KNET.RECOMPUTE names; ValueError for one that does not exist."""
-    unknown = set(names) - set(_PARTS)
-    if unknown:
-        raise ValueError(f"MODEL.KNET.RECOMPUTE holds {sorted(unknown)}; known are {_PARTS}")
-    return frozenset(names)

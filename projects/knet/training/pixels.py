@@ -73,8 +73,6 @@ class SampledPoints:
     def __init__(
         self, num_points: int, *, oversample: float = 3.0, uncertain: float = 0.75
     ) -> None:
-        if num_points < 1:
-            raise ValueError(f"{num_points} points: MODEL.KNET.LOSS.NUM_POINTS must be positive")
         self.num_points = num_points
         self.candidates = int(num_points * oversample)
         self.num_uncertain = int(num_points * uncertain)

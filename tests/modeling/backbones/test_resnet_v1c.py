@@ -57,8 +57,6 @@ def test_blocks(depth, blocks):
     assert [len(getattr(backbone, f"res{i}")) for i in (2, 3, 4, 5)] == blocks
 
 
-def test_unknown_depth_and_stride():
+def test_unknown_depth():
     with pytest.raises(ValueError, match=r"MODEL\.RESNETS\.DEPTH is 18.*\[50, 101, 152\]"):
         build(8, depth=18)
-    with pytest.raises(ValueError, match=r"MODEL\.RESNET_V1C\.OUTPUT_STRIDE is 4; .*8, 16 or 32"):
-        build(4)

@@ -110,6 +110,33 @@ def test_arguments_of_the_model_come_from_the_yaml_file(tmp_path):
     assert model.output_shape()["res5"].channels == 128
 
 
+@pytest.mark.parametrize("name, value", [
+    ("checkpoint_path", "x.pth"), ("cache_dir", "x"), ("pretrained", True), ("pruned", True),
+    ("pretrained_cfg", {"file": "x"}), ("pretrained_cfg", "x"), ("pretrained_strict", False),
+    ("pretrained_cfg_overlay", {"url": "http://127.0.0.1/x"}), ("pretrained_filter_fn", "eval"),
+    ("pretrained_of_the_future", "x"), ("features_only", False), ("in_chans", 4), ("device", "x"),
+])  # fmt: skip
+def test_arguments_that_load_something_do_not_reach_timm(name, value):
+    with pytest.raises(ValueError, match=rf"MODEL\.TIMM\.KWARGS\.{name} is no argument of an arch"):
+        build_backbone(config(f"MODEL.TIMM.KWARGS.{name}", value))
+
+
+@pytest.mark.parametrize("name", [
+    "hf-hub:some/model", "hf_hub:some/model", "local-dir:/tmp", "../x", "resnet18.a.b", "", "a b",
+])  # fmt: skip
+def test_addresses_are_no_names(name):
+    with pytest.raises(ValueError, match=r"MODEL\.TIMM\.NAME: .* is no plain name"):
+        build_backbone(config("MODEL.TIMM.NAME", name))
+
+
+def test_values_of_arguments_are_plain():
+    for value in ({"a": 1}, [{"a": 1}]):
+        with pytest.raises(ValueError, match=r"MODEL\.TIMM\.KWARGS\.block_args is .* or a list"):
+            build_backbone(config("MODEL.TIMM.KWARGS.block_args", value))
+    with pytest.raises(ValueError, match=r"other MODEL\.TIMM\.KWARGS"):
+        build_backbone(config("MODEL.TIMM.KWARGS.layers", []))
+
+
 @pytest.mark.parametrize("opts, message", [
     (["MODEL.TIMM.NAME", "convnext_ato"], r"'convnext_ato'; near to it are .*convnext_atto"),
     (["MODEL.TIMM.NAME", "vit_tiny_patch16_224"], r"strides \[16\].*'res2', 'res3', 'res5'"),

@@ -15,6 +15,7 @@ from knet.data.defects import DataError, make_defect
 from knet.data.on_error import Scan, register_scan, set_on_error
 from knet.data.registration.catalog import PathLike, is_registered, optional_file, optional_folder
 from knet.data.registration.categories import category_colors, color_problem
+from knet.files import read_text
 
 __all__ = ["read_class_names", "register_sem_seg"]
 
@@ -111,7 +112,7 @@ def read_class_names(
         path = optional_file(classes, "the class names (a list of names may be given too)", name)
         assert path is not None
         source = path
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = read_text(path)
         if path.lower().endswith(".json"):
             try:
                 entries = json.loads(text)

@@ -122,7 +122,7 @@ def write_shapes(
 def is_current(folder: str | os.PathLike[str]) -> bool:
     """Whether this version of the generator wrote a split there, with whatever parameters."""
     meta = Path(folder) / "meta.json"
-    return meta.is_file() and json.loads(meta.read_text())["version"] == _VERSION
+    return meta.is_file() and json.loads(meta.read_text(encoding="utf-8"))["version"] == _VERSION
 
 
 def _is_written(folder: Path, digest: str) -> bool:

@@ -55,16 +55,12 @@ def build_resnet_v1c_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
     the others, as in the published models.
 
     Raises:
-        ValueError: an unknown depth or output stride.
+        ValueError: an unknown depth.
     """
     resnets = cfg.MODEL.RESNETS
     output_stride = cfg.MODEL.RESNET_V1C.OUTPUT_STRIDE
     if resnets.DEPTH not in _BLOCKS:
         raise ValueError(f"MODEL.RESNETS.DEPTH is {resnets.DEPTH}; ResNet-V1c has {list(_BLOCKS)}")
-    if output_stride not in (8, 16, 32):
-        raise ValueError(
-            f"MODEL.RESNET_V1C.OUTPUT_STRIDE is {output_stride}; it can be 8, 16 or 32"
-        )
     norm = resnets.NORM
     width = resnets.STEM_OUT_CHANNELS
     stem = DeepStem(input_shape.channels, width, norm=norm)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,20 +23,27 @@ logger = logging.getLogger(__name__)
 _STRIDES = {name: 2 ** (i + 2) for i, name in enumerate(FEATURES)}
 # an image to try a model with: not square, and no multiple of usual windows
 _PROBE = (128, 192)
+# arguments on the way to the model that load something, beside those in timm's signatures
+_LOADING = ("checkpoint_path", "cache_dir", "pruned")
+# what this backbone sets
+_FIXED = ("features_only", "feature_cls", "out_indices", "in_chans", "device", "dtype")
+_MISFITS = (ArithmeticError, AssertionError, LookupError, ValueError)
 
 
 class TimmBackbone(Backbone):
     """Feature maps of a timm model, named res2 … res5 by their strides 4 … 32.
 
     Args:
-        name: as `timm.list_models()` gives it, with or without a tag of pretrained weights.
+        name: as `timm.list_models()` gives it, with or without a tag of pretrained weights; no
+            address of a hub or folder.
         pretrained: load the weights that timm offers (from the network, or its cache).
         out_features: which maps.
         drop_path_rate: stochastic depth; None for the model's own default.
         gradient_checkpointing: less memory, more time in training.
         freeze_at: 0 nothing, 2 … 5 all that res2 … res5 depends on.
         in_channels: of the image.
-        kwargs: further arguments of the timm model.
+        kwargs: further arguments of the timm model's architecture; none of those with which timm
+            opens or fetches files.
 
     Raises:
         ImportError: timm is not installed.
@@ -56,6 +65,7 @@ class TimmBackbone(Backbone):
     ) -> None:
         super().__init__()
         _check_name(name)
+        _check_arguments(kwargs or {})
         self._name = name
         self._frozen_norms: list[nn.Module] = []
         self._out_features = check_features("MODEL.TIMM.OUT_FEATURES", out_features)
@@ -178,11 +188,42 @@ class TimmBackbone(Backbone):
 def _check_name(name: str) -> None:
     timm = import_timm("timm", "build_timm_backbone")
     base = name.split(".")[0]
-    if ":" in name or timm.is_model(base):  # "hf-hub:…" is for timm to look up
+    if not re.fullmatch(r"\w+(\.\w+)?", name):  # "hf-hub:…", "local-dir:…" open what they name
+        raise ValueError(
+            f"MODEL.TIMM.NAME: {name!r} is no plain name of a timm model; weights are those of "
+            "MODEL.WEIGHTS or, with MODEL.TIMM.PRETRAINED, timm's own"
+        )
+    if timm.is_model(base):
         return
     close = difflib.get_close_matches(base, timm.list_models(), n=5, cutoff=0.5)
     hint = f"near to it are {', '.join(close)}" if close else "timm.list_models() gives all"
     raise ValueError(f"MODEL.TIMM.NAME: timm has no model {name!r}; {hint}")
+
+
+def _check_arguments(arguments: Mapping[str, Any]) -> None:
+    """A config may be a stranger's: it can shape the model, and open, fetch or run nothing."""
+    timm = import_timm("timm", "build_timm_backbone")
+    timms_own = {*_LOADING, *_FIXED}
+    for function in (timm.create_model, timm.models.build_model_with_cfg):
+        kinds = inspect.signature(function).parameters.items()
+        timms_own |= {name for name, p in kinds if p.kind is not inspect.Parameter.VAR_KEYWORD}
+    for name, value in arguments.items():
+        if name in timms_own or name.startswith("pretrained"):
+            raise ValueError(
+                f"MODEL.TIMM.KWARGS.{name} is no argument of an architecture: timm itself, or "
+                "another key of MODEL.TIMM, decides on it; leave it out"
+            )
+        if not _is_plain(value):
+            raise ValueError(
+                f"MODEL.TIMM.KWARGS.{name} is {value!r}; it must be a number, text, True, False "
+                "or a list of them"
+            )
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def _create(name: str, arguments: Mapping[str, Any]) -> Any:
@@ -194,11 +235,13 @@ def _create(name: str, arguments: Mapping[str, Any]) -> Any:
             f"MODEL.TIMM: {name} does not take one of {sorted(arguments)} ({error}); see "
             "MODEL.TIMM.KWARGS, and MODEL.TIMM.DROP_PATH_RATE, where -1 leaves it out"
         ) from error
-    except (AttributeError, RuntimeError) as error:
+    # asserts and look-ups of models that get numbers which do not fit
+    except (*_MISFITS, AttributeError, RuntimeError) as error:
         if arguments.get("pretrained"):
             raise  # about the weights, and timm says what
         raise ValueError(
-            f"MODEL.TIMM.NAME: timm gives no feature maps of {name} ({error}); choose another model"
+            f"MODEL.TIMM.NAME: timm gives no feature maps of {name} ({error!r}); choose another "
+            "model, or other MODEL.TIMM.KWARGS"
         ) from error
 
 

@@ -1,0 +1,290 @@
+"""Which values keys of a config can have. Deeper code relies on them.
+
+A key that is not in the table has no limits, or ones that its own code checks by name: those of
+data sets, augmentations and single backbones.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import META_ARCH_REGISTRY
+
+from knet.config_file import flat_keys, shown
+from knet.data.annotations.image_files import FORMATS
+from knet.modeling.pixel_decoders import PIXEL_DECODERS
+from knet.modeling.recompute import RECOMPUTABLE
+
+__all__ = ["check_config"]
+
+
+class Rule(NamedTuple):
+    """What a value must be, in words and as a test."""
+
+    text: str
+    holds: Callable[[Any], bool]
+
+
+def _number(low: float, high: float = math.inf, *, above: bool = False) -> Rule:
+    """Finite; from `low`, or `above` it, to `high`."""
+    low_text = f"a number above {low:g}" if above else f"a number of at least {low:g}"
+    text = low_text + ("" if high == math.inf else f" and at most {high:g}")
+
+    def holds(v: Any) -> bool:
+        plain = isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)
+        return plain and low <= v <= high and not (above and v == low)
+
+    return Rule(text, holds)
+
+
+def _whole(low: int, high: int = 2**31 - 1) -> Rule:
+    text = f"a whole number of at least {low}" + ("" if high == 2**31 - 1 else f", at most {high}")
+    return Rule(text, lambda v: type(v) is int and low <= v <= high)
+
+
+def _choice(*values: Any) -> Rule:
+    return Rule(
+        "one of " + ", ".join(map(repr, values)), lambda v: any(v is c or v == c for c in values)
+    )
+
+
+def _list(each: Rule, *, count: int | None = None, least: int = 0) -> Rule:
+    if count is not None:
+        text = f"{count} values, each {each.text}"
+    else:
+        text = ("a list" if least == 0 else f"a list of at least {least}") + f", each {each.text}"
+
+    def holds(v: Any) -> bool:
+        if not isinstance(v, (list, tuple)) or not all(map(each.holds, v)):
+            return False
+        return len(v) == count if count is not None else len(v) >= least
+
+    return Rule(text, holds)
+
+
+def _or_empty(rule: Rule) -> Rule:
+    return Rule(f"{rule.text}, or empty", lambda v: v in ((), []) or rule.holds(v))
+
+
+def _is_device(value: Any) -> bool:
+    try:
+        torch.device(value)
+    except (RuntimeError, TypeError):
+        return False
+    return True
+
+
+_NAMES = _list(Rule("a name", lambda v: isinstance(v, str) and bool(v)))
+_SHARE = _number(0, 1)
+_WEIGHT = _number(0)
+_WIDTH = _whole(1, 2**16)
+_SIDE = _whole(1, 2**16)
+_DROP = Rule("at least 0 and below 1", lambda v: _SHARE.holds(v) and v < 1)
+_BATCH_NORMS = ("BN", "SyncBN", "FrozenBN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
+_NORM = _choice("", *_BATCH_NORMS, "GN", "LN")
+_STAGES = _list(Rule("a name", lambda v: isinstance(v, str) and bool(v)), least=1)
+
+# key, or pattern of keys -> what its value must be
+_RULES: dict[str, Rule] = {
+    "VERSION": _choice(2),
+    "SEED": _whole(-(2**31)),
+    "MODEL.META_ARCHITECTURE": Rule(
+        "KNet, or what is registered", lambda v: v == "KNet" or v in META_ARCH_REGISTRY
+    ),
+    "MODEL.DEVICE": Rule("cpu, cuda, cuda:0 …", _is_device),
+    "MODEL.PIXEL_MEAN": _list(_number(-1e6, 1e6), least=1),
+    "MODEL.PIXEL_STD": _list(_number(0, 1e6, above=True), least=1),
+    "MODEL.BACKBONE.FREEZE_AT": _whole(0, 5),
+    "MODEL.KNET.NUM_*_CLASSES": _whole(-1),
+    "MODEL.KNET.THING_IDS": _list(_whole(0)),
+    "MODEL.KNET.NUM_KERNELS": _whole(0, 2**16),
+    "MODEL.KNET.NUM_ROUNDS": _whole(1, 100),
+    "MODEL.KNET.KERNEL_HEAD": _choice("learned", *PIXEL_DECODERS),
+    "MODEL.KNET.HIDDEN_DIM": _WIDTH,
+    "MODEL.KNET.UPDATER_DIM": Rule(f"-1, or {_WIDTH.text}", lambda v: v == -1 or _WIDTH.holds(v)),
+    "MODEL.KNET.NUM_HEADS": _WIDTH,
+    "MODEL.KNET.FFN_DIM": _WIDTH,
+    "MODEL.KNET.NORM_GROUPS": _WIDTH,
+    "MODEL.KNET.IN_FEATURES": _STAGES,
+    "MODEL.KNET.MASK_UPSAMPLE": _whole(1, 64),
+    "MODEL.KNET.CONV_INIT_STD": _number(0, above=True),
+    "MODEL.KNET.CLASS_PRIOR": Rule("above 0 and below 1", lambda v: _DROP.holds(v) and v > 0),
+    "MODEL.KNET.SIZE_DIVISIBILITY": _whole(1, 2**12),
+    "MODEL.KNET.MIN_TRAIN_SIZE": _list(_whole(0, 2**16), count=2),
+    "MODEL.KNET.RECOMPUTE": _list(_choice(*RECOMPUTABLE)),
+    "MODEL.KNET.SEMANTIC.NORM": _choice(*_BATCH_NORMS, "GN", "LN"),
+    "MODEL.KNET.SEMANTIC.DROPOUT": _DROP,
+    "MODEL.KNET.SEMANTIC.AUX_DIM": _WIDTH,
+    "MODEL.KNET.LOSS.*_WEIGHT": _WEIGHT,
+    "MODEL.KNET.LOSS.NUM_POINTS": _whole(0),
+    "MODEL.KNET.COST.*_WEIGHT": _WEIGHT,
+    "MODEL.KNET.TEST.*_THRESH": _SHARE,
+    "MODEL.KNET.TEST.MIN_AREA": _whole(0),
+    "MODEL.KNET.TEST.CLASSES": _list(
+        Rule("a name or label", lambda v: isinstance(v, (str, int)) and not isinstance(v, bool))
+    ),
+    "MODEL.KNET.TEST.WINDOW.SIZE": _or_empty(_list(_SIDE, count=2)),
+    "MODEL.KNET.TEST.WINDOW.STRIDE": _or_empty(_list(_SIDE, count=2)),
+    "MODEL.KNET.TEST.WINDOW.BATCH_SIZE": _whole(1),
+    "MODEL.RESNETS.OUT_FEATURES": _STAGES,
+    "MODEL.RESNETS.DEPTH": _choice(18, 34, 50, 101, 152),
+    "MODEL.RESNETS.NORM": _NORM,
+    "MODEL.RESNETS.*_OUT_CHANNELS": _WIDTH,
+    "MODEL.RESNETS.NUM_GROUPS": _WIDTH,
+    "MODEL.RESNETS.WIDTH_PER_GROUP": _WIDTH,
+    "MODEL.RESNETS.RES5_DILATION": _choice(1, 2),
+    "MODEL.RESNETS.DEFORM_NUM_GROUPS": _WIDTH,
+    "MODEL.RESNET_V1C.OUTPUT_STRIDE": _choice(8, 16, 32),
+    "MODEL.FPN.OUT_CHANNELS": _WIDTH,
+    "MODEL.FPN.NORM": _NORM,
+    "MODEL.FPN.FUSE_TYPE": _choice("sum", "avg"),
+    "MODEL.SWIN.EMBED_DIM": _WIDTH,
+    "MODEL.SWIN.DEPTHS": _list(_whole(1, 1000), count=4),
+    "MODEL.SWIN.NUM_HEADS": _list(_WIDTH, count=4),
+    "MODEL.SWIN.WINDOW_SIZE": _SIDE,
+    "MODEL.SWIN.DROP_PATH_RATE": _DROP,
+    "MODEL.TIMM.DROP_PATH_RATE": Rule(f"-1, or {_DROP.text}", lambda v: v == -1 or _DROP.holds(v)),
+    "MODEL.SMALL_RESNET.CHANNELS": _list(_WIDTH, count=4),
+    "MODEL.SMALL_RESNET.BLOCKS": _list(_whole(1, 1000), count=4),
+    "MODEL.SMALL_RESNET.STEM_STRIDE": _whole(1, 64),
+    "MODEL.SMALL_RESNET.NORM": _NORM,
+    "SOLVER.BASE_LR": _number(0, above=True),
+    "SOLVER.BASE_LR_END": _number(0),
+    "SOLVER.BACKBONE_MULTIPLIER": _WEIGHT,
+    "SOLVER.WEIGHT_DECAY": _WEIGHT,
+    "SOLVER.NO_DECAY": _NAMES,
+    "SOLVER.LR_SCHEDULER_NAME": _choice(
+        "WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR", "WarmupPolyLR"
+    ),
+    "SOLVER.GAMMA": _number(0, above=True),
+    "SOLVER.POLY_LR_POWER": _number(0),
+    "SOLVER.NUM_DECAYS": _whole(1),
+    "SOLVER.STEPS": _list(_whole(1)),
+    "SOLVER.MAX_ITER": _whole(1),
+    "SOLVER.WARMUP_ITERS": _whole(0),
+    "SOLVER.WARMUP_FACTOR": _SHARE,
+    "SOLVER.WARMUP_METHOD": _choice("linear", "constant"),
+    "SOLVER.IMS_PER_BATCH": _whole(1, 2**20),
+    "SOLVER.REFERENCE_WORLD_SIZE": _whole(0),
+    "SOLVER.ACCUMULATION_STEPS": _whole(1),
+    "SOLVER.CHECKPOINT_PERIOD": _whole(1),
+    "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": _number(0, above=True),
+    "DATALOADER.NUM_WORKERS": _whole(0, 4096),
+    "DATASETS.TRAIN": _NAMES,
+    "DATASETS.TEST": _NAMES,
+    # L is grey, with one value each in MODEL.PIXEL_MEAN and PIXEL_STD
+    "INPUT.FORMAT": _choice(*FORMATS),
+    "INPUT.MAX_PIXELS": _whole(1),
+    "INPUT.MIN_SIZE_TRAIN": _list(_whole(0, 2**16), least=1),
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING": _choice("choice", "range"),
+    "INPUT.MAX_SIZE_*": _SIDE,
+    "INPUT.MIN_SIZE_TEST": _whole(0, 2**16),
+    "INPUT.CROP.TYPE": _choice("relative", "relative_range", "absolute", "absolute_range"),
+    "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA": _number(0, 1, above=True),
+    "TEST.DETECTIONS_PER_IMAGE": _whole(1),
+    "TEST.EVAL_PERIOD": _whole(0),
+    "TEST.AUG.MIN_SIZES": _list(_SIDE),
+    "TEST.AUG.MAX_SIZE": _SIDE,
+}
+
+
+def check_config(cfg: CfgNode) -> None:
+    """Raise ValueError for values that cannot work; the message names every key and what it can be.
+
+    `get_cfg_from_file` and `KNet.from_config` do so: a config may be made or changed by hand.
+    """
+    problems = [*_single(cfg)]
+    if not problems:  # relations are between values that can be
+        problems = [*_relations(cfg)]
+    if problems:
+        raise ValueError("; ".join(problems))
+
+
+def _single(cfg: CfgNode) -> Iterator[str]:
+    keys = list(flat_keys(cfg))
+    known = set(keys)  # not every version of Detectron2 has every key
+    for pattern, rule in _RULES.items():
+        for key in fnmatch.filter(keys, pattern) if "*" in pattern else {pattern} & known:
+            value: Any = cfg
+            for name in key.split("."):
+                value = value[name]
+            if not rule.holds(value):
+                yield f"{key} is {shown(value)}; it must be {rule.text}"
+
+
+def _relations(cfg: CfgNode) -> Iterator[str]:
+    yield from _model_relations(cfg)
+    inputs, solver = cfg.INPUT, cfg.SOLVER
+    channels = FORMATS[inputs.FORMAT][1]
+    for key in ("PIXEL_MEAN", "PIXEL_STD"):
+        if len(cfg.MODEL[key]) != channels:
+            yield (
+                f"MODEL.{key} is {shown(cfg.MODEL[key])}; with INPUT.FORMAT {inputs.FORMAT} it "
+                f"must have {channels} value{'s' * (channels > 1)}, one a channel"
+            )
+    if list(solver.STEPS) != sorted(set(solver.STEPS)):
+        yield f"SOLVER.STEPS is {shown(solver.STEPS)}; steps must rise"
+    if inputs.MIN_SIZE_TRAIN_SAMPLING == "range" and (
+        len(inputs.MIN_SIZE_TRAIN) != 2 or inputs.MIN_SIZE_TRAIN[0] > inputs.MIN_SIZE_TRAIN[1]
+    ):
+        yield (
+            f"INPUT.MIN_SIZE_TRAIN is {shown(inputs.MIN_SIZE_TRAIN)}; with MIN_SIZE_TRAIN_SAMPLING "
+            "range it must be (smallest, largest)"
+        )
+    pixels = inputs.CROP.TYPE.startswith("absolute")
+    crop = _list(_SIDE if pixels else _number(0, 1, above=True), count=2)
+    if not crop.holds(inputs.CROP.SIZE):
+        yield (
+            f"INPUT.CROP.SIZE is {shown(inputs.CROP.SIZE)}; with CROP.TYPE {inputs.CROP.TYPE} it "
+            f"must be {crop.text}"
+        )
+    window = cfg.MODEL.KNET.TEST.WINDOW
+    if any(stride > size for stride, size in zip(window.STRIDE, window.SIZE)):
+        yield (
+            f"MODEL.KNET.TEST.WINDOW.STRIDE is {shown(window.STRIDE)}; beyond WINDOW.SIZE "
+            f"{shown(window.SIZE)} it would leave pixels out"
+        )
+
+
+def _model_relations(cfg: CfgNode) -> Iterator[str]:
+    knet = cfg.MODEL.KNET
+    updater = "UPDATER_DIM" if knet.UPDATER_DIM > 0 else "HIDDEN_DIM"
+    width = knet[updater]
+    learned = knet.KERNEL_HEAD == "learned"
+    divisors = [
+        ("UPDATER_DIM", width, "HIDDEN_DIM", knet.HIDDEN_DIM),
+        ("NUM_HEADS", knet.NUM_HEADS, updater, width),
+    ]
+    if learned:
+        divisors.append(("NORM_GROUPS", knet.NORM_GROUPS, "HIDDEN_DIM", knet.HIDDEN_DIM))
+    for name, divisor, of, number in divisors:
+        if number % divisor:
+            yield f"MODEL.KNET.{name} is {divisor}; it must divide MODEL.KNET.{of} ({number})"
+    if learned and len(knet.IN_FEATURES) < 2:
+        yield (
+            f"MODEL.KNET.IN_FEATURES is {shown(knet.IN_FEATURES)}; masks are predicted at the "
+            "stride of the second, so there must be two or more"
+        )
+    groups = 32  # of Detectron2's GN
+    widths = {}
+    if not learned and knet.SEMANTIC.NORM == "GN":
+        widths["MODEL.KNET.HIDDEN_DIM"] = [knet.HIDDEN_DIM]
+        if knet.LOSS.AUX_WEIGHT:
+            widths["MODEL.KNET.SEMANTIC.AUX_DIM"] = [knet.SEMANTIC.AUX_DIM]
+    if "small_resnet" in cfg.MODEL.BACKBONE.NAME and cfg.MODEL.SMALL_RESNET.NORM == "GN":
+        widths["MODEL.SMALL_RESNET.CHANNELS"] = cfg.MODEL.SMALL_RESNET.CHANNELS
+    for key, numbers in widths.items():
+        if any(number % groups for number in numbers):
+            yield f"{key} is {shown(numbers)}; with NORM GN it must be multiples of {groups}"
+    resnets, backbone = cfg.MODEL.RESNETS, cfg.MODEL.BACKBONE.NAME
+    basic = backbone.startswith("build_resnet_") and resnets.DEPTH < 50
+    if basic and resnets.RES2_OUT_CHANNELS != 64:
+        yield (
+            f"MODEL.RESNETS.RES2_OUT_CHANNELS is {resnets.RES2_OUT_CHANNELS}; a ResNet of DEPTH "
+            f"{resnets.DEPTH} has 64"
+        )
