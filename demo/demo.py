@@ -8,7 +8,8 @@
 
 The flags are those of Detectron2's demo, and --predictor, --task and --results. Without --output
 and --results a window shows the pictures one by one (any key: next, Esc or q: end). The exit status
-is 1 if anything could not be read or written; what was finished until then is kept.
+is 1 if a picture could not be read, 2 if what was asked for cannot be done or written; what was
+finished until then is kept.
 """
 
 from __future__ import annotations

@@ -179,7 +179,7 @@ def test_a_video_comes_out_with_its_frames_and_segments(
         assert (ids == result[0].numpy()).all()
     assert [r["image_id"] for r in read(found / "panoptic.json")["annotations"]] == [1, 2, 3, 4, 5]
     # as in Detectron2's demo a video is not replaced
-    assert run(*words) == 1
+    assert run(*words) == 2
     assert f"{out} exists" in capsys.readouterr().err
 
 
@@ -224,7 +224,7 @@ def test_what_cannot_be_done_is_said(scenes, video, model_folder, tmp_path, caps
             "MODEL.WEIGHTS has no value",
         ),
     ):  # fmt: skip
-        assert run(*words) == 1, words
+        assert run(*words) == 2, words
         assert re.search(message, capsys.readouterr().err), words
     for words in (("--input", picture), model, (*model, "--input", picture, "--webcam")):
         with pytest.raises(SystemExit) as stop:
@@ -248,7 +248,7 @@ def test_a_failure_in_the_middle_keeps_what_was_finished(
     out, found = tmp_path / "drawn", tmp_path / "found"
     monkeypatch.setattr(Image.Image, "save", full_disk)
     assert run("--predictor", model_folder, "--task", "instance", "--input", scenes / "images",
-               "--output", out, "--results", found) == 1  # fmt: skip
+               "--output", out, "--results", found) == 2  # fmt: skip
     assert "000003.png cannot be written: No space left on device" in capsys.readouterr().err
     assert sorted(p.name for p in out.iterdir()) == ["000001.png", "000002.png"]
     assert [image["id"] for image in read(found / "images.json")["images"]] == [1, 2, 3]
@@ -260,7 +260,7 @@ def test_a_video_that_breaks_off_is_an_error(video, model_folder, tmp_path, caps
         VideoReader, "__iter__", lambda self: (f for _, f in zip(range(2), frames(self)))
     )
     words = ("--predictor", model_folder, "--task", "semantic", "--video-input", video)
-    assert run(*words, "--output", tmp_path / "out.avi") == 1
+    assert run(*words, "--output", tmp_path / "out.avi") == 2
     assert "its header tells of 5 frames, 2 were read" in capsys.readouterr().err
     monkeypatch.undo()
     with VideoReader(str(tmp_path / "out.avi")) as reader:

@@ -309,4 +309,5 @@ def _as_instances(masks: torch.Tensor, classes: np.ndarray) -> Instances:
 
 
 def _to_tensor(image: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    # a copy: a picture that nothing changed is read-only
+    return torch.from_numpy(image.transpose(2, 0, 1).copy())
