@@ -19,7 +19,7 @@ from detectron2.evaluation import (
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 
-from .derived import instance_dataset, semantic_dataset
+from .derived import converted_dataset, instance_dataset, semantic_dataset
 from .evaluators import Evaluators, SemanticEvaluator
 from .instances import InstanceEvaluator
 from .panoptic import PanopticEvaluator
@@ -96,6 +96,8 @@ def _coco_panoptic(dataset_name: str, output_folder: str | None, _: int) -> Data
 def _coco_instances(
     dataset_name: str, output_folder: str | None, max_detections: int
 ) -> DatasetEvaluator:
+    if not MetadataCatalog.get(dataset_name).get("json_file"):
+        dataset_name = converted_dataset(dataset_name, output_folder)
     # Under COCO's limit the limit changes nothing: there are no more detections.
     return InstanceEvaluator(
         dataset_name, output_folder, max_dets_per_image=max(max_detections, _COCO_LIMIT)
