@@ -29,6 +29,7 @@ from PIL import Image
 from knet.config import get_cfg_from_file
 from knet.data.check.data_set import DatasetReport, check_dataset
 from knet.data.check.report import format_report
+from knet.data.check.with_config import add_config_defects
 from knet.data.defects import DataError
 from knet.data.registration.builtin import register_builtin
 from knet.data.registration.custom import register_custom
@@ -63,6 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not names:
             parser.error(f"the config names no data set for --split {args.split}")
         reports = [_check(name, cfg, args.workers) for name in names]
+        if cfg is not None:
+            add_config_defects(reports, cfg)
     except (OSError, KeyError, ValueError, AssertionError) as error:
         # KeyError's own text is in quotes.
         parser.error(str(error.args[0] if isinstance(error, KeyError) else error))

@@ -27,7 +27,12 @@ THING_IDS, STUFF_IDS = {3: 0, 7: 1}, {20: 2, 31: 3}
 
 def config(panoptic=True, instance=True, semantic=True, top_k=100):
     test = {"PANOPTIC_ON": panoptic, "INSTANCE_ON": instance, "SEMANTIC_ON": semantic}
-    return CfgNode({"MODEL": {"KNET": {"TEST": test}}, "TEST": {"DETECTIONS_PER_IMAGE": top_k}})
+    return CfgNode(
+        {
+            "MODEL": {"KNET": {"TEST": test, "NUM_KERNELS": 100}},
+            "TEST": {"DETECTIONS_PER_IMAGE": top_k},
+        }
+    )
 
 
 def labels_of(image_id):
@@ -181,6 +186,28 @@ def test_wrong_results(make_dataset, tmp_path):
     assert results["sem_seg"]["IoU-dog"] == 0
     sky_over_all = sum(sky) / (sum(sky) + 4 * dog)
     assert results["sem_seg"]["mIoU"] == pytest.approx(100 * (2 + sky_over_all) / 4)
+
+
+def test_classes_without_ground_truth_are_named(make_dataset, tmp_path, caplog):
+    def without_dog(image_id):
+        ids = labels_of(image_id)
+        ids[ids == 2] = 0
+        return ids
+
+    records = make_dataset("evaluated")
+    content = json.loads((tmp_path / "panoptic.json").read_text())
+    for record, annotation in zip(records, content["annotations"]):
+        Image.fromarray(id2rgb(without_dog(record["image_id"]))).save(record["pan_seg_file_name"])
+        del annotation["segments_info"][1], record["segments_info"][1]
+    (tmp_path / "panoptic.json").write_text(json.dumps(content))
+    cfg = config(panoptic=False, instance=False)
+    results = evaluate(build_evaluator(cfg, "evaluated", str(tmp_path)), records, without_dog)
+    assert results["sem_seg"]["mIoU"] == 100
+    assert "mIoU is that of 3 of 4 classes: no label of 'evaluated/semantic' shows dog; 12." in (
+        caplog.text
+    )
+    evaluate(build_evaluator(cfg, "evaluated", str(tmp_path)), records[1:], lambda _: labels_of(0))
+    assert "so with an IoU of 0 in the mean: dog" in caplog.text
 
 
 def test_switches_choose(make_dataset, tmp_path):

@@ -48,7 +48,7 @@ def objects(tmp_path):
 def evaluate(masks, top_k, count=COUNT):
     cfg = CfgNode(
         {
-            "MODEL": {"KNET": {"TEST": {"INSTANCE_ON": True}}},
+            "MODEL": {"KNET": {"TEST": {"INSTANCE_ON": True}, "NUM_KERNELS": 120}},
             "TEST": {"DETECTIONS_PER_IMAGE": top_k},
         }
     )
@@ -70,8 +70,13 @@ def test_all_objects_count(objects, top_k):
     assert list(results.values()) == pytest.approx([100] * 5)
 
 
-def test_cocos_limit_stays_with_100_and_fewer(objects):
+def test_cocos_limit_stays_with_100_and_fewer(objects, caplog):
     results = evaluate(objects, 100)
+    for key, limit, missed in (
+        ("TEST.DETECTIONS_PER_IMAGE", 100, 50),
+        ("MODEL.KNET.NUM_KERNELS", 120, 30),
+    ):
+        assert f"{key} ({limit}) lets the model find: {missed} of 150 objects" in caplog.text
     # 100 of 150 are found: precision 1 at the 67 of 101 recalls up to 2 / 3
     assert results["AP"] == pytest.approx(100 * 67 / 101)
     assert set(results) == {*METRICS, "AP-cell"}
@@ -95,3 +100,29 @@ def test_annotations_without_area_and_crowd_flag_are_completed(objects):
         del annotation["area"], annotation["iscrowd"]
     Path(path).write_text(json.dumps(content))
     assert evaluate(objects, 150) == whole
+
+
+def change(objects, edit):
+    """The score of perfect results after a change of all annotations."""
+    path = Path(MetadataCatalog.get(NAME).json_file)
+    content = json.loads(path.read_text())
+    edit(content["annotations"])
+    path.write_text(json.dumps(content))
+    return evaluate(objects, 150)
+
+
+def test_objects_that_are_there_twice_are_named(objects, caplog):
+    def twice(annotations):
+        annotations += [{**one, "id": one["id"] + 1000} for one in annotations]
+
+    assert change(objects, twice)["AP"] < 60
+    assert "150 of 300 objects" in caplog.text and "are there twice" in caplog.text
+
+
+def test_crowds_alone_have_no_score(objects, caplog):
+    def crowds(annotations):
+        for one in annotations:
+            one["iscrowd"] = 1
+
+    assert change(objects, crowds) == {}
+    assert "has no object that counts" in caplog.text

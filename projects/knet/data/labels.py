@@ -25,12 +25,14 @@ __all__ = [
     "encode_segmentation",
     "label_png_defects",
     "read_label_png",
+    "repeated_masks",
     "transform_labels",
     "transform_masks",
 ]
 
 IGNORE_LABEL = 255
 
+_SAME_MASK = 0.98  # intersection over union of two masks that mean one object
 _MODES = {
     "1": "1 bit",
     "F": "floating point",
@@ -230,6 +232,34 @@ def encode_segmentation(segmentation: Any, size: tuple[int, int]) -> dict[str, A
         return segmentation
     polygons = [np.asarray(polygon, np.float64).tolist() for polygon in segmentation]
     return mask_util.merge(mask_util.frPyObjects(polygons, height, width))
+
+
+def repeated_masks(
+    masks: Sequence[dict[str, Any]], classes: Sequence[int]
+) -> list[tuple[int, int]]:
+    """Objects that an image has twice: (position, position of the first) of each repeated one.
+
+    Args:
+        masks: N compressed RLE dicts of one image, each with a pixel at least.
+        classes: of each; only objects of one class are compared.
+    """
+    # one by one: pycocotools' area of more than 255 masks fails with numpy 2
+    areas = np.array([mask_util.area(mask) for mask in masks], np.float64)
+    boxes = np.array([mask_util.toBbox(mask) for mask in masks]).reshape(-1, 4)
+    low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
+    kinds = np.asarray(classes)
+    found = []
+    for one in range(1, len(masks)):
+        alike = kinds[:one] == kinds[one]
+        alike &= areas[:one] >= _SAME_MASK * areas[one]
+        alike &= areas[:one] * _SAME_MASK <= areas[one]
+        alike &= ((low[:one] < high[one]) & (high[:one] > low[one])).all(axis=1)
+        near = np.flatnonzero(alike)
+        if len(near):
+            ious = mask_util.iou([masks[k] for k in near], [masks[one]], [0])[:, 0]
+            same = near[ious >= _SAME_MASK]
+            found += [(one, int(same[0]))] if len(same) else []
+    return found
 
 
 def transform_labels(transforms: T.TransformList, labels: np.ndarray) -> np.ndarray:
