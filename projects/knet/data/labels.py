@@ -10,7 +10,7 @@ import pycocotools.mask as mask_util
 from detectron2.data import transforms as T
 
 from knet.data.annotations.coco_file import number_defects
-from knet.data.annotations.label_files import open_label_png
+from knet.data.annotations.label_files import open_label_png, size_defect
 from knet.data.annotations.segmentations import segmentation_errors
 from knet.data.defects import DataError, Defect, describe, make_defect, raise_first
 
@@ -65,7 +65,7 @@ def read_label_png(
         DataError: naming the file and the record, if it is missing (also a FileNotFoundError),
             cannot be read, is no label map of this size and kind, or holds other labels.
     """
-    mode, labels = open_label_png(path, record)
+    mode, labels = open_label_png(path, record, size)
     raise_first(label_png_defects(mode, labels, num_classes, ignore_label, path, record))
     check_label_size(labels, size, path, record)
     if ignore_label != IGNORE_LABEL:
@@ -100,13 +100,8 @@ def check_label_size(
     labels: np.ndarray, size: tuple[int, int], path: str, record: str, picture: str = ""
 ) -> None:
     """Raises DataError if labels (H, W, …) have another size than their picture."""
-    if labels.shape[:2] == size:
-        return
-    problem = (
-        f"{path} is {labels.shape[1]}x{labels.shape[0]} (width x height), but its picture "
-        f"{picture + ' ' if picture else ''}is {size[1]}x{size[0]}"
-    )
-    raise DataError(make_defect("png-size", path, record, problem))
+    if labels.shape[:2] != size:
+        raise DataError(size_defect(labels.shape, size, path, record, picture))
 
 
 def _wrong_mode(mode: str, values: np.ndarray, path: str, record: str) -> Defect:

@@ -167,7 +167,7 @@ class PanopticEvaluator(COCOPanopticEvaluator):
         position, path, true_segments = self._truth[image_id]
         where = f"Image {image_id} ('{path}')"
         statistics = image_statistics(
-            read_panoptic_png(path, where),
+            read_panoptic_png(path, where, ids.shape),
             ids,
             true_segments,
             segments,

@@ -171,9 +171,11 @@ def _iterate(source: _Source) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
     name, reported = Path(source.path).name, time.monotonic()
     for number, record in enumerate(source.records, start=1):
         path, where = record["pan_seg_file_name"], describe(record)
-        ids = read_panoptic_png(path, where)
-        if "height" in record and "width" in record:  # else the PNG's own
+        size = None  # the PNG's own
+        if "height" in record and "width" in record:
             size = (record["height"], record["width"])
+        ids = read_panoptic_png(path, where, size, f"(as of {source.path})")
+        if size is not None:
             check_label_size(ids, size, path, where, f"(as of {source.path})")
         yield record, ids_to_rows(ids, record["segments_info"], path, where)
         if time.monotonic() - reported > 5:

@@ -13,7 +13,7 @@ from detectron2.utils.file_io import PathManager
 from PIL import Image
 
 from knet.data.annotations.coco_file import number_defects
-from knet.data.annotations.label_files import foreign_format
+from knet.data.annotations.label_files import check_pixels, foreign_format
 from knet.data.annotations.pictures import BROKEN_FILE, has_deep_channels
 from knet.data.defects import DataError, Defect, data_error, make_defect, raise_first
 
@@ -31,26 +31,33 @@ LARGEST_ID = 2**24 - 1  # three bytes of colour
 _MOST_IDS = 20  # unknown ids of a PNG that are named one by one
 
 
-def read_panoptic_png(path: str, record: str = "") -> np.ndarray:
+def read_panoptic_png(
+    path: str, record: str = "", size: tuple[int, int] | None = None, picture: str = ""
+) -> np.ndarray:
     """Reads a panoptic PNG.
 
     Args:
         path: of an 8 bit RGB (or RGBA, alpha is ignored) PNG.
         record: that it belongs to, for messages.
+        size: (H, W) of its picture; a PNG of another number of pixels is not decoded.
+        picture: its name, for messages.
 
     Returns:
         (H, W) uint32, segment ids; 0 is void.
 
     Raises:
         DataError: naming the file and the record, if it is missing (also a FileNotFoundError),
-            cannot be read, is no PNG, or has no colour channels of 8 bit.
+            cannot be read, is no PNG, has no colour channels of 8 bit, or more or fewer pixels
+            than its picture.
     """
-    return _ids(_read_rgba(path, record))
+    return _ids(_read_rgba(path, record, size, picture))
 
 
-def inspect_panoptic_png(path: str, record: str) -> tuple[np.ndarray, list[Defect]]:
+def inspect_panoptic_png(
+    path: str, record: str, size: tuple[int, int] | None = None, picture: str = ""
+) -> tuple[np.ndarray, list[Defect]]:
     """The ids of a panoptic PNG, as :func:`read_panoptic_png`, and what looks wrong with it."""
-    rgba = _read_rgba(path, record)
+    rgba = _read_rgba(path, record, size, picture)
     if rgba[..., 3].min(initial=255) == 255:
         return _ids(rgba), []
     problem = "has transparent pixels: alpha is ignored, R, G and B alone are the id"
@@ -66,10 +73,11 @@ def _ids(rgba: np.ndarray) -> np.ndarray:
     return ids.astype(np.uint32, copy=False)
 
 
-def _read_rgba(path: str, record: str) -> np.ndarray:
+def _read_rgba(path: str, record: str, size: tuple[int, int] | None, picture: str) -> np.ndarray:
     """(H, W, 4) uint8; raises as :func:`read_panoptic_png`."""
     try:
         with PathManager.open(path, "rb") as stream, Image.open(stream) as image:
+            check_pixels(image, size, path, record, picture)
             mode, form, deep = image.mode, image.format, has_deep_channels(image)
             # With a fourth byte the picture *is* an array of little-endian integers, which saves
             # three widened copies; the mask removes the alpha byte.
@@ -77,6 +85,8 @@ def _read_rgba(path: str, record: str) -> np.ndarray:
     except FileNotFoundError as error:
         problem = f"no panoptic PNG at {path}"
         raise data_error(make_defect("png-missing", path, record, problem)) from error
+    except DataError:
+        raise
     except BROKEN_FILE as error:
         problem = f"{path} cannot be read as an image: {error}"
         raise data_error(make_defect("png-unreadable", path, record, problem)) from error

@@ -148,7 +148,7 @@ def _inspect_panoptic(
         summary.defects += wrong
         return
     try:
-        ids, found = inspect_panoptic_png(path, name)
+        ids, found = inspect_panoptic_png(path, name, summary.size, record["file_name"])
         summary.defects += found
         _check_label_size(ids, path, record, header, summary)
     except DataError as error:
@@ -187,7 +187,7 @@ def _inspect_semantic(
     path, name = record["sem_seg_file_name"], describe(record)
     ignored = expected.ignore_label
     try:
-        mode, labels = open_label_png(path, name)
+        mode, labels = open_label_png(path, name, summary.size, record["file_name"])
         found = label_png_defects(mode, labels, expected.num_classes, ignored, path, name)
         summary.defects += found
         _check_label_size(labels, path, record, header, summary)

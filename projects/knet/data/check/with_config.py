@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import torch
 from detectron2.config import CfgNode
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.modeling import build_backbone
@@ -71,8 +72,9 @@ def _cell(cfg: CfgNode) -> float:
     plain = cfg.clone()
     plain.defrost()
     plain.MODEL.TIMM.PRETRAINED = False  # only the shapes are asked for
-    feature = cfg.MODEL.KNET.IN_FEATURES[1]
-    return build_backbone(plain).output_shape()[feature].stride / cfg.MODEL.KNET.MASK_UPSAMPLE
+    with torch.device("meta"):  # weights without values: no time to draw them
+        strides = {k: shape.stride for k, shape in build_backbone(plain).output_shape().items()}
+    return strides[cfg.MODEL.KNET.IN_FEATURES[1]] / cfg.MODEL.KNET.MASK_UPSAMPLE
 
 
 def _size_defects(report: DatasetReport, cfg: CfgNode, cell: float) -> list[Defect]:

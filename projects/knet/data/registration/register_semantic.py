@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,8 @@ def register_sem_seg(
     labels = optional_folder(sem_seg_root, "the label PNGs", name)
     assert images is not None and labels is not None
     names, own_colors = read_class_names(classes, name)
-    _check_classes(names, ignore_label, where)
+    file = f" ({os.fspath(classes)})" if isinstance(classes, (str, Path)) else ""
+    _check_classes(names, ignore_label, where + file)
     if colors is not None:
         own_colors = _checked_colors(colors, names, where)
     if max_images is not None and max_images < 1:
@@ -111,7 +113,10 @@ def read_class_names(
         path = optional_file(classes, "the class names (a list of names may be given too)", name)
         assert path is not None
         source = path
-        text = Path(path).read_text(encoding="utf-8-sig")
+        try:
+            text = Path(path).read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not UTF-8 ({error}): save it as UTF-8") from error
         if path.lower().endswith(".json"):
             try:
                 entries = json.loads(text)
