@@ -83,6 +83,7 @@ def render_report(
     if collector.pixel_confusion is not None:
         matrices.append(_matrix(collector.pixel_confusion, "pixels", categories))
     present = {s.label for p in pictures for s in (*p.truth, *p.predicted)}
+    threshold = collector.score_threshold if collector.task == "instance" else 0.0
     scored = any(s.score is not None for p in pictures for s in p.predicted)
     return (
         _environment()
@@ -101,7 +102,9 @@ def render_report(
             scored=scored,
             measure=MEASURES[collector.task],
             task=collector.task,
-            threshold=collector.score_threshold if collector.task == "instance" else 0.0,
+            threshold=threshold,
+            best=collector.score_counts.best() if scored else None,
+            usual_f1=collector.score_counts.at(threshold),
             num_seen=collector.num_seen,
             style=_asset("style.css"),
             script=_asset("report.js"),
