@@ -45,7 +45,7 @@ def objects(tmp_path):
     MetadataCatalog.remove(NAME)
 
 
-def evaluate(masks, top_k, count=COUNT):
+def evaluate(masks, top_k, count=COUNT, folder=None):
     cfg = CfgNode(
         {
             "MODEL": {"KNET": {"TEST": {"INSTANCE_ON": True}, "NUM_KERNELS": 120}},
@@ -57,10 +57,10 @@ def evaluate(masks, top_k, count=COUNT):
     found.pred_boxes = Boxes(torch.zeros(count, 4))
     found.scores = torch.linspace(0.9, 0.1, count)
     found.pred_classes = torch.ones(count, dtype=torch.int64)  # ids in their order: 2, 5
-    evaluator = build_evaluator(cfg, NAME)
+    evaluator = build_evaluator(cfg, NAME, folder)
     evaluator.reset()
     evaluator.process([{"image_id": 1}], [{"instances": found}])
-    return evaluator.evaluate()["segm"]
+    return evaluator.evaluate().get("segm", {})
 
 
 @pytest.mark.parametrize("top_k", [150, 375])
@@ -126,3 +126,16 @@ def test_crowds_alone_have_no_score(objects, caplog):
 
     assert change(objects, crowds) == {}
     assert "has no object that counts" in caplog.text
+
+
+def test_without_annotations_the_log_says_where_results_are(objects, caplog, tmp_path):
+    path = Path(MetadataCatalog.get(NAME).json_file)
+    content = json.loads(path.read_text())
+    del content["annotations"]
+    path.write_text(json.dumps(content))
+    assert evaluate(objects, 100, folder=str(tmp_path / "out")) == {}
+    file = tmp_path / "out" / "coco_instances_results.json"
+    assert f"'{path}' has no annotations: nothing is judged; the results are in '{file}'" in (
+        caplog.text
+    )
+    assert len(json.loads(file.read_text())) == COUNT

@@ -192,7 +192,10 @@ def test_errors_name_the_image_or_class(records):
     with pytest.raises(ValueError, match=r"instances_val\.json' has no image with the id 3"):
         evaluator.process([{"image_id": 3}], [out])
     out["instances"].pred_classes[1] = 80
-    with pytest.raises(ValueError, match=rf"class 80, but data set '{NAME}' .* 0 to 79"):
+    with pytest.raises(
+        ValueError,
+        match=rf"at least 81 thing .*val\.json' \(data set '{NAME}'\) .* 80 .*: 1 'person', 2",
+    ):
         evaluator.process([records[0]], [out])
 
     evaluator = PanopticEvaluator(NAME)

@@ -249,11 +249,11 @@ def repeated_masks(
         alike &= areas[:one] >= _SAME_MASK * areas[one]
         alike &= areas[:one] * _SAME_MASK <= areas[one]
         alike &= ((low[:one] < high[one]) & (high[:one] > low[one])).all(axis=1)
-        near = np.flatnonzero(alike)
-        if len(near):
+        near = np.flatnonzero(alike).tolist()
+        if near:
             ious = mask_util.iou([masks[k] for k in near], [masks[one]], [0])[:, 0]
-            same = near[ious >= _SAME_MASK]
-            found += [(one, int(same[0]))] if len(same) else []
+            same = [k for k, iou in zip(near, ious.tolist()) if iou >= _SAME_MASK]
+            found += [(one, same[0])] if same else []
     return found
 
 

@@ -18,7 +18,7 @@ from pycocotools import mask as mask_util
 from torch import Tensor
 
 from knet.data.annotations.coco_json import instance_file_defects
-from knet.data.defects import raise_first
+from knet.data.defects import first_of, raise_first
 from knet.data.labels import repeated_masks
 
 from .coco_matching import ImageMatches, accumulate, mask_parameters, match_image
@@ -29,6 +29,7 @@ __all__ = ["InstanceEvaluator", "encode_masks"]
 logger = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 32 << 20
+_RESULTS = "coco_instances_results.json"
 
 
 class InstanceEvaluator(COCOEvaluator):
@@ -131,8 +132,7 @@ class InstanceEvaluator(COCOEvaluator):
         parts = comm.gather(self._images)
         twice = sum(comm.gather(self._twice))
         if self._spool is not None:
-            path = os.path.join(self._output_dir, "coco_instances_results.json")
-            self._spool.write(path)
+            self._spool.write(os.path.join(self._output_dir, _RESULTS))
         if not comm.is_main_process():
             return {}
         found = {image_id: matches for part in parts for image_id, matches in part.items()}
@@ -140,7 +140,13 @@ class InstanceEvaluator(COCOEvaluator):
             logger.warning("No image was predicted: nothing is judged")
             return {}
         if not self._do_evaluation:
-            logger.info("'%s' has no annotations: nothing is judged", self._metadata.json_file)
+            logger.warning(
+                "'%s' has no annotations: nothing is judged; %s",
+                self._metadata.json_file,
+                f"the results are in '{os.path.join(self._output_dir, _RESULTS)}'"
+                if self._output_dir
+                else "without an output folder no result is written",
+            )
             return {}
         images = [
             found.get(image_id) or self._match(image_id, [])
@@ -209,9 +215,12 @@ class InstanceEvaluator(COCOEvaluator):
         category_ids = {label: category_id for category_id, label in to_contiguous.items()}
         unknown = sorted(set(classes) - set(category_ids))
         if unknown:
+            names = self._metadata.get("thing_classes") or [""] * len(category_ids)
+            known = [f"{category_ids[k]} {names[k]!r}" for k in sorted(category_ids)]
             raise ValueError(
-                f"the model predicts the class {unknown[0]}, but data set "
-                f"'{self._metadata.name}' has the classes 0 to {max(category_ids)} only"
+                f"the model has at least {unknown[0] + 1} thing classes, but "
+                f"'{self._metadata.json_file}' (data set '{self._metadata.name}') lists only "
+                f"{len(known)} categories: {first_of(known, 10)}; score it on data of its classes"
             )
         return [category_ids[label] for label in classes]
 
