@@ -55,7 +55,7 @@ def prepare(root: Path) -> tuple[int, int]:
             raise FileNotFoundError(f"no label PNG in {base / 'annotations' / split}; {SOURCE}")
         for stem, path in source.items():
             target = base / "annotations_detectron2" / split / f"{stem}.png"
-            if target.is_file():
+            if target.is_file() and target.stat().st_mtime_ns >= path.stat().st_mtime_ns:
                 done += 1
             else:
                 todo.append((path, target))

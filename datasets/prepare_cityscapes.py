@@ -78,7 +78,11 @@ def _annotations(base: Path, split: str) -> list[str]:
 
 
 def _write_train_ids(stems: list[str], split: str) -> int:
-    todo = [stem for stem in stems if not Path(stem + "labelTrainIds.png").is_file()]
+    todo = [
+        stem
+        for stem in stems
+        if not _newer(Path(stem + "labelTrainIds.png"), [Path(stem + "polygons.json")])
+    ]
     if not todo:
         return 0
     with _package():
@@ -98,7 +102,8 @@ def _write_train_ids(stems: list[str], split: str) -> int:
 def _write_panoptic(annotations: Path, stems: list[str], split: str) -> int:
     name = f"cityscapes_panoptic_{split}"
     target, target_json = annotations / name, annotations / f"{name}.json"
-    if target_json.is_file() and len(list(target.glob("*.png"))) == len(stems):
+    sources = [Path(stem + "instanceIds.png") for stem in stems]
+    if _newer(target_json, sources) and len(list(target.glob("*.png"))) == len(stems):
         return 0
     with _package():
         from cityscapesscripts.preparation.createPanopticImgs import convert2panoptic
@@ -115,6 +120,14 @@ def _write_panoptic(annotations: Path, stems: list[str], split: str) -> int:
     (partial / target_json.name).replace(target_json)  # last: it says that all is there
     shutil.rmtree(partial)
     return len(stems)
+
+
+def _newer(target: Path, sources: list[Path]) -> bool:
+    """Whether a file is there and was written after those that it was made from."""
+    if not target.is_file():
+        return False
+    written = target.stat().st_mtime_ns
+    return all(source.stat().st_mtime_ns <= written for source in sources)
 
 
 class _Progress(io.TextIOBase):

@@ -30,6 +30,7 @@ from knet.config import get_cfg_from_file
 from knet.data.annotations.image_files import MAX_PIXELS
 from knet.data.check.data_set import DatasetReport, check_dataset
 from knet.data.check.report import format_report
+from knet.data.check.with_config import add_config_defects
 from knet.data.defects import DataError
 from knet.data.registration.builtin import register_builtin
 from knet.data.registration.custom import register_custom
@@ -69,6 +70,8 @@ def _run(args: argparse.Namespace) -> int:
         if not names:
             raise UserError(f"the config names no data set for --split {args.split}")
         reports = [_check(name, cfg, args.workers) for name in names]
+        if cfg is not None:
+            add_config_defects(reports, cfg)
     finally:
         logger.setLevel(level)
     kernels = cfg.MODEL.KNET.NUM_KERNELS if cfg is not None else None

@@ -38,12 +38,13 @@ from knet.data.registration.custom import register_custom
 from knet.demo.files import writable_folder
 from knet.errors import UserError, run_command
 from knet.evaluation import build_evaluator
+from knet.files import write_text
 from knet.modeling.build import is_semantic
 from knet.modeling.classes import class_ids_from_config
 from knet.predictor import KNetPredictor
 from knet.report.collect import MEASURES, ReportCollector
 from knet.report.evaluate import choose_task, evaluate, has_truth
-from knet.report.page import render_report, write_page
+from knet.report.page import render_report
 from knet.report.predictions import FilePredictions
 from knet.results.categories import Category, categories_of
 from knet.visualization import DRAWN_SCORE
@@ -140,7 +141,7 @@ def make_report(args: argparse.Namespace) -> Path:
         facts=facts,
         max_pixels=cfg.INPUT.MAX_PIXELS,
     )
-    write_page(output, page)
+    write_text(output, page)
     return output
 
 

@@ -293,12 +293,12 @@ def _ground_truth(record: Mapping[str, Any], task: str, size: tuple[int, int]) -
             truth.pred_masks[k] = torch.as_tensor(mask > 0)
         return truth
     if task == "semantic" and "sem_seg_file_name" in record:
-        return open_label_png(record["sem_seg_file_name"], max_pixels=_limit(size))[1]
+        return open_label_png(record["sem_seg_file_name"], size=size)[1]
     if "pan_seg_file_name" not in record:
         return None
 
     path = record["pan_seg_file_name"]
-    ids = read_panoptic_png(path, max_pixels=_limit(size)).astype(np.int64)
+    ids = read_panoptic_png(path, size=size).astype(np.int64)
     segments = record["segments_info"]
     if task == "panoptic":
         return ids, segments
@@ -313,11 +313,6 @@ def _ground_truth(record: Mapping[str, Any], task: str, size: tuple[int, int]) -
     for segment in segments:
         labels[ids == segment["id"]] = segment["category_id"]
     return labels
-
-
-def _limit(size: tuple[int, int]) -> int:
-    """Labels may be as large as the picture that they belong to."""
-    return max(MAX_PIXELS, size[0] * size[1])
 
 
 def _row(tiles: Sequence[tuple[str, np.ndarray]], file_name: str) -> np.ndarray:

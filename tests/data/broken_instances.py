@@ -122,7 +122,11 @@ INSTANCE_CASES = [
     ),
     instances(
         "duplicate-category-name", "duplicate-category-name", "category 9",
-        lambda f: f.content["categories"].append({"id": 9, "name": "leaf"}), "warning",
+        lambda f: (
+            f.content["categories"].append({"id": 9, "name": "leaf"}),
+            f.annotation(4).update(category_id=9),
+        ),
+        "warning",
     ),
     instances(
         "no-images", "missing-key", "", lambda f: f.content.pop("images"), left_out=None
@@ -217,6 +221,17 @@ INSTANCE_CASES = [
             f.polygon(10, 10, 20, 20, 20, 10, 10, 20), f.annotation().update(area=50)
         ),
         "warning",
+    ),
+    instances(
+        "within", "polygon-within-polygon", _FIRST,
+        lambda f: f.annotation().update(
+            segmentation=[[10, 10, 20, 10, 20, 20, 10, 20], [13, 13, 17, 13, 17, 17, 13, 17]]
+        ),
+        "warning",
+    ),
+    instances(
+        "twice", "same-object-twice", "image 5, annotation 16",
+        lambda f: f.content["annotations"].append({**f.annotation(), "id": 16}), "warning",
     ),
     instances(
         "crossing-in-a-vertex", "polygon-self-intersecting", _FIRST,

@@ -85,7 +85,7 @@ def start(form: str, root: Path) -> Files:
             write_ids(files.labels(image["file_name"][0]), segment_ids())
             segments = [
                 {"id": 1, "category_id": 1, "area": HEIGHT * WIDTH - 300 - 80},
-                {"id": 70000, "category_id": 7, "area": 300},
+                {"id": 70000, "category_id": 3 if image["id"] == 7 else 7, "area": 300},
             ]
             record = {"image_id": image["id"], "file_name": image["file_name"]}
             files.content["annotations"].append({**record, "segments_info": segments})
@@ -111,7 +111,7 @@ def _objects() -> list[dict[str, Any]]:
         {**square, "id": 12, "image_id": 5, "segmentation": compressed, "category_id": 7},
         {**square, "id": 13, "image_id": 6, "segmentation": plain},
         {**square, "id": 14, "image_id": 6, "segmentation": compressed, "iscrowd": 1},
-        {**square, "id": 15, "image_id": 7, "segmentation": outline},
+        {**square, "id": 15, "image_id": 7, "segmentation": outline, "category_id": 7},
     ]
     # One by one: a change of one mask must not be one of the others.
     return [copy.deepcopy(item) for item in objects]

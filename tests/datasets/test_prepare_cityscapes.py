@@ -111,6 +111,9 @@ def test_second_call_writes_what_is_missing_only(script, prepared, capsys):
     script.main(["--root", str(prepared)])
     assert "1 labelTrainIds and 1 panoptic PNGs written" in capsys.readouterr().out
     assert not list(annotations.rglob("*partial*"))
+    for part in ("polygons.json", "instanceIds.png"):  # corrected annotations
+        next(annotations.glob(f"val/*/*_{part}")).touch()
+    assert script.prepare(prepared) == (1, 1)
 
 
 def test_what_is_missing(script, root, tmp_path):

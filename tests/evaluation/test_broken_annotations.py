@@ -25,7 +25,12 @@ BROKEN_JSON = [
 
 def config():
     test = {"PANOPTIC_ON": False, "INSTANCE_ON": True, "SEMANTIC_ON": False}
-    return CfgNode({"MODEL": {"KNET": {"TEST": test}}, "TEST": {"DETECTIONS_PER_IMAGE": 100}})
+    return CfgNode(
+        {
+            "MODEL": {"KNET": {"TEST": test, "NUM_KERNELS": 100}},
+            "TEST": {"DETECTIONS_PER_IMAGE": 100},
+        }
+    )
 
 
 def test_there_are_cases():

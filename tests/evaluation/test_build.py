@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import knet  # noqa: F401  (has to come before detectron2)
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
 
 from knet.evaluation import build_evaluator, id2rgb, instance_dataset, semantic_dataset
@@ -26,7 +27,12 @@ THING_IDS, STUFF_IDS = {3: 0, 7: 1}, {20: 2, 31: 3}
 
 def config(panoptic=True, instance=True, semantic=True, top_k=100):
     test = {"PANOPTIC_ON": panoptic, "INSTANCE_ON": instance, "SEMANTIC_ON": semantic}
-    return CfgNode({"MODEL": {"KNET": {"TEST": test}}, "TEST": {"DETECTIONS_PER_IMAGE": top_k}})
+    return CfgNode(
+        {
+            "MODEL": {"KNET": {"TEST": test, "NUM_KERNELS": 100}},
+            "TEST": {"DETECTIONS_PER_IMAGE": top_k},
+        }
+    )
 
 
 def labels_of(image_id):
@@ -182,6 +188,28 @@ def test_wrong_results(make_dataset, tmp_path):
     assert results["sem_seg"]["mIoU"] == pytest.approx(100 * (2 + sky_over_all) / 4)
 
 
+def test_classes_without_ground_truth_are_named(make_dataset, tmp_path, caplog):
+    def without_dog(image_id):
+        ids = labels_of(image_id)
+        ids[ids == 2] = 0
+        return ids
+
+    records = make_dataset("evaluated")
+    content = json.loads((tmp_path / "panoptic.json").read_text())
+    for record, annotation in zip(records, content["annotations"]):
+        Image.fromarray(id2rgb(without_dog(record["image_id"]))).save(record["pan_seg_file_name"])
+        del annotation["segments_info"][1], record["segments_info"][1]
+    (tmp_path / "panoptic.json").write_text(json.dumps(content))
+    cfg = config(panoptic=False, instance=False)
+    results = evaluate(build_evaluator(cfg, "evaluated", str(tmp_path)), records, without_dog)
+    assert results["sem_seg"]["mIoU"] == 100
+    assert "mIoU is that of 3 of 4 classes: no label of 'evaluated/semantic' shows dog; 12." in (
+        caplog.text
+    )
+    evaluate(build_evaluator(cfg, "evaluated", str(tmp_path)), records[1:], lambda _: labels_of(0))
+    assert "so with an IoU of 0 in the mean: dog" in caplog.text
+
+
 def test_switches_choose(make_dataset, tmp_path):
     make_dataset("evaluated")
     for switches, expected in (
@@ -206,6 +234,73 @@ def test_newer_annotations_are_derived_again(make_dataset, tmp_path):
     (tmp_path / "panoptic.json").touch()
     instance_dataset("evaluated", str(tmp_path / "out"))
     assert len(json.loads(json_file.read_text(encoding="utf-8"))["annotations"]) == 8
+
+
+def shifted(image_id):
+    return np.roll(labels_of(image_id), 5, axis=1)
+
+
+def test_other_pngs_and_another_folder_are_derived_again(make_dataset, tmp_path):
+    records = make_dataset("evaluated")
+    out = str(tmp_path / "out")
+
+    def scores():
+        found = evaluate(build_evaluator(config(), "evaluated", out), records, shifted)
+        return found["segm"]["AP"], found["sem_seg"]["mIoU"]
+
+    assert max(scores()) < 70
+    for image_id in range(4):  # the JSON stays
+        Image.fromarray(id2rgb(shifted(image_id))).save(tmp_path / f"panoptic/{image_id}.png")
+    assert scores() == pytest.approx((100, 100))
+    shutil.copytree(tmp_path / "panoptic", tmp_path / "other")
+    for image_id in range(4):
+        Image.fromarray(id2rgb(labels_of(image_id))).save(tmp_path / f"other/{image_id}.png")
+    vars(MetadataCatalog.get("evaluated"))["panoptic_root"] = str(tmp_path / "other")
+    for record in records:
+        record["pan_seg_file_name"] = record["pan_seg_file_name"].replace("/panoptic/", "/other/")
+    assert max(scores()) < 70
+
+
+def test_other_labels_are_derived_again(make_dataset, tmp_path):
+    records = make_dataset("evaluated")
+
+    def values():
+        alias = semantic_dataset("evaluated", str(tmp_path / "out"))
+        (first, *_) = DatasetCatalog.get(alias)
+        return set(np.unique(np.asarray(Image.open(first["sem_seg_file_name"]))).tolist())
+
+    assert values() == {0, 1, 2, 3, 255} and len(records) == 4
+    MetadataCatalog.remove("evaluated")
+    DatasetCatalog.remove("evaluated")
+    make_dataset("evaluated", ignore_label=77)
+    assert values() == {0, 1, 2, 3, 77}
+
+
+def test_instances_without_a_file_are_written_each_time(tmp_path):
+    outline = [[10, 10, 20, 10, 20, 20, 10, 20]]
+    box = {"bbox": [10, 10, 10, 10], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
+    record = {"file_name": "0.jpg", "image_id": 0, "height": SIZE, "width": SIZE}
+    record["annotations"] = [{**box, "segmentation": outline}]
+    DatasetCatalog.register("listed", lambda: [record])
+    MetadataCatalog.get("listed").set(thing_classes=["cat"], evaluator_type="coco")
+    found = Instances((SIZE, SIZE))
+    found.pred_masks = torch.zeros(1, SIZE, SIZE, dtype=torch.bool)
+    found.pred_masks[:, 20:30, 20:30] = True
+    found.pred_classes, found.scores = torch.zeros(1, dtype=torch.long), torch.ones(1)
+    found.pred_boxes = Boxes(torch.tensor([[20.0, 20, 30, 30]]))
+    try:
+        for expected in (0, 100):
+            evaluator = build_evaluator(config(False, True, False), "listed", str(tmp_path))
+            evaluator.reset()
+            evaluator.process([record], [{"instances": found}])
+            assert evaluator.evaluate()["segm"]["AP"] == pytest.approx(expected)
+            record["annotations"] = [
+                {**box, "bbox": [20, 20, 10, 10], "segmentation": [[v + 10 for v in outline[0]]]}
+            ]
+    finally:
+        for catalog in (DatasetCatalog, MetadataCatalog):
+            for name in [n for n in catalog.list() if n.split("/")[0] == "listed"]:
+                catalog.remove(name)
 
 
 def test_complete_data_set_is_taken_as_it_is(make_dataset, tmp_path):

@@ -45,10 +45,10 @@ def objects(tmp_path):
     MetadataCatalog.remove(NAME)
 
 
-def evaluate(masks, top_k, count=COUNT):
+def evaluate(masks, top_k, count=COUNT, folder=None):
     cfg = CfgNode(
         {
-            "MODEL": {"KNET": {"TEST": {"INSTANCE_ON": True}}},
+            "MODEL": {"KNET": {"TEST": {"INSTANCE_ON": True}, "NUM_KERNELS": 120}},
             "TEST": {"DETECTIONS_PER_IMAGE": top_k},
         }
     )
@@ -57,10 +57,10 @@ def evaluate(masks, top_k, count=COUNT):
     found.pred_boxes = Boxes(torch.zeros(count, 4))
     found.scores = torch.linspace(0.9, 0.1, count)
     found.pred_classes = torch.ones(count, dtype=torch.int64)  # ids in their order: 2, 5
-    evaluator = build_evaluator(cfg, NAME)
+    evaluator = build_evaluator(cfg, NAME, folder)
     evaluator.reset()
     evaluator.process([{"image_id": 1}], [{"instances": found}])
-    return evaluator.evaluate()["segm"]
+    return evaluator.evaluate().get("segm", {})
 
 
 @pytest.mark.parametrize("top_k", [150, 375])
@@ -70,8 +70,13 @@ def test_all_objects_count(objects, top_k):
     assert list(results.values()) == pytest.approx([100] * 5)
 
 
-def test_cocos_limit_stays_with_100_and_fewer(objects):
+def test_cocos_limit_stays_with_100_and_fewer(objects, caplog):
     results = evaluate(objects, 100)
+    for key, limit, missed in (
+        ("TEST.DETECTIONS_PER_IMAGE", 100, 50),
+        ("MODEL.KNET.NUM_KERNELS", 120, 30),
+    ):
+        assert f"{key} ({limit}) lets the model find: {missed} of 150 objects" in caplog.text
     # 100 of 150 are found: precision 1 at the 67 of 101 recalls up to 2 / 3
     assert results["AP"] == pytest.approx(100 * 67 / 101)
     assert set(results) == {*METRICS, "AP-cell"}
@@ -95,3 +100,42 @@ def test_annotations_without_area_and_crowd_flag_are_completed(objects):
         del annotation["area"], annotation["iscrowd"]
     Path(path).write_text(json.dumps(content))
     assert evaluate(objects, 150) == whole
+
+
+def change(objects, edit):
+    """The score of perfect results after a change of all annotations."""
+    path = Path(MetadataCatalog.get(NAME).json_file)
+    content = json.loads(path.read_text())
+    edit(content["annotations"])
+    path.write_text(json.dumps(content))
+    return evaluate(objects, 150)
+
+
+def test_objects_that_are_there_twice_are_named(objects, caplog):
+    def twice(annotations):
+        annotations += [{**one, "id": one["id"] + 1000} for one in annotations]
+
+    assert change(objects, twice)["AP"] < 60
+    assert "150 of 300 objects" in caplog.text and "are there twice" in caplog.text
+
+
+def test_crowds_alone_have_no_score(objects, caplog):
+    def crowds(annotations):
+        for one in annotations:
+            one["iscrowd"] = 1
+
+    assert change(objects, crowds) == {}
+    assert "has no object that counts" in caplog.text
+
+
+def test_without_annotations_the_log_says_where_results_are(objects, caplog, tmp_path):
+    path = Path(MetadataCatalog.get(NAME).json_file)
+    content = json.loads(path.read_text())
+    del content["annotations"]
+    path.write_text(json.dumps(content))
+    assert evaluate(objects, 100, folder=str(tmp_path / "out")) == {}
+    file = tmp_path / "out" / "coco_instances_results.json"
+    assert f"'{path}' has no annotations: nothing is judged; the results are in '{file}'" in (
+        caplog.text
+    )
+    assert len(json.loads(file.read_text())) == COUNT

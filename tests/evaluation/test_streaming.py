@@ -192,7 +192,10 @@ def test_errors_name_the_image_or_class(records):
     with pytest.raises(ValueError, match=r"instances_val\.json' has no image with the id 3"):
         evaluator.process([{"image_id": 3}], [out])
     out["instances"].pred_classes[1] = 80
-    with pytest.raises(ValueError, match=rf"class 80, but data set '{NAME}' .* 0 to 79"):
+    with pytest.raises(
+        ValueError,
+        match=rf"at least 81 thing .*val\.json' \(data set '{NAME}'\) .* 80 .*: 1 'person', 2",
+    ):
         evaluator.process([records[0]], [out])
 
     evaluator = PanopticEvaluator(NAME)
@@ -276,3 +279,22 @@ def test_spool_joins_lines_of_several_blocks(tmp_path, monkeypatch):
     assert found == [{"number": k, "text": "ä\n"} for k in range(30)]
     Spool(tmp_path).write(str(tmp_path / "none.json"), before='{"a": [', after="]}")
     assert json.loads((tmp_path / "none.json").read_text()) == {"a": []}
+
+
+def test_result_files_are_whole_or_not_there(tmp_path, monkeypatch):
+    path = tmp_path / "results.json"
+    path.write_text("old")
+    spool = Spool(tmp_path)
+    spool.add("1")
+
+    def stop():
+        yield "1"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(spool, "_gathered", stop)
+    with pytest.raises(KeyboardInterrupt):
+        spool.write(str(path))
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    monkeypatch.undo()
+    spool.write(str(path))
+    assert json.loads(path.read_text()) == [1]

@@ -158,6 +158,19 @@ def test_models_of_one_task(tiny_shapes, tiny_opts, tmp_path, kinds, task, measu
         row = reader.classes["square"]
         tp, fp, fn = (float(row[key]) for key in ("Found", "False", "Missed"))
         assert float(row["F1"]) == pytest.approx(200 * tp / (2 * tp + fp + fn))
+        (best,) = reader.all("button", id="best-score")
+        shown_f1, usual_f1 = re.findall(
+            r"F1 of all instances ([0-9.]+) % there, ([0-9.]+) %", page
+        )[0]
+        again = path.with_name("best.html")
+        flags = ["--predictions", folder, "--output", again]
+        flags += ["--score-threshold", best["data-score"]]
+        assert tool.main(results.arguments(tiny_opts, *flags)) == 0
+        for text, f1 in ((page, usual_f1), (again.read_text(encoding="utf-8"), shown_f1)):
+            rows = PageReader(text).classes.values()
+            tp, fp, fn = (sum(int(r[k] or 0) for r in rows) for k in ("Found", "False", "Missed"))
+            assert 200 * tp / (2 * tp + fp + fn) == pytest.approx(float(f1), abs=0.051)
+        assert float(shown_f1) >= float(usual_f1)
     else:
         assert np.mean(numbers(reader, "IoU")) == pytest.approx(shown["mIoU"], abs=0.051)
         assert 'id="score"' not in page  # pixels have none

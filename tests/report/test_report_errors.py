@@ -8,7 +8,6 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from knet.report.collect import ReportCollector
-from knet.report.page import write_page
 from knet.results.categories import Category
 
 from . import results
@@ -112,16 +111,6 @@ def test_outputs_that_cannot_be_written(results_folder, tiny_opts, tmp_path, cap
     (tmp_path / "file").write_text("")
     message = fails(capsys, results.arguments(tiny_opts, *flags, tmp_path / "file" / "x.html"))
     assert "--output" in message and "cannot be written" in message
-
-
-def test_a_page_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / "page.html"
-    write_page(path, "old")
-    with pytest.raises(UnicodeEncodeError):
-        write_page(path, "new \ud800")
-    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
-    write_page(path, "new")
-    assert path.read_text() == "new" and path.stat().st_mode & 0o444 == 0o444
 
 
 def test_data_sets_without_images_or_truth(call, capsys):

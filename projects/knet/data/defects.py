@@ -19,6 +19,7 @@ __all__ = [
     "MissingFileError",
     "data_error",
     "describe",
+    "first_of",
     "make_defect",
     "raise_first",
 ]
@@ -57,6 +58,13 @@ KINDS: Mapping[str, Kind] = {
     "orphan-annotation": Kind("error", "add the image, correct the id, or remove the annotation"),
     "shared-file": Kind("warning", "give every image a file of its own, or merge their entries"),
     "image-without-annotation": Kind("warning", "annotate it; it is not used as it is"),
+    "same-object-twice": Kind("warning", "remove one: two right answers would be one false one"),
+    "nothing-to-learn": Kind(
+        "error", "annotate objects one by one with `iscrowd: 0`; crowds are left out of training"
+    ),
+    "class-without-labels": Kind(
+        "warning", "label it, or remove it from the classes; scores are those of the other classes"
+    ),
     "ignore-flag": Kind("error", "write `iscrowd: 1`, or remove the annotation"),
     # pictures
     "image-missing": Kind("error", "correct the name or the folder, or remove the record"),
@@ -84,6 +92,9 @@ KINDS: Mapping[str, Kind] = {
         "error", "coordinates are pixels of this picture, not of another size, and no fractions"
     ),
     "polygon-self-intersecting": Kind("warning", "split it, or order its points along the outline"),
+    "polygon-within-polygon": Kind(
+        "warning", "if it is a hole, give the mask as an RLE: polygons of one object are added up"
+    ),
     "polygon-unchecked": Kind("warning", "look at it, or give the mask as an RLE"),
     "rle-invalid": Kind("error", "encode the mask again, as with pycocotools.mask.encode"),
     "rle-size": Kind("error", "encode the mask at the picture's size"),
@@ -107,6 +118,17 @@ KINDS: Mapping[str, Kind] = {
         "error",
         "add the class, or map the value (`python datasets/prepare_label_pngs.py IN OUT --map …`)",
     ),
+    "ignored-foreground": Kind(
+        "warning",
+        "if it is the foreground, write it as class 1 (`python datasets/prepare_label_pngs.py IN "
+        "OUT --map 255=1`)",
+    ),
+    # a data set with the config that trains or scores it
+    "picture-in-two-sets": Kind(
+        "warning", "remove it from one of them: scores on pictures of the training are too good"
+    ),
+    "too-many-objects": Kind("warning", "raise the key to the largest number of objects"),
+    "small-objects": Kind("warning", "enlarge the pictures, or take a finer mask grid"),
 }
 
 
@@ -220,3 +242,9 @@ def describe(record: Mapping[str, Any], annotation: object = None) -> str:
     if annotation is not None:
         parts.append(f"annotation {annotation}")
     return ", ".join(parts)
+
+
+def first_of(names: Sequence[object], limit: int = 5) -> str:
+    """The first of some names, and how many more there are."""
+    more = len(names) - limit
+    return ", ".join(map(str, names[:limit])) + (f" and {more} more" if more > 0 else "")

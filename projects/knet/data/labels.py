@@ -10,8 +10,7 @@ import pycocotools.mask as mask_util
 from detectron2.data import transforms as T
 
 from knet.data.annotations.coco_file import number_defects
-from knet.data.annotations.image_files import MAX_PIXELS
-from knet.data.annotations.label_files import open_label_png
+from knet.data.annotations.label_files import open_label_png, size_defect
 from knet.data.annotations.segmentations import segmentation_errors
 from knet.data.defects import DataError, Defect, describe, make_defect, raise_first
 
@@ -26,12 +25,14 @@ __all__ = [
     "encode_segmentation",
     "label_png_defects",
     "read_label_png",
+    "repeated_masks",
     "transform_labels",
     "transform_masks",
 ]
 
 IGNORE_LABEL = 255
 
+_SAME_MASK = 0.98  # intersection over union of two masks that mean one object
 _MODES = {
     "1": "1 bit",
     "F": "floating point",
@@ -64,9 +65,7 @@ def read_label_png(
         DataError: naming the file and the record, if it is missing (also a FileNotFoundError),
             cannot be read, is no label map of this size and kind, or holds other labels.
     """
-    # labels may be as large as the picture that they belong to
-    limit = max(MAX_PIXELS, size[0] * size[1])
-    mode, labels = open_label_png(path, record, max_pixels=limit)
+    mode, labels = open_label_png(path, record, size)
     raise_first(label_png_defects(mode, labels, num_classes, ignore_label, path, record))
     check_label_size(labels, size, path, record)
     if ignore_label != IGNORE_LABEL:
@@ -101,13 +100,8 @@ def check_label_size(
     labels: np.ndarray, size: tuple[int, int], path: str, record: str, picture: str = ""
 ) -> None:
     """Raises DataError if labels (H, W, …) have another size than their picture."""
-    if labels.shape[:2] == size:
-        return
-    problem = (
-        f"{path} is {labels.shape[1]}x{labels.shape[0]} (width x height), but its picture "
-        f"{picture + ' ' if picture else ''}is {size[1]}x{size[0]}"
-    )
-    raise DataError(make_defect("png-size", path, record, problem))
+    if labels.shape[:2] != size:
+        raise DataError(size_defect(labels.shape, size, path, record, picture))
 
 
 def _wrong_mode(mode: str, values: np.ndarray, path: str, record: str) -> Defect:
@@ -233,6 +227,34 @@ def encode_segmentation(segmentation: Any, size: tuple[int, int]) -> dict[str, A
         return segmentation
     polygons = [np.asarray(polygon, np.float64).tolist() for polygon in segmentation]
     return mask_util.merge(mask_util.frPyObjects(polygons, height, width))
+
+
+def repeated_masks(
+    masks: Sequence[dict[str, Any]], classes: Sequence[int]
+) -> list[tuple[int, int]]:
+    """Objects that an image has twice: (position, position of the first) of each repeated one.
+
+    Args:
+        masks: N compressed RLE dicts of one image, each with a pixel at least.
+        classes: of each; only objects of one class are compared.
+    """
+    # one by one: pycocotools' area of more than 255 masks fails with numpy 2
+    areas = np.array([mask_util.area(mask) for mask in masks], np.float64)
+    boxes = np.array([mask_util.toBbox(mask) for mask in masks]).reshape(-1, 4)
+    low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
+    kinds = np.asarray(classes)
+    found = []
+    for one in range(1, len(masks)):
+        alike = kinds[:one] == kinds[one]
+        alike &= areas[:one] >= _SAME_MASK * areas[one]
+        alike &= areas[:one] * _SAME_MASK <= areas[one]
+        alike &= ((low[:one] < high[one]) & (high[:one] > low[one])).all(axis=1)
+        near = np.flatnonzero(alike).tolist()
+        if near:
+            ious = mask_util.iou([masks[k] for k in near], [masks[one]], [0])[:, 0]
+            same = [k for k, iou in zip(near, ious.tolist()) if iou >= _SAME_MASK]
+            found += [(one, same[0])] if same else []
+    return found
 
 
 def transform_labels(transforms: T.TransformList, labels: np.ndarray) -> np.ndarray:

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import get_detection_dataset_dicts
+from detectron2.data import DatasetCatalog, get_detection_dataset_dicts
 from detectron2.structures import BitMasks, Instances
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from knet.data.defects import DataError
+from knet.data.check.whole_set import nothing_to_learn
+from knet.data.defects import DataError, raise_first
 from knet.data.on_error import left_out
 from knet.data.skip_report import SKIPPED, SkipReport
 
@@ -252,15 +253,19 @@ def _read_records(cfg: CfgNode) -> list[Record]:
     """The records of all data sets in DATASETS.TRAIN; see :func:`build_train_loader`."""
     names = ", ".join(cfg.DATASETS.TRAIN)
     try:
-        return get_detection_dataset_dicts(
+        records = get_detection_dataset_dicts(
             cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
         )
+        raise_first(nothing_to_learn(records, names))
+        return records
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{error.filename or error}: part of {names} (DATASETS.TRAIN) "
             "is missing; datasets/README.md shows where data sets go"
         ) from error
-    except AssertionError as error:
+    except AssertionError as error:  # no record is left
+        for name in cfg.DATASETS.TRAIN:
+            raise_first(nothing_to_learn(DatasetCatalog.get(name), name))
         lost = left_out(cfg.DATASETS.TRAIN)
         mend = "see what is in it with `python tools/check_dataset.py`"
         if lost:

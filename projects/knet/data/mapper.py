@@ -258,8 +258,7 @@ class KNetDatasetMapper:
         raise_first(missing_keys(record, ("segments_info",), path, name))
         segments = record["segments_info"]
         raise_first(segment_key_defects(segments, path, name))
-        # labels may be as large as the picture that they belong to
-        ids = read_panoptic_png(path, name, max_pixels=max(MAX_PIXELS, size[0] * size[1]))
+        ids = read_panoptic_png(path, name, size, record["file_name"])
         check_label_size(ids, size, path, name, record["file_name"])
         rows = ids_to_rows(ids, segments, path, name)
         labels = np.array([segment["category_id"] for segment in segments], np.int64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Optional
 
 import numpy as np
@@ -19,7 +19,7 @@ from detectron2.evaluation import (
 
 from knet.data.annotations.image_files import open_image
 
-from .derived import instance_dataset, semantic_dataset
+from .derived import converted_dataset, instance_dataset, semantic_dataset
 from .evaluators import Evaluators, SemanticEvaluator
 from .instances import InstanceEvaluator
 from .panoptic import PanopticEvaluator
@@ -28,12 +28,14 @@ __all__ = ["build_evaluator"]
 
 logger = logging.getLogger(__name__)
 
-# Data set, output folder, detections an image that count; None where the data set has nothing that
-# the evaluator could judge.
-Build = Callable[[str, Optional[str], int], Optional[DatasetEvaluator]]
+# Data set, output folder, limits of the objects that are found in an image, by their keys; None
+# where the data set has nothing that the evaluator could judge.
+Limits = Mapping[str, int]
+Build = Callable[[str, Optional[str], Limits], Optional[DatasetEvaluator]]
 
 # Detections an image and class that COCO's AP counts.
 _COCO_LIMIT = 100
+_DETECTIONS = "TEST.DETECTIONS_PER_IMAGE"
 
 
 def build_evaluator(
@@ -68,10 +70,14 @@ def build_evaluator(
         )
     builders = _EVALUATORS[evaluator_type]
     test = cfg.MODEL.KNET.TEST
+    limits = {
+        _DETECTIONS: cfg.TEST.DETECTIONS_PER_IMAGE,
+        "MODEL.KNET.NUM_KERNELS": cfg.MODEL.KNET.NUM_KERNELS,
+    }
     evaluators = []
     for switch, build in builders.items():
         if test[switch]:
-            built = build(dataset_name, output_folder, cfg.TEST.DETECTIONS_PER_IMAGE)
+            built = build(dataset_name, output_folder, limits)
             if built is None:
                 logger.info(
                     "Data set '%s' has no thing classes: MODEL.KNET.TEST.%s is not evaluated",
@@ -89,29 +95,34 @@ def build_evaluator(
     return Evaluators(evaluators)
 
 
-def _coco_panoptic(dataset_name: str, output_folder: str | None, _: int) -> DatasetEvaluator:
+def _coco_panoptic(dataset_name: str, output_folder: str | None, _: Limits) -> DatasetEvaluator:
     return PanopticEvaluator(dataset_name, output_folder)
 
 
 def _coco_instances(
-    dataset_name: str, output_folder: str | None, max_detections: int
+    dataset_name: str, output_folder: str | None, limits: Limits
 ) -> DatasetEvaluator:
+    if not MetadataCatalog.get(dataset_name).get("json_file"):
+        dataset_name = converted_dataset(dataset_name, output_folder)
     # Under COCO's limit the limit changes nothing: there are no more detections.
     return InstanceEvaluator(
-        dataset_name, output_folder, max_dets_per_image=max(max_detections, _COCO_LIMIT)
+        dataset_name,
+        output_folder,
+        max_dets_per_image=max(limits[_DETECTIONS], _COCO_LIMIT),
+        limits=limits,
     )
 
 
 def _panoptic_to_instances(
-    dataset_name: str, output_folder: str | None, max_detections: int
+    dataset_name: str, output_folder: str | None, limits: Limits
 ) -> DatasetEvaluator | None:
     if not MetadataCatalog.get(dataset_name).thing_dataset_id_to_contiguous_id:
         return None
     alias = instance_dataset(dataset_name, output_folder)
-    return _coco_instances(alias, output_folder, max_detections)
+    return _coco_instances(alias, output_folder, limits)
 
 
-def _semantic(dataset_name: str, output_folder: str | None, _: int) -> DatasetEvaluator:
+def _semantic(dataset_name: str, output_folder: str | None, _: Limits) -> DatasetEvaluator:
     options: dict[str, Any] = {}
     if "sem_seg_loading_fn" in inspect.signature(SemSegEvaluator).parameters:
         options["sem_seg_loading_fn"] = _load_labels
@@ -119,9 +130,9 @@ def _semantic(dataset_name: str, output_folder: str | None, _: int) -> DatasetEv
 
 
 def _panoptic_to_semantic(
-    dataset_name: str, output_folder: str | None, limit: int
+    dataset_name: str, output_folder: str | None, limits: Limits
 ) -> DatasetEvaluator:
-    return _semantic(semantic_dataset(dataset_name, output_folder), output_folder, limit)
+    return _semantic(semantic_dataset(dataset_name, output_folder), output_folder, limits)
 
 
 def _load_labels(filename: str, copy: bool = False, dtype: Any = None) -> np.ndarray:
@@ -130,11 +141,15 @@ def _load_labels(filename: str, copy: bool = False, dtype: Any = None) -> np.nda
         return np.array(image, dtype=dtype)
 
 
-def _cityscapes_instances(dataset_name: str, output_folder: str | None, _: int) -> DatasetEvaluator:
+def _cityscapes_instances(
+    dataset_name: str, output_folder: str | None, _: Limits
+) -> DatasetEvaluator:
     return CityscapesInstanceEvaluator(dataset_name)
 
 
-def _cityscapes_semantic(dataset_name: str, output_folder: str | None, _: int) -> DatasetEvaluator:
+def _cityscapes_semantic(
+    dataset_name: str, output_folder: str | None, _: Limits
+) -> DatasetEvaluator:
     return CityscapesSemSegEvaluator(dataset_name)
 
 

@@ -10,18 +10,22 @@ internal alias; the data set's own registration is not changed.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+from detectron2.data.datasets.coco import convert_to_coco_json
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
-__all__ = ["instance_dataset", "semantic_dataset"]
+from knet.files import UNFINISHED, write_json
+
+__all__ = ["converted_dataset", "instance_dataset", "semantic_dataset"]
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +72,7 @@ def instance_dataset(dataset_name: str, output_folder: str | None) -> str:
                 target,
             )
 
-        _derive_once(json_file, metadata.panoptic_json, derive)
+        _derive_once(json_file, derive, metadata, DatasetCatalog.get(dataset_name), {})
     elif list(metadata.thing_classes) == class_names:
         return dataset_name
     return _register_alias(
@@ -133,7 +137,9 @@ def semantic_dataset(dataset_name: str, output_folder: str | None) -> str:
                 ignore_label=ignore_label,
             )
 
-        _derive_once(root, metadata.panoptic_json, derive)
+        labels = {str(key): label for key, label in sorted(class_ids.items())}
+        parameters = {"class_ids": labels, "ignore_label": ignore_label}
+        _derive_once(root, derive, metadata, records, parameters)
         files = {
             r["file_name"]: os.path.join(
                 root, os.path.relpath(r["pan_seg_file_name"], metadata.panoptic_root)
@@ -156,40 +162,92 @@ def semantic_dataset(dataset_name: str, output_folder: str | None) -> str:
     )
 
 
+def converted_dataset(dataset_name: str, output_folder: str | None) -> str:
+    """The name under which ``COCOEvaluator`` finds the JSON of a data set that has none.
+
+    Detectron2 would take the file that an earlier evaluation left in the folder, whatever the data
+    set gives by now: here it is written each time.
+
+    Args:
+        dataset_name: a data set of Detectron2's standard form, registered without ``json_file``.
+        output_folder: as for :func:`instance_dataset`.
+
+    Raises:
+        ValueError: ``output_folder`` is None.
+    """
+    path = os.path.join(_folder(dataset_name, output_folder), "coco_format.json")
+    if comm.is_main_process():
+        convert_to_coco_json(dataset_name, path, allow_cached=False)
+    comm.synchronize()
+    return _register_alias(
+        f"{dataset_name}/coco",
+        dataset_name,
+        lambda: DatasetCatalog.get(dataset_name),
+        json_file=path,
+    )
+
+
 def _folder(dataset_name: str, output_folder: str | None) -> str:
     if output_folder is None:
         raise ValueError(
-            f"Data set '{dataset_name}' lacks instance or semantic ground truth of its own; "
-            "give an output folder for the files derived from its panoptic annotations."
+            f"Data set '{dataset_name}' lacks files of its own that its evaluators read; give an "
+            "output folder for those derived from its annotations."
         )
     return os.path.join(output_folder, "derived", dataset_name)
 
 
-def _derive_once(target: str, source: str, derive: Callable[[str], None]) -> None:
+def _derive_once(
+    target: str,
+    derive: Callable[[str], None],
+    metadata: Metadata,
+    records: Sequence[dict[str, Any]],
+    parameters: dict[str, Any],
+) -> None:
     """Call ``derive(path)`` in one process of the run and move its result to ``target``.
 
-    ``source`` and its time are written beside the result, so that other annotations of the same
-    name, or newer ones, do not silently meet old files. A stopped run leaves no half result:
-    the result is complete before it gets its name.
+    What the result was made of is written beside it, so that other or newer annotations do not
+    silently meet old files. A stopped run leaves no half result: the result is complete before it
+    gets its name.
     """
-    source = os.path.abspath(PathManager.get_local_path(source))
     stamp_file = f"{target}.source.json"
     if comm.is_main_process():
-        stamp = {"file": source, "modified": os.stat(source).st_mtime_ns}
+        stamp = {"source": _source(metadata, records), **parameters}
         if not os.path.exists(target) or _read_json(stamp_file) != stamp:
-            logger.info("Deriving %s from %s", target, source)
+            logger.info("Deriving %s from %s", target, metadata.panoptic_json)
             os.makedirs(os.path.dirname(target), exist_ok=True)
             stem, extension = os.path.splitext(target)
-            unfinished = f"{stem}.unfinished-{os.getpid()}{extension}"
+            unfinished = f"{stem}{UNFINISHED}{os.getpid()}{extension}"
             try:
                 derive(unfinished)
                 _remove(target)
                 os.replace(unfinished, target)
             finally:
                 _remove(unfinished)
-            with open(stamp_file, "w", encoding="utf-8") as f:
-                json.dump(stamp, f)
+            write_json(stamp_file, stamp)
     comm.synchronize()
+
+
+def _source(metadata: Metadata, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Path, size and time of the JSON and of every PNG; those of the PNGs as one hash."""
+    digest = hashlib.sha256()
+    for record in records:
+        path = record["pan_seg_file_name"]
+        digest.update(json.dumps([path, *_state(path)]).encode())
+    json_file = PathManager.get_local_path(metadata.panoptic_json)
+    return {
+        "json": [os.path.abspath(json_file), *_state(json_file)],
+        "folder": os.path.abspath(PathManager.get_local_path(metadata.panoptic_root)),
+        "pngs": digest.hexdigest(),
+    }
+
+
+def _state(path: str) -> list[int]:
+    """Bytes and time of a file; nothing where it is missing, which deriving then reports."""
+    try:
+        status = os.stat(PathManager.get_local_path(path))
+    except FileNotFoundError:
+        return []
+    return [status.st_size, status.st_mtime_ns]
 
 
 def _read_json(path: str) -> Any:

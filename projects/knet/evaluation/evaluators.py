@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from detectron2.evaluation import DatasetEvaluators, SemSegEvaluator
 
+from knet.data.defects import first_of
 from knet.data.labels import read_label_png
 
 from .spool import Spool
@@ -74,15 +75,39 @@ class SemanticEvaluator(SemSegEvaluator):
         super().process(inputs, outputs)
 
     def evaluate(self) -> Any:
-        """As the original; all NaN if no pixel has a label."""
+        """As the original; all NaN if no pixel has a label.
+
+        The log names classes without ground truth: mIoU is a mean over the others.
+        """
         with np.errstate(invalid="ignore"):
             results = super().evaluate()
+        if results:
+            self._warn_of_absent_classes()
         if self._spool is not None:
             self._spool.write(os.path.join(self._output_dir, "sem_seg_predictions.json"))
         for metrics in (results or {}).values():
             if math.isnan(metrics["pACC"]):
                 metrics["fwIoU"] = math.nan  # an empty sum there
         return results
+
+    def _warn_of_absent_classes(self) -> None:
+        pixels = self._conf_matrix[:-1].sum(axis=0)  # of each label, the last being the ignored one
+        absent = [k for k in range(self._num_classes) if not pixels[k]]
+        if not absent:
+            return
+        names = [self._class_names[k] for k in absent]
+        found = [self._class_names[k] for k in absent if self._conf_matrix[k, :-1].any()]
+        text = f"mIoU is that of {self._num_classes - len(absent)} of {self._num_classes} classes: "
+        text += f"no label of '{self._dataset_name}' shows {first_of(names)}"
+        if found:
+            text += f"; predicted all the same, so with an IoU of 0 in the mean: {first_of(found)}"
+        if pixels[-1]:
+            share = 100 * pixels[-1] / pixels.sum()
+            text += f"; {share:.1f} % of the pixels are ignored (label {self._ignore_label})"
+            if absent == list(range(1, self._num_classes)):
+                text += ": if they are the foreground, `python datasets/prepare_label_pngs.py IN "
+                text += f"OUT --map {self._ignore_label}=1` makes them class 1"
+        logger.warning("%s", text)
 
     def encode_json_sem_seg(self, sem_seg: np.ndarray, input_file_name: str) -> list[Any]:
         """The original's records of an image go to disk; it gets none to keep."""

@@ -18,7 +18,8 @@ from pycocotools import mask as mask_util
 from torch import Tensor
 
 from knet.data.annotations.coco_json import instance_file_defects
-from knet.data.defects import raise_first
+from knet.data.defects import first_of, raise_first
+from knet.data.labels import repeated_masks
 
 from .coco_matching import ImageMatches, accumulate, mask_parameters, match_image
 from .spool import Spool
@@ -28,6 +29,7 @@ __all__ = ["InstanceEvaluator", "encode_masks"]
 logger = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 32 << 20
+_RESULTS = "coco_instances_results.json"
 
 
 class InstanceEvaluator(COCOEvaluator):
@@ -53,6 +55,8 @@ class InstanceEvaluator(COCOEvaluator):
         output_dir: of the results file; None writes nothing.
         max_dets_per_image: detections of an image and category that AP counts; None for COCO's
             100.
+        limits: config key → the most objects that the model can find in an image because of it;
+            the log names those that the ground truth goes beyond.
 
     Raises:
         DataError: naming file and record, for annotations that cannot be judged.
@@ -64,6 +68,7 @@ class InstanceEvaluator(COCOEvaluator):
         output_dir: str | None = None,
         *,
         max_dets_per_image: int | None = None,
+        limits: Mapping[str, int] | None = None,
     ) -> None:
         metadata = MetadataCatalog.get(dataset_name)
         if metadata.get("json_file"):
@@ -82,11 +87,13 @@ class InstanceEvaluator(COCOEvaluator):
             annotation.setdefault("iscrowd", 0)
             if "area" not in annotation:
                 annotation["area"] = float(mask_util.area(self._coco_api.annToRLE(annotation)))
+        self._limits = dict(limits or {})
         self._parameters = mask_parameters(self._coco_api.getCatIds(), self._max_dets_per_image)
 
     def reset(self) -> None:
         """Forget all predictions."""
         self._images: dict[Any, ImageMatches | None] = {}
+        self._twice = 0
         self._spool = Spool(self._output_dir) if self._output_dir else None
 
     def process(
@@ -123,9 +130,9 @@ class InstanceEvaluator(COCOEvaluator):
         """
         comm.synchronize()
         parts = comm.gather(self._images)
+        twice = sum(comm.gather(self._twice))
         if self._spool is not None:
-            path = os.path.join(self._output_dir, "coco_instances_results.json")
-            self._spool.write(path)
+            self._spool.write(os.path.join(self._output_dir, _RESULTS))
         if not comm.is_main_process():
             return {}
         found = {image_id: matches for part in parts for image_id, matches in part.items()}
@@ -133,16 +140,51 @@ class InstanceEvaluator(COCOEvaluator):
             logger.warning("No image was predicted: nothing is judged")
             return {}
         if not self._do_evaluation:
-            logger.info("'%s' has no annotations: nothing is judged", self._metadata.json_file)
+            logger.warning(
+                "'%s' has no annotations: nothing is judged; %s",
+                self._metadata.json_file,
+                f"the results are in '{os.path.join(self._output_dir, _RESULTS)}'"
+                if self._output_dir
+                else "without an output folder no result is written",
+            )
             return {}
         images = [
             found.get(image_id) or self._match(image_id, [])
             for image_id in sorted(self._coco_api.getImgIds() if img_ids is None else set(img_ids))
         ]
+        self._warn_of_truth(twice)
         evaluation = accumulate([m for m in images if m is not None], self._parameters)
         evaluation.summarize()
         class_names = self._metadata.get("thing_classes")
         return {"segm": self._derive_coco_results(evaluation, "segm", class_names=class_names)}
+
+    def _warn_of_truth(self, twice: int) -> None:
+        """Say what keeps perfect results from a perfect score; ``twice``: objects there twice."""
+        counts = [
+            sum(not annotation["iscrowd"] for annotation in self._coco_api.imgToAnns[image_id])
+            for image_id in self._coco_api.getImgIds()
+        ]
+        file, total = self._metadata.json_file, sum(counts)
+        if not total:
+            logger.warning(
+                "'%s' has no object that counts (all are crowds, or there is none): there is no AP",
+                file,
+            )
+        for key, limit in self._limits.items():
+            surplus = [count - limit for count in counts if count > limit]
+            if surplus:
+                logger.warning(
+                    "AP: %d of %d images of '%s' have more objects than %s (%d) lets the model "
+                    "find: %d of %d objects are missed whatever it predicts; raise the key to %d",
+                    *(len(surplus), len(counts), file, key, limit),
+                    *(sum(surplus), total, max(counts)),
+                )
+        if twice:
+            logger.warning(
+                "AP: %d of %d objects of '%s' are there twice (same image, class and mask): a "
+                "right answer to one leaves the other missed; tools/check_dataset.py lists them",
+                *(twice, total, file),
+            )
 
     def _results_format(self, instances: Instances, image_id: Any) -> list[dict[str, Any]]:
         """COCO's results of an image, with the data set's category ids."""
@@ -173,9 +215,12 @@ class InstanceEvaluator(COCOEvaluator):
         category_ids = {label: category_id for category_id, label in to_contiguous.items()}
         unknown = sorted(set(classes) - set(category_ids))
         if unknown:
+            names = self._metadata.get("thing_classes") or [""] * len(category_ids)
+            known = [f"{category_ids[k]} {names[k]!r}" for k in sorted(category_ids)]
             raise ValueError(
-                f"the model predicts the class {unknown[0]}, but data set "
-                f"'{self._metadata.name}' has the classes 0 to {max(category_ids)} only"
+                f"the model has at least {unknown[0] + 1} thing classes, but "
+                f"'{self._metadata.json_file}' (data set '{self._metadata.name}') lists only "
+                f"{len(known)} categories: {first_of(known, 10)}; score it on data of its classes"
             )
         return [category_ids[label] for label in classes]
 
@@ -189,6 +234,9 @@ class InstanceEvaluator(COCOEvaluator):
             {**annotation, "segmentation": self._coco_api.annToRLE(annotation)}
             for annotation in self._coco_api.imgToAnns[image_id]
         ]
+        single = [one for one in objects if not one["iscrowd"]]
+        masks = [one["segmentation"] for one in single]
+        self._twice += len(repeated_masks(masks, [one["category_id"] for one in single]))
         return match_image(objects, results, self._parameters)
 
 

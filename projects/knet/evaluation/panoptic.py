@@ -132,7 +132,13 @@ class PanopticEvaluator(COCOPanopticEvaluator):
         if not comm.is_main_process():
             return None
         if not self._truth:
-            logger.info("'%s' has no annotations: nothing is judged", self._json_file)
+            logger.warning(
+                "'%s' has no annotations: nothing is judged; %s",
+                self._json_file,
+                f"the results are in '{self._output_dir}': predictions.json and predictions/"
+                if self._output_dir
+                else "without an output folder no result is written",
+            )
             return {}
         without_truth = sum(count for _, count in parts)
         if without_truth:
@@ -167,7 +173,7 @@ class PanopticEvaluator(COCOPanopticEvaluator):
         position, path, true_segments = self._truth[image_id]
         where = f"Image {image_id} ('{path}')"
         statistics = image_statistics(
-            read_panoptic_png(path, where),
+            read_panoptic_png(path, where, ids.shape),
             ids,
             true_segments,
             segments,

@@ -7,7 +7,8 @@ import tempfile
 from collections.abc import Iterator
 
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
+
+from knet.files import whole_file
 
 __all__ = ["Spool"]
 
@@ -39,7 +40,7 @@ class Spool:
         common with it; it holds one block of each.
 
         Args:
-            path: written by the first process.
+            path: written by the first process, whole or not at all.
             before, after: what stands before and behind the lines.
         """
         lines = self._gathered()
@@ -47,7 +48,7 @@ class Spool:
             for _ in lines:
                 raise AssertionError("lines are gathered in the first process only")
             return
-        with PathManager.open(path, "w", encoding="utf-8") as f:
+        with whole_file(path) as unfinished, open(unfinished, "w", encoding="utf-8") as f:
             f.write(before)
             for count, line in enumerate(lines):
                 f.write(f", {line}" if count else line)

@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
+from knet.data.defects import first_of
+
+_SHOWN = 10  # classes that a message names
+
 
 @dataclass(frozen=True)
 class ClassIds:
@@ -74,30 +78,57 @@ def _class_ids_from_config(cfg: CfgNode, class_ids: Callable[[str], ClassIds]) -
         # a data set without stuff may still score the things of a panoptic model
         if theirs.things != things or (theirs.stuff and theirs.stuff != stuff):
             raise ValueError(
-                f"the data sets {names[0]!r} and {other!r} (DATASETS) have other classes: "
-                f"{len(things)} things and {len(stuff)} stuff classes against "
-                f"{len(theirs.things)} and {len(theirs.stuff)}, or other ids"
+                f"the data sets in DATASETS have other classes: {_described(names[0], ids)}, but "
+                f"{_described(other, theirs)}: give all of them the same classes, in the same order"
             )
         _require_same_names(names[0], other, theirs)
-    for kind, wanted, found in zip(("THING", "STUFF"), given, (len(things), len(stuff))):
-        if wanted not in (-1, found):
+    for kind, wanted, found in zip(("THING", "STUFF"), given, (things, stuff)):
+        if wanted not in (-1, len(found)):
             raise ValueError(
-                f"MODEL.KNET.NUM_{kind}_CLASSES is {wanted}, but the data set {names[0]!r} has "
-                f"{found} {kind.lower()} classes: set it to {found}, or to -1 to follow the data"
+                f"MODEL.KNET.NUM_{kind}_CLASSES is {wanted}, but {_described(names[0], ids)}: set "
+                f"the key to {len(found)}, or to -1 to follow the data"
             )
     return ids
 
 
 def _require_same_names(first: str, other: str, ids: ClassIds) -> None:
     """Raise ValueError if a label has two names, as far as names are known."""
-    for key, labels in (("thing_classes", ids.things), ("stuff_classes", ids.stuff)):
-        ours, theirs = (_metadata(name).get(key) or () for name in (first, other))
+    for kind, labels in (("thing", ids.things), ("stuff", ids.stuff)):
+        ours, theirs = (_metadata(name).get(f"{kind}_classes") or () for name in (first, other))
         for label in labels:
             if label < min(len(ours), len(theirs)) and ours[label] != theirs[label]:
                 raise ValueError(
-                    f"the data sets {first!r} and {other!r} (DATASETS) have other classes: label "
-                    f"{label} is {ours[label]!r} in the first and {theirs[label]!r} in the other"
+                    "the data sets in DATASETS have other classes: "
+                    f"{_class(first, kind, label)} of {_source(first)} stands where "
+                    f"{_class(other, kind, label)} of {_source(other)} does (label {label} of the "
+                    "model): give both the same classes, in the same order"
                 )
+
+
+def _described(name: str, ids: ClassIds) -> str:
+    """The file of a data set, with the ids and names of its classes there."""
+    kinds = []
+    for kind, labels in (("thing", ids.things), ("stuff", ids.stuff)):
+        classes = first_of([_class(name, kind, label) for label in labels], _SHOWN)
+        kinds.append(f"{len(labels)} {kind} classes" + (f" ({classes})" if labels else ""))
+    return f"{_source(name)} has {' and '.join(kinds)}"
+
+
+def _source(name: str) -> str:
+    metadata = _metadata(name)
+    files = [metadata.get(key) for key in ("panoptic_json", "json_file", "sem_seg_root")]
+    file = next((str(file) for file in files if file), "")
+    return f"{name!r}" + (f" ({file})" if file else "")
+
+
+def _class(name: str, kind: str, label: int) -> str:
+    """A class by its id in the annotations, where they have ids, and its name."""
+    metadata = _metadata(name)
+    names = metadata.get(f"{kind}_classes") or ()
+    ids = metadata.get(f"{kind}_dataset_id_to_contiguous_id") or {}
+    number = next((key for key, value in ids.items() if value == label), label)
+    what = "id" if ids else "label"
+    return f"{what} {number}" + (f" {names[label]!r}" if label < len(names) else "")
 
 
 def _metadata(name: str) -> Metadata:

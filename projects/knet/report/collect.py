@@ -11,6 +11,7 @@ from detectron2.evaluation import DatasetEvaluator
 
 from knet.data.labels import IGNORE_LABEL
 from knet.evaluation.panoptic_quality import PanopticStatistics
+from knet.report.best_threshold import ScoreCounts
 from knet.report.confusion import Confusion
 from knet.report.matching import Matching, match_regions, match_segments
 from knet.report.segments import Segments, predicted_segments, true_segments
@@ -67,6 +68,7 @@ class ReportCollector(DatasetEvaluator):
         statistics: true positives, false ones and misses a label; not for the task ``semantic``.
         segment_confusion: counts of segments, or None.
         pixel_confusion: counts of pixels, or None.
+        score_counts: right and wrong things by score, whatever ``score_threshold`` is.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class ReportCollector(DatasetEvaluator):
         self.statistics = PanopticStatistics()
         self.segment_confusion = None if self.task == "semantic" else Confusion(self.labels)
         self.pixel_confusion = Confusion(self.labels) if self._with_pixels else None
+        self.score_counts = ScoreCounts(self._things)
         self._kept: list[ReportImage] = []
 
     def process(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
@@ -143,6 +146,10 @@ class ReportCollector(DatasetEvaluator):
             strong = [s for s in segments if (s.score or 0.0) >= self.score_threshold]
             counted = replace(predicted, segments=strong)
         matching = match_segments(truth, counted)
+        everything = matching
+        if len(counted.segments) < len(predicted.segments):
+            everything = match_segments(truth, predicted)
+        self.score_counts.add(truth, predicted, everything)
         self.statistics += matching.statistics
         assert self.segment_confusion is not None
         self.segment_confusion.add_segments(truth, counted, matching)

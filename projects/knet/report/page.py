@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +20,7 @@ from knet.report.scores import class_columns, overall_metrics
 from knet.results.categories import Category
 from knet.visualizer import ClassColorVisualizer
 
-__all__ = ["class_colors", "render_report", "write_page"]
+__all__ = ["class_colors", "render_report"]
 
 # Ends of the confusion's rows and columns, see ConfusionTable.
 _OTHERS = {-1: ("found, but not there", "missed"), -2: ("other classes", "other classes")}
@@ -86,6 +84,7 @@ def render_report(
     if collector.pixel_confusion is not None:
         matrices.append(_matrix(collector.pixel_confusion, "pixels", categories))
     present = {s.label for p in pictures for s in (*p.truth, *p.predicted)}
+    threshold = collector.score_threshold if collector.task == "instance" else 0.0
     scored = any(s.score is not None for p in pictures for s in p.predicted)
     return (
         _environment()
@@ -104,32 +103,14 @@ def render_report(
             scored=scored,
             measure=MEASURES[collector.task],
             task=collector.task,
-            threshold=collector.score_threshold if collector.task == "instance" else 0.0,
+            threshold=threshold,
+            best=collector.score_counts.best() if scored else None,
+            usual_f1=collector.score_counts.at(threshold),
             num_seen=collector.num_seen,
             style=_asset("style.css"),
             script=_asset("report.js"),
         )
     )
-
-
-def write_page(path: str | os.PathLike[str], text: str) -> None:
-    """Write a file whole or not at all.
-
-    Raises:
-        OSError: it cannot be written; what was there before stays.
-    """
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as f:
-            f.write(text)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)  # as any new file; mkstemp's are private
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def _matrix(confusion: Confusion, unit: str, categories: Sequence[Category]) -> _Matrix:

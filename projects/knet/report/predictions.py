@@ -119,8 +119,7 @@ class FilePredictions:
     ) -> tuple[torch.Tensor, list[dict[str, Any]]]:
         record = self._panoptic[image_id]
         path = self.folder / "panoptic" / record["file_name"]
-        limit = max(MAX_PIXELS, size[0] * size[1])
-        ids = read_panoptic_png(str(path), max_pixels=limit).astype(np.int32)
+        ids = read_panoptic_png(str(path), size=size).astype(np.int32)
         self._check_size(path, ids.shape, size)
         segments = []
         for info in record["segments_info"]:

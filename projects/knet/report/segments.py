@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as mask_util
 
-from knet.data.annotations.image_files import MAX_PIXELS
 from knet.data.annotations.panoptic_png import ids_to_rows, read_panoptic_png
 from knet.data.annotations.segmentations import segmentation_errors
 from knet.data.defects import describe, raise_first
@@ -102,7 +101,7 @@ def true_segments(
             f"'{record['file_name']}': its record has no ground truth for the task {task!r}"
         )
     path, infos = record["pan_seg_file_name"], record["segments_info"]
-    ids = read_panoptic_png(path, name, max_pixels=max(MAX_PIXELS, size[0] * size[1]))
+    ids = read_panoptic_png(path, name, size)
     rows = ids_to_rows(ids, infos, path, name)
     check_label_size(rows, size, path, name)
     if task == "semantic":

@@ -16,6 +16,7 @@ from knet.data import (
     register_coco_panoptic,
     register_shapes,
 )
+from knet.data.registration.builtin import register_builtin
 
 THINGS = ["disc", "square", "triangle", "star"]
 STUFF = ["plain", "stripes", "checks", "dots"]
@@ -254,3 +255,8 @@ def test_config_keys():
     assert cfg.INPUT.KNET_TARGETS == []
     assert cfg.INPUT.KNET_COLOR_AUG == [] and cfg.INPUT.KNET_TARGETS == []
     assert cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA == 1.0
+
+
+def test_photographs_come_with_the_checkout():
+    register_builtin(["photos_train"])
+    assert len(DatasetCatalog.get("photos_train")) == 4

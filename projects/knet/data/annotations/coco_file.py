@@ -12,7 +12,8 @@ import numpy as np
 
 from knet.data.defects import DataError, Defect, make_defect
 
-_MOST_PIXELS = 10**6  # of a side: more is no picture, and would cost memory without end
+_LONGEST_SIDE = 10**6  # more is no picture, and would cost memory without end
+_MOST_PIXELS = 2**32 - 1  # of a picture: run lengths hold no more
 
 __all__ = [
     "entries",
@@ -99,7 +100,7 @@ def is_box(value: Any) -> bool:
 
 def is_count(value: Any) -> bool:
     """Whether a value is a whole number above 0, as a picture's sides are; 64.0 is one too."""
-    return is_number(value) and 0 < value <= _MOST_PIXELS and value == int(value)
+    return is_number(value) and 0 < value <= _LONGEST_SIDE and value == int(value)
 
 
 def is_text(value: Any) -> bool:
@@ -177,6 +178,9 @@ def read_images(
             if key in image and not is_count(image[key]):
                 problem = f"{key} is {image[key]!r}, not a number of pixels"
                 found.append(make_defect("bad-value", path, record, problem))
+        if not found and image.get("height", 0) * image.get("width", 0) > _MOST_PIXELS:
+            problem = f"height {image['height']} times width {image['width']} is no picture's size"
+            found.append(make_defect("bad-value", path, record, problem))
         if not found and image["id"] in images:
             names = f"{images[image['id']]['file_name']!r} and {image['file_name']!r}"
             problem = f"the id comes twice, for {names}"

@@ -22,7 +22,7 @@ from knet.data.annotations.coco_file import (
     shared_files,
 )
 from knet.data.annotations.panoptic_png import LARGEST_ID
-from knet.data.defects import Defect, make_defect
+from knet.data.defects import DataError, Defect, make_defect
 from knet.data.on_error import Scan
 
 __all__ = ["scan_coco_panoptic"]
@@ -57,6 +57,10 @@ def scan_coco_panoptic(
     things = meta["thing_dataset_id_to_contiguous_id"]
     class_ids = {**meta["stuff_dataset_id_to_contiguous_id"], **things}
     annotated: set[Any] = set()
+    if "annotations" not in content:
+        mend = "add it; `demo/demo.py --results FOLDER` predicts pictures without annotations"
+        problem = "lacks `annotations`"
+        raise DataError(make_defect("missing-key", panoptic_json, "", problem, mend=mend))
     for position, entry in entries(content, "annotations", panoptic_json, defects):
         image_id = entry.get("image_id")
         known = is_id(image_id, text=True)

@@ -6,7 +6,6 @@ wants an instances JSON, its semantic evaluator label maps: both follow from wha
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -25,6 +24,7 @@ from knet.data.annotations.panoptic_png import ids_to_rows, read_panoptic_png
 from knet.data.defects import DataError, describe, make_defect, raise_first
 from knet.data.labels import check_label_size
 from knet.data.registration.categories import panoptic_metadata, read_categories
+from knet.files import write_json
 
 __all__ = ["panoptic_to_instances", "panoptic_to_semantic"]
 
@@ -80,7 +80,7 @@ def panoptic_to_instances(panoptic_json: str, panoptic_root: str, out_json: str)
     result["images"] = [{**image, **sizes.get(image["id"], {})} for image in content["images"]]
     result["categories"] = [c for c in content["categories"] if c["isthing"]]
     result["annotations"] = annotations
-    _write_json(result, Path(out_json))
+    write_json(out_json, result)
     return len(annotations)
 
 
@@ -171,9 +171,11 @@ def _iterate(source: _Source) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
     name, reported = Path(source.path).name, time.monotonic()
     for number, record in enumerate(source.records, start=1):
         path, where = record["pan_seg_file_name"], describe(record)
-        ids = read_panoptic_png(path, where)
-        if "height" in record and "width" in record:  # else the PNG's own
+        size = None  # the PNG's own
+        if "height" in record and "width" in record:
             size = (record["height"], record["width"])
+        ids = read_panoptic_png(path, where, size, f"(as of {source.path})")
+        if size is not None:
             check_label_size(ids, size, path, where, f"(as of {source.path})")
         yield record, ids_to_rows(ids, record["segments_info"], path, where)
         if time.monotonic() - reported > 5:
@@ -192,10 +194,3 @@ def _below(root: str, record: dict[str, Any]) -> str:
             make_defect("bad-value", record["pan_seg_file_name"], name, problem, mend=mend)
         )
     return path
-
-
-def _write_json(content: dict[str, Any], path: Path) -> None:
-    # Renamed when complete: a stopped run leaves no half file that a later one would read.
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content), encoding="utf-8")
-    partial.replace(path)

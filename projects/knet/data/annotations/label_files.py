@@ -15,11 +15,13 @@ from knet.data.defects import DataError, Defect, data_error, make_defect, raise_
 
 __all__ = [
     "Pairing",
+    "check_pixels",
     "foreign_format",
     "label_png_paths",
     "open_label_png",
     "pair_images_with_labels",
     "save_labels",
+    "size_defect",
 ]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -38,28 +40,65 @@ def label_png_paths(root: Path) -> dict[str, Path]:
 
 
 def open_label_png(
-    path: str | os.PathLike[str], record: str = "", *, max_pixels: int = MAX_PIXELS
+    path: str | os.PathLike[str],
+    record: str = "",
+    size: tuple[int, int] | None = None,
+    picture: str = "",
 ) -> tuple[str, np.ndarray]:
     """Pillow's mode and the values (palettes as indices) of a label PNG of any kind.
 
     Of greyscale of 2 and 4 bit the mode is ``L;2`` and ``L;4``, and the values are those stored.
 
+    Args:
+        path: of the PNG.
+        record: that it belongs to, for messages.
+        size: (H, W) of its picture; a PNG of another number of pixels is not decoded.
+        picture: its name, for messages.
+
     Raises:
         DataError: naming the file and the record, if it is missing (also a FileNotFoundError),
-            cannot be read, or is no PNG.
+            cannot be read, is no PNG, or has more or fewer pixels than its picture.
     """
     try:
-        with open_image(path, max_pixels=max_pixels) as image:
+        # a label may be as large as its picture
+        limit = MAX_PIXELS if size is None else None
+        with open_image(path, max_pixels=limit) as image:
+            check_pixels(image, size, os.fspath(path), record, picture)
             raw = image.tile[0][3] if image.format == "PNG" and image.tile else None
             if raw in _STRETCH:
                 return raw, np.array(image) // np.uint8(_STRETCH[raw])
             if image.format == "PNG":
                 return image.mode, np.array(image)
             form = image.format
+    except DataError:
+        raise
     except BROKEN_FILE as error:
         defect = unreadable(error, os.fspath(path), record, label="semantic labels")
         raise data_error(defect) from error
     raise DataError(foreign_format("label-png-mode", form, os.fspath(path), record))
+
+
+def check_pixels(
+    image: Image.Image, size: tuple[int, int] | None, path: str, record: str, picture: str = ""
+) -> None:
+    """Raises DataError if labels whose header alone has been read have not their picture's pixels.
+
+    Before decoding: the header of a small file may claim a size that fills the memory. Sides that
+    are swapped pass; they are found later, with what may have turned them.
+    """
+    if size is not None and image.width * image.height != size[0] * size[1]:
+        raise DataError(size_defect((image.height, image.width), size, path, record, picture))
+
+
+def size_defect(
+    found: tuple[int, ...], size: tuple[int, int], path: str, record: str, picture: str = ""
+) -> Defect:
+    """The defect of labels of a size (H, W) that is not ``size``, their picture's."""
+    problem = (
+        f"{path} is {found[1]}x{found[0]} (width x height), but its picture "
+        f"{picture + ' ' if picture else ''}is {size[1]}x{size[0]}"
+    )
+    return make_defect("png-size", path, record, problem)
 
 
 def foreign_format(kind: str, form: str | None, path: str, record: str) -> Defect:

@@ -19,7 +19,7 @@ from knet.data.annotations.image_files import (
     open_image,
     unreadable,
 )
-from knet.data.annotations.label_files import foreign_format
+from knet.data.annotations.label_files import check_pixels, foreign_format
 from knet.data.defects import DataError, Defect, data_error, make_defect, raise_first
 
 __all__ = [
@@ -36,29 +36,33 @@ LARGEST_ID = 2**24 - 1  # three bytes of colour
 _MOST_IDS = 20  # unknown ids of a PNG that are named one by one
 
 
-def read_panoptic_png(path: str, record: str = "", *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def read_panoptic_png(
+    path: str, record: str = "", size: tuple[int, int] | None = None, picture: str = ""
+) -> np.ndarray:
     """Reads a panoptic PNG.
 
     Args:
         path: of an 8 bit RGB (or RGBA, alpha is ignored) PNG.
         record: that it belongs to, for messages.
-        max_pixels: of the PNG, which a larger one is refused for before it is decoded.
+        size: (H, W) of its picture; a PNG of another number of pixels is not decoded.
+        picture: its name, for messages.
 
     Returns:
         (H, W) uint32, segment ids; 0 is void.
 
     Raises:
         DataError: naming the file and the record, if it is missing (also a FileNotFoundError),
-            cannot be read, is no PNG, or has no colour channels of 8 bit.
+            cannot be read, is no PNG, has no colour channels of 8 bit, or more or fewer pixels
+            than its picture.
     """
-    return _ids(_read_rgba(path, record, max_pixels))
+    return _ids(_read_rgba(path, record, size, picture))
 
 
 def inspect_panoptic_png(
-    path: str, record: str, *, max_pixels: int = MAX_PIXELS
+    path: str, record: str, size: tuple[int, int] | None = None, picture: str = ""
 ) -> tuple[np.ndarray, list[Defect]]:
     """The ids of a panoptic PNG, as :func:`read_panoptic_png`, and what looks wrong with it."""
-    rgba = _read_rgba(path, record, max_pixels)
+    rgba = _read_rgba(path, record, size, picture)
     if rgba[..., 3].min(initial=255) == 255:
         return _ids(rgba), []
     problem = "has transparent pixels: alpha is ignored, R, G and B alone are the id"
@@ -74,14 +78,19 @@ def _ids(rgba: np.ndarray) -> np.ndarray:
     return ids.astype(np.uint32, copy=False)
 
 
-def _read_rgba(path: str, record: str, max_pixels: int) -> np.ndarray:
+def _read_rgba(path: str, record: str, size: tuple[int, int] | None, picture: str) -> np.ndarray:
     """(H, W, 4) uint8; raises as :func:`read_panoptic_png`."""
     try:
-        with open_image(path, max_pixels=max_pixels) as image:
+        # a label may be as large as its picture
+        limit = MAX_PIXELS if size is None else None
+        with open_image(path, max_pixels=limit) as image:
+            check_pixels(image, size, path, record, picture)
             mode, form, deep = image.mode, image.format, has_deep_channels(image)
             # With a fourth byte the picture *is* an array of little-endian integers, which saves
             # three widened copies; the mask removes the alpha byte.
             rgba = np.array(image if mode == "RGBA" else image.convert("RGBA"))
+    except DataError:
+        raise
     except BROKEN_FILE as error:
         raise data_error(unreadable(error, path, record, label="panoptic PNG")) from error
     if form != "PNG":

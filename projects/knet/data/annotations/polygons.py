@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-__all__ = ["TooManyPairs", "crossing_edges", "polygon_errors", "polygon_warnings"]
+__all__ = ["TooManyPairs", "crossing_edges", "polygon_errors", "polygon_warnings", "polygon_within"]
 
 # A crossing shallower than this (pixels) is rounding: outlines from masks touch themselves often.
 _DEPTH = 1e-2
@@ -89,6 +89,36 @@ def polygon_warnings(
 
 def _extent(x: np.ndarray, y: np.ndarray, size: tuple[int, int]) -> str:
     return f"x {x.min():g} to {x.max():g} of {size[1]}, y {y.min():g} to {y.max():g} of {size[0]}"
+
+
+def polygon_within(polygons: Sequence[Sequence[float]]) -> tuple[int, int] | None:
+    """Positions of a polygon and of another one around it, or None.
+
+    Args:
+        polygons: of one object, without errors. Of those that would take more than ``2**22`` tests
+            (points by edges) nothing is said.
+    """
+    points = [np.asarray(polygon, np.float64).reshape(-1, 2) for polygon in polygons]
+    if len(points) < 2:
+        return None
+    low = np.array([own.min(axis=0) for own in points])
+    high = np.array([own.max(axis=0) for own in points])
+    for inner, own in enumerate(points):
+        around = ((low < low[inner]) & (high > high[inner])).all(axis=1)
+        for outer in np.flatnonzero(around).tolist():
+            if len(own) * len(points[outer]) <= _MOST_PAIRS and _inside(own, points[outer]).all():
+                return inner, outer
+    return None
+
+
+def _inside(points: np.ndarray, outline: np.ndarray) -> np.ndarray:
+    """(P,) whether points lie within a closed polygon: a ray to the left crosses it oddly often."""
+    x, y = points[:, :1], points[:, 1:]
+    start, end = outline, np.roll(outline, -1, axis=0)
+    spans = (start[:, 1] > y) != (end[:, 1] > y)
+    rise = np.where(start[:, 1] == end[:, 1], 1.0, end[:, 1] - start[:, 1])
+    crossing = start[:, 0] + (y - start[:, 1]) * (end[:, 0] - start[:, 0]) / rise
+    return (spans & (crossing < x)).sum(axis=1) % 2 == 1
 
 
 def crossing_edges(points: np.ndarray) -> tuple[int, int] | None:

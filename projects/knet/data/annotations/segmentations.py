@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from knet.data.annotations.polygons import polygon_errors, polygon_warnings
+from knet.data.annotations.polygons import polygon_errors, polygon_warnings, polygon_within
 from knet.data.defects import Defect, make_defect
 
 __all__ = [
@@ -59,11 +59,17 @@ def segmentation_warnings(
     """What looks wrong with a mask that :func:`segmentation_errors` lets pass; same arguments."""
     if not isinstance(segmentation, list):
         return []
-    return [
+    found = [
         make_defect(kind, file, record, _part(index, segmentation) + problem, severity="warning")
         for index, polygon in enumerate(segmentation)
         for kind, problem in polygon_warnings(polygon, size, tolerance=_TOLERANCE)
     ]
+    nested = polygon_within(segmentation)
+    if nested is not None:
+        problem = f"polygon {nested[0] + 1} of {len(segmentation)} lies within polygon "
+        problem += f"{nested[1] + 1}: it is filled, no hole"
+        found.append(make_defect("polygon-within-polygon", file, record, problem))
+    return found
 
 
 def _part(index: int, polygons: list[Any]) -> str:

@@ -14,6 +14,7 @@ from knet.data.annotations.coco_json import instance_file_defects, scan_coco_ins
 from knet.data.annotations.coco_panoptic_json import scan_coco_panoptic
 from knet.data.annotations.image_files import MAX_PIXELS
 from knet.data.check.record import Expected, RecordSummary, inspect_record
+from knet.data.check.whole_set import class_defects, nothing_to_learn
 from knet.data.defects import DataError, Defect, make_defect
 from knet.data.on_error import Scan, scan_dataset
 from knet.data.registration.categories import (
@@ -42,6 +43,8 @@ class DatasetReport:
         objects: of each image, the number of objects (no crowds); empty for semantic data.
         areas: of each object, in pixels.
         crowds: the number of crowds.
+        ignored: pixels of semantic maps without a label.
+        image_areas: of each image with objects, (H, W) and the areas of its objects in pixels.
         defects: in the order of the files.
         usable: the records without an error.
     """
@@ -56,6 +59,8 @@ class DatasetReport:
     objects: list[int] = field(default_factory=list)
     areas: list[int] = field(default_factory=list)
     crowds: int = 0
+    ignored: int = 0
+    image_areas: list[tuple[tuple[int, int], list[int]]] = field(default_factory=list)
     defects: list[Defect] = field(default_factory=list)
     usable: list[dict[str, Any]] = field(default_factory=list)
 
@@ -68,8 +73,9 @@ class DatasetReport:
         return len(self.defects) - self.num_errors
 
     def as_dict(self) -> dict[str, Any]:
-        """All but the records, for JSON."""
-        fields = {key: value for key, value in vars(self).items() if key != "usable"}
+        """All but what belongs to single records, for JSON."""
+        left_out = ("usable", "image_areas")
+        fields = {key: value for key, value in vars(self).items() if key not in left_out}
         defects = [asdict(defect) for defect in self.defects]
         counts = {"num_errors": self.num_errors, "num_warnings": self.num_warnings}
         return {**fields, "defects": defects, **counts}
@@ -111,6 +117,9 @@ def check_dataset(
         _add(report, scan, index, summary)
         if progress is not None:
             progress(index + 1, len(scan.records))
+    if not report.num_errors:  # else it may be the errors' fault
+        report.defects += nothing_to_learn(scan.records, name)
+        report.defects += class_defects(report, meta)
     return report
 
 
@@ -119,8 +128,11 @@ def _add(report: DatasetReport, scan: Scan, index: int, summary: RecordSummary) 
     report.num_images += 1
     report.defects += summary.defects
     report.crowds += summary.crowds
+    report.ignored += summary.ignored
     if summary.size is not None:
         report.sizes.append(summary.size)
+        if summary.objects:
+            report.image_areas.append((summary.size, [area for _, area in summary.objects]))
     if "annotations" in record or "segments_info" in record:
         report.objects.append(len(summary.objects))
     for label, area in summary.objects:

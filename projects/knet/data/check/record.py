@@ -34,6 +34,7 @@ from knet.data.labels import (
     class_defects,
     encode_segmentation,
     label_png_defects,
+    repeated_masks,
 )
 
 __all__ = ["Expected", "RecordSummary", "check_record", "inspect_record"]
@@ -86,6 +87,7 @@ class RecordSummary:
         objects: class of each usable thing that is no crowd, with its area in pixels.
         crowds: the number of crowds.
         regions: pixels of each class in a semantic map.
+        ignored: pixels of a semantic map without a label.
         defects: all that is wrong.
     """
 
@@ -93,6 +95,7 @@ class RecordSummary:
     objects: list[tuple[int, int]] = field(default_factory=list)
     crowds: int = 0
     regions: dict[int, int] = field(default_factory=dict)
+    ignored: int = 0
     defects: list[Defect] = field(default_factory=list)
 
 
@@ -149,7 +152,7 @@ def _inspect_panoptic(
         summary.defects += wrong
         return
     try:
-        ids, found = inspect_panoptic_png(path, name, max_pixels=expected.max_pixels)
+        ids, found = inspect_panoptic_png(path, name, summary.size, record["file_name"])
         summary.defects += found
         _check_label_size(ids, path, record, header, summary)
     except DataError as error:
@@ -188,7 +191,7 @@ def _inspect_semantic(
     path, name = record["sem_seg_file_name"], describe(record)
     ignored = expected.ignore_label
     try:
-        mode, labels = open_label_png(path, name, max_pixels=expected.max_pixels)
+        mode, labels = open_label_png(path, name, summary.size, record["file_name"])
         found = label_png_defects(mode, labels, expected.num_classes, ignored, path, name)
         summary.defects += found
         _check_label_size(labels, path, record, header, summary)
@@ -199,7 +202,9 @@ def _inspect_semantic(
     if not found and "pan_seg_file_name" not in record:  # these have been counted
         counts = np.bincount(labels.ravel(), minlength=256)
         for label in np.flatnonzero(counts).tolist():
-            if label != ignored:
+            if label == ignored:
+                summary.ignored = int(counts[label])
+            else:
                 summary.regions[label] = int(counts[label])
 
 
@@ -232,6 +237,7 @@ def _inspect_annotations(
         size = (record["height"], record["width"])
     if size is None:
         return
+    masks: list[tuple[str, int, dict[str, Any]]] = []  # name, class and RLE of each object
     for position, annotation in enumerate(record["annotations"]):
         name = annotation_name(record, position)
         segmentation, label = annotation.get("segmentation"), annotation.get("category_id")
@@ -261,6 +267,12 @@ def _inspect_annotations(
             summary.crowds += 1
         else:
             summary.objects.append((label, area))
+            masks.append((name, label, rle))
+    for one, other in repeated_masks(
+        [mask for *_, mask in masks], [label for _, label, _ in masks]
+    ):
+        problem = f"the mask is that of {masks[other][0].split(', ')[-1]}, of the same class"
+        summary.defects.append(make_defect("same-object-twice", file, masks[one][0], problem))
 
 
 def _measure_defects(

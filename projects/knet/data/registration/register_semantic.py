@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,8 @@ def register_sem_seg(
     labels = optional_folder(sem_seg_root, "the label PNGs", name)
     assert images is not None and labels is not None
     names, own_colors = read_class_names(classes, name)
-    _check_classes(names, ignore_label, where)
+    file = f" ({os.fspath(classes)})" if isinstance(classes, (str, Path)) else ""
+    _check_classes(names, ignore_label, where + file)
     if colors is not None:
         own_colors = _checked_colors(colors, names, where)
     if max_images is not None and max_images < 1:

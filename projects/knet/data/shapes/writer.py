@@ -121,8 +121,11 @@ def write_shapes(
 
 def is_current(folder: str | os.PathLike[str]) -> bool:
     """Whether this version of the generator wrote a split there, with whatever parameters."""
-    meta = Path(folder) / "meta.json"
-    return meta.is_file() and json.loads(meta.read_text(encoding="utf-8"))["version"] == _VERSION
+    try:
+        meta = json.loads((Path(folder) / "meta.json").read_text(encoding="utf-8"))
+        return bool(meta["version"] == _VERSION)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # `write_shapes` then says what is there
 
 
 def _is_written(folder: Path, digest: str) -> bool:

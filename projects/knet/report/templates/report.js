@@ -118,6 +118,12 @@
     else filterSoon();
   });
   const tick = (checked) => { for (const box of boxes) box.checked = checked; filterSoon(); };
+  if ($("best-score")) {
+    $("best-score").addEventListener("click", (event) => {
+      score.value = event.currentTarget.dataset.score;
+      filterSoon();
+    });
+  }
   $("all-classes").addEventListener("click", () => tick(true));
   $("no-classes").addEventListener("click", () => tick(false));
   $("reset-filters").addEventListener("click", () => {
