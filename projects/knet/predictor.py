@@ -9,7 +9,6 @@ A folder holds `model.safetensors`, `config.yaml` and `classes.json`.
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any, Union
@@ -30,22 +29,16 @@ from knet.config import get_cfg_from_file
 from knet.data import register_custom
 from knet.data.augmentation import build_knet_augmentation
 from knet.data.registration.builtin import register_builtin
+from knet.files import write_text
 from knet.modeling.build import is_semantic
 from knet.modeling.class_choice import find_classes
 from knet.modeling.classes import class_ids_from_config, class_names
 from knet.modeling.test_time_augmentation import KNetWithTTA
+from knet.saved_classes import read_classes, write_classes
 
 Picture = Union[str, "os.PathLike[str]", np.ndarray, Image.Image]
 
 _WEIGHTS, _CONFIG, _CLASSES = "model.safetensors", "config.yaml", "classes.json"
-_METADATA = (
-    "thing_classes",
-    "stuff_classes",
-    "thing_colors",
-    "stuff_colors",
-    "thing_dataset_id_to_contiguous_id",
-    "stuff_dataset_id_to_contiguous_id",
-)
 
 
 class KNetPredictor:
@@ -101,7 +94,7 @@ class KNetPredictor:
 
         Raises:
             FileNotFoundError: no such folder, or a file is missing in it.
-            ValueError: the weights do not fit the config.
+            ValueError: the weights do not fit the config, or classes.json is broken.
         """
         folder = _folder(path_or_hub_id, revision)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -114,12 +107,7 @@ class KNetPredictor:
                 *opts,
             ],
         )
-        saved = json.loads((folder / _CLASSES).read_text(encoding="utf-8"))
-        metadata = Metadata(name=str(path_or_hub_id))
-        for key, value in saved.items():
-            if key.endswith("contiguous_id"):  # JSON has no numbers for keys
-                value = {int(k): v for k, v in value.items()}
-            metadata.set(**{key: value})
+        metadata = read_classes(folder / _CLASSES, name=str(path_or_hub_id))
         model = build_model(_with_labels(cfg, metadata))
         KNetCheckpointer.from_config(cfg, model, strict=True).load(cfg.MODEL.WEIGHTS)
         return cls(cfg, model, metadata)
@@ -144,9 +132,8 @@ class KNetPredictor:
         cfg.MODEL.KNET.NUM_THING_CLASSES = len(ids.things)
         cfg.MODEL.KNET.NUM_STUFF_CLASSES = len(ids.stuff)
         cfg.MODEL.KNET.THING_IDS = list(ids.things)
-        (out / _CONFIG).write_text(cfg.dump(), encoding="utf-8")
-        found = {key: self.metadata.get(key) for key in _METADATA if self.metadata.get(key)}
-        (out / _CLASSES).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        write_text(out / _CONFIG, cfg.dump())
+        write_classes(out / _CLASSES, self.metadata)
 
     @torch.no_grad()
     def __call__(self, image: Picture) -> dict[str, Any]:

@@ -226,7 +226,8 @@ class Yaml(Door):
         for section in (self.content, self.content["MODEL"]):
             for key in [key for key in section if _UNUSED.search(key)]:
                 del section[key]
-        self.keys = set(_flat(yaml.safe_load(base.cfg.dump())))
+        self.sections = yaml.safe_load(base.cfg.dump())
+        self.keys = set(_flat(self.sections))
 
     def prepare(self, rng, folder, number):
         path = folder / "config.yaml"
@@ -245,8 +246,10 @@ class Yaml(Door):
         KNetPredictor(cfg, model, self.base.predictor.metadata)(picture)
 
     def is_named(self, text, names):
+        # keys of ours, or ones that do not exist, in a section that does
         return super().is_named(text, names) or any(
-            word in self.keys for word in _KEY.findall(text)
+            word in self.keys or (word.split(".")[0] in self.sections and "." in word)
+            for word in _KEY.findall(text)
         )
 
 

@@ -241,8 +241,8 @@ def damage_yaml(rng: Generator, content: dict[str, Any]) -> tuple[str, bytes]:
         section = section[key]
     before = section[key]
     if kind == 2 and rng.random() < 0.3:
-        section[f"{key}X"] = before
-        path.append("+X")
+        path[-1] = key = f"{key}X"
+        section[key] = before
     elif isinstance(before, list) and before and rng.random() < 0.5:
         place = int(rng.integers(len(before)))
         before[place] = pick(rng, ODD_VALUES)
