@@ -344,3 +344,21 @@ def test_a_failing_picture_does_not_end_the_others(pictures, tmp_path, capsys, m
     assert "002.png: not enough memory" in capsys.readouterr().err
     assert len(list(out.glob("*_overlay.png"))) == 2
     assert not list(out.glob("*unfinished*"))
+
+
+def test_a_grey_model_is_fed_grey_pixels(panoptic):
+    class Session:
+        def run(self, outputs, feeds):
+            self.fed = feeds["image"]
+            return [results]
+
+    model = run_onnx.Model(str(panoptic.onnx))
+    results = np.zeros((40, 30), np.int32)
+    model._outputs, model.session = ["semantic_classes"], Session()
+    model.info["results"] = ["semantic"]
+    model.info["input"].update(channel_order="L", resize={"short_side": 0, "max_long_side": 9})
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+    assert model(Image.fromarray(pixels))["semantic_classes"] is results
+    expected = np.asarray(Image.fromarray(pixels).convert("L"))[None, None]
+    assert model.session.fed.dtype == np.uint8
+    np.testing.assert_array_equal(model.session.fed, expected)

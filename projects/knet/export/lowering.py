@@ -107,7 +107,7 @@ def constant_padding() -> Iterator[None]:
     if "timm" not in sys.modules:  # no backbone of timm then
         yield
         return
-    module = importlib.import_module("timm.layers.padding")
+    module: Any = importlib.import_module("timm.layers.padding")
     usual = module.get_same_padding
     module.get_same_padding = _same_padding
     try:
