@@ -176,7 +176,7 @@ def run_on_pictures(args: argparse.Namespace, problems: Problems) -> str:
     for note in found.left_out:
         problems.note(note)
     if not pictures:
-        return "no picture"
+        raise UserError(f"{', '.join(args.input)}: nothing to read")
     outputs = output_files(pictures, args.output) if args.output else None
     if args.results:
         require_unique_stems(pictures, "--results")

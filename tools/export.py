@@ -21,6 +21,8 @@ import knet  # noqa: F401  (registers the model; has to come before detectron2)
 import torch
 
 from knet.config import get_cfg_from_file
+from knet.demo.files import writable_folder
+from knet.errors import UserError, run_command
 from knet.export.metadata import describe
 from knet.export.onnx_file import save_onnx
 from knet.export.program import DYNAMIC, build_graph, output_names, save_program, trace
@@ -29,35 +31,37 @@ from knet.predictor import KNetPredictor
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse arguments and export; returns the exit status."""
-    parser = _parser()
-    args = parser.parse_intermixed_args(arguments)
-    out = Path(args.output)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with out.open("ab"):  # known to be writable before minutes of work
-            pass
-        empty = out.stat().st_size == 0
-        try:
-            export(args, out)
-        except BaseException:
-            if empty:
-                out.unlink(missing_ok=True)
-            raise
-    except (OSError, ImportError, KeyError, ValueError, AssertionError) as error:
-        # KeyError's own text is in quotes
-        parser.error(str(error.args[0] if isinstance(error, KeyError) else error))
-    return 0
+    args = _parser().parse_intermixed_args(arguments)
+    return run_command("export.py", lambda: export(args, Path(args.output)))
 
 
 def export(args: argparse.Namespace, out: Path) -> None:
-    """Load the model that the arguments name and write its file."""
+    """Load the model that the arguments name and write its file.
+
+    Raises:
+        UserError, OSError, ImportError, KeyError, ValueError: what cannot be read, exported or
+            written.
+    """
+    # known to be writable before minutes of work
+    writable_folder(out.parent, "--output")
+    if out.is_dir():
+        raise UserError(f"--output {out} is a folder: name a file in it")
+    begun = time.monotonic()
+
+    def progress(step: str) -> None:
+        print(f"{time.monotonic() - begun:4.0f} s  {step}", flush=True)
+
+    progress("loading the model")
     onnx = args.format == "onnx"
     predictor = _predictor(args, onnx)
     cfg = predictor.cfg
     if cfg.TEST.AUG.ENABLED:
         raise ValueError("test-time augmentation is no part of a graph: set TEST.AUG.ENABLED False")
     model = predictor.model
-    begun = time.monotonic()
+    progress(
+        f"tracing with {args.size[0]} x {args.size[1]} pixels, "
+        f"for any {', '.join(args.dynamic) or 'picture of this size'}"
+    )
     graph = build_graph(
         model,
         channel_order=cfg.INPUT.FORMAT,
@@ -81,11 +85,11 @@ def export(args: argparse.Namespace, out: Path) -> None:
         input_dtype=args.input_dtype,
     )
     if onnx:
-        save_onnx(program, out, metadata, half=args.half)
+        save_onnx(program, out, metadata, half=args.half, progress=progress)
     else:
+        progress(f"writing {out}")
         save_program(program, out, metadata)
-    size = sum(file.stat().st_size for file in (out, Path(f"{out}.data")) if file.is_file())
-    print(f"{out}: {size / 1e6:.1f} MB in {time.monotonic() - begun:.0f} s")
+    progress(f"finished, {out.stat().st_size / 1e6:.1f} MB")
     print(f"outputs: {', '.join(output_names(program))}")
 
 

@@ -6,18 +6,19 @@ Writes for every picture an overlay and, as the model gives them, panoptic PNGs 
 (COCO's formats), instances.json (COCO results), and semantic PNGs of class ids.
 
 Exit status: 0 if every picture went through, 1 if some did not (the others are kept), 2 if nothing
-could be done.
+could be done. Files are written whole or not at all.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import glob
 import itertools
 import json
-import struct
+import os
+import re
 import sys
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,30 @@ import onnxruntime
 from PIL import Image, ImageOps
 
 _PICTURES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-# what Pillow raises at broken or hostile files
-_BROKEN = (
-    OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, zlib.error,
-    Image.DecompressionBombError,
-)  # fmt: skip
+_MAX_PIXELS = 100_000_000
+_DRAWN_SCORE = 0.3
 _ALPHA = 0.55
+# the outputs that each result is drawn from
+_OUTPUTS = {
+    "panoptic": ["panoptic_ids", *(f"segment_{c}" for c in ("ids", "classes", "isthing", "scores",
+                                                            "areas"))],
+    "instance": [f"instance_{c}" for c in ("scores", "classes", "masks", "boxes")],
+    "semantic": ["semantic_classes"],
+}  # fmt: skip
+# what the runner needs of the metadata: a table, a list of any or of a fixed length, the values
+_METADATA = {
+    "results": [set(_OUTPUTS)],
+    "input": {
+        "dtype": {"uint8", "float32"},
+        "channel_order": {"RGB", "L"},
+        "least_size": range(1, 2**31),
+        "resize": {"short_side": range(2**31), "max_long_side": range(1, 2**31)},
+    },
+    "classes": [
+        {"id": range(2**31), "dataset_id": range(-(2**31), 2**31), "name": str, "isthing": bool,
+         "color": (range(256),) * 3}
+    ],
+}  # fmt: skip
 
 
 class Model:
@@ -41,12 +60,16 @@ class Model:
     Args:
         path: of the ONNX file.
         providers: of onnxruntime, in order of preference; by default all that it has.
+        max_pixels: of a picture, also once it has the model's size.
 
     Raises:
-        ValueError: the file cannot be read, or holds no exported results.
+        ValueError: naming the file, if it cannot be read, holds no exported results, or its
+            metadata are broken.
     """
 
-    def __init__(self, path: str, providers: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, path: str, providers: Sequence[str] | None = None, max_pixels: int = _MAX_PIXELS
+    ) -> None:
         if not Path(path).is_file():
             raise ValueError(f"{path}: no such file")
         available = onnxruntime.get_available_providers()
@@ -54,27 +77,58 @@ class Model:
             raise ValueError(f"this onnxruntime has {available}, not {list(providers or ())}")
         try:
             self.session = onnxruntime.InferenceSession(path, providers=providers or available)
+            properties = self.session.get_modelmeta().custom_metadata_map
         except Exception as error:  # the library's own kinds have no common base
             raise ValueError(f"{path} cannot be read as an ONNX model: {error}") from error
-        properties = self.session.get_modelmeta().custom_metadata_map
-        if "knet" not in properties:
-            raise ValueError(f"{path} was not written by tools/export.py: no metadata 'knet'")
-        self.info: dict[str, Any] = json.loads(properties["knet"])
-        if "raw" in self.info["results"]:
-            raise ValueError(f"{path} gives raw logits; export without --raw to draw results")
-        self.classes = {entry["id"]: entry for entry in self.info["classes"]}
+        self.path, self.max_pixels = path, max_pixels
         self._outputs = [output.name for output in self.session.get_outputs()]
         self._shape = self.session.get_inputs()[0].shape
+        if "knet" not in properties:
+            raise ValueError(f"{path} was not written by tools/export.py: no metadata 'knet'")
+        self.info = _read_metadata(path, properties["knet"])
+        inputs = {value.name for value in self.session.get_inputs()}
+        needed = {name for result in self.info["results"] for name in _OUTPUTS[result]}
+        missing = {"image", "output_size"} - inputs | needed - set(self._outputs)
+        if missing or len(self._shape) != 4:
+            raise ValueError(
+                f"{path}: the graph does not fit its metadata 'knet', it lacks "
+                f"{', '.join(sorted(missing)) or 'an image of four axes'}: export the model again"
+            )
+        self.classes = {entry["id"]: entry for entry in self.info["classes"]}
 
     def __call__(self, image: Image.Image) -> dict[str, np.ndarray]:
-        """Results of an RGB picture at its own size, by the names of the outputs."""
+        """Results of an RGB picture at its own size, by the names of the outputs.
+
+        Raises:
+            ValueError: the picture is too small or too large for the model, or the runtime fails.
+        """
         size = (image.height, image.width)
-        pixels = np.asarray(image.resize(self.input_size(*size)[::-1], Image.Resampling.BILINEAR))
-        feeds = {
-            "image": pixels.transpose(2, 0, 1)[None].astype(self.info["input"]["dtype"]),
-            "output_size": np.array(size, dtype=np.int64),
-        }
-        return dict(zip(self._outputs, self.session.run(None, feeds)))
+        height, width = self.input_size(*size)
+        if height * width > self.max_pixels:
+            raise ValueError(
+                f"the model wants it as {width} x {height} pixels ({self.path}: resize), more than "
+                f"--max-pixels {self.max_pixels}"
+            )
+        order, dtype = self.info["input"]["channel_order"], self.info["input"]["dtype"]
+        # grey before it is resized, as in training
+        sized = image.convert("L" if order == "L" else "RGB").resize(
+            (width, height), Image.Resampling.BILINEAR
+        )
+        pixels = np.atleast_3d(np.asarray(sized)).transpose(2, 0, 1)
+        feeds = {"image": pixels[None].astype(dtype), "output_size": np.array(size, np.int64)}
+        try:
+            results = dict(zip(self._outputs, self.session.run(None, feeds)))
+        except Exception as error:  # the library's own kinds have no common base
+            raise ValueError(f"{self.path} fails: {error}") from error
+        for result in self.info["results"]:
+            name = "segment_classes" if result == "panoptic" else f"{result}_classes"
+            unknown = set(np.unique(results[name]).tolist()) - set(self.classes)
+            if unknown:
+                raise ValueError(
+                    f"{self.path}: its metadata 'knet' describe no classes {sorted(unknown)}, "
+                    "which the model gives: export the model again"
+                )
+        return results
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) to feed: the shorter side as trained, the longer one bounded."""
@@ -98,6 +152,46 @@ class Model:
                 f"which takes sides of {least} or more"
             )
         return rounded[0], rounded[1]
+
+
+def _read_metadata(path: str, text: str) -> dict[str, Any]:
+    try:
+        info = json.loads(text)
+        if isinstance(info, dict) and info.get("results") == ["raw"]:
+            raise ValueError("raw logits, not results; export without --raw to draw")
+        _check(info, _METADATA, "all")
+        ids = [entry["id"] for entry in info["classes"]]
+        if len(set(ids)) < len(ids):
+            raise ValueError("classes have one id twice")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path}: its metadata 'knet' cannot be used, export the model again: {error}"
+        ) from error
+    return info
+
+
+def _check(value: Any, rule: Any, key: str) -> None:
+    """ValueError naming the key if the value is not as the rule says, see `_METADATA`."""
+    inner: list[tuple[Any, Any, str]] = []
+    if isinstance(rule, dict):
+        what = f"a table with {', '.join(rule)}"
+        fits = isinstance(value, dict) and set(rule) <= set(value)
+        inner = [(value[k], rule[k], f"{key}.{k}") for k in rule] if fits else []
+    elif isinstance(rule, (list, tuple)):
+        what = "a list" if isinstance(rule, list) else f"a list of {len(rule)}"
+        fits = isinstance(value, list) and bool(value)
+        fits = fits and (isinstance(rule, list) or len(value) == len(rule))
+        inner = [(v, rule[0], f"{key}[{i}]") for i, v in enumerate(value)] if fits else []
+    elif isinstance(rule, range):
+        what, fits = f"{rule[0]} to {rule[-1]}", type(value) is int and value in rule
+    elif isinstance(rule, set):
+        what, fits = " or ".join(sorted(rule)), isinstance(value, str) and value in rule
+    else:
+        what, fits = rule.__name__, type(value) is rule
+    if not fits:
+        raise ValueError(f"{key} is {str(value)[:60]!r}, not {what}")
+    for part in inner:
+        _check(*part)
 
 
 def encode_rle(mask: np.ndarray) -> dict[str, Any]:
@@ -170,8 +264,7 @@ class Writer:
         if "semantic_classes" in results:
             labels = results["semantic_classes"]
             wide = max(self.model.classes) > 255
-            stored = Image.fromarray(labels.astype(np.uint16 if wide else np.uint8))
-            stored.save(self.folder / f"{name}_semantic.png")
+            _save(self.folder / f"{name}_semantic.png", labels.astype("u2" if wide else "u1"))
             drawn = overlay(pixels, [(labels == c, self._color(c)) for c in np.unique(labels)])
         if "instance_scores" in results:
             regions = self._add_instances(image_id, path.name, results)
@@ -180,7 +273,7 @@ class Writer:
             regions = self._add_panoptic(name, image_id, results)
             drawn = overlay(pixels, regions)
         assert drawn is not None  # a model gives one result at least
-        Image.fromarray(drawn).save(self.folder / f"{name}_overlay.png")
+        _save(self.folder / f"{name}_overlay.png", drawn)
         self._images.append(
             {"id": image_id, "file_name": path.name, "height": image.height, "width": image.width}
         )
@@ -225,7 +318,7 @@ class Writer:
     ) -> list[tuple[np.ndarray, Sequence[int]]]:
         ids = results["panoptic_ids"]
         rgb = np.stack([ids & 255, ids >> 8 & 255, ids >> 16], axis=-1).astype(np.uint8)
-        Image.fromarray(rgb).save(self.folder / f"{name}_panoptic.png")
+        _save(self.folder / f"{name}_panoptic.png", rgb)
         segments, regions = [], []
         columns = ("ids", "classes", "isthing", "scores", "areas")
         for i, label, isthing, score, area in zip(*(results[f"segment_{c}"] for c in columns)):
@@ -309,7 +402,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--input", nargs="+", required=True, help="files, globs, folders")
     parser.add_argument("--output", required=True, help="folder for the results")
     parser.add_argument(
-        "--confidence-threshold", type=float, default=0.5, help="of the instances that are drawn"
+        "--confidence-threshold", type=float, default=_DRAWN_SCORE, help="of drawn instances"
+    )
+    parser.add_argument(
+        "--max-pixels", type=int, default=_MAX_PIXELS, help="larger pictures are left out"
     )
     parser.add_argument(
         "--providers", nargs="+", help="of onnxruntime, such as CUDAExecutionProvider"
@@ -317,10 +413,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         pictures = find_pictures(args.input)
-        model = Model(args.model, args.providers)
+        model = Model(args.model, args.providers, max_pixels=args.max_pixels)
         writer = Writer(args.output, model, args.confidence_threshold)
     except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"run_onnx.py: error: {error}", file=sys.stderr)
         return 2
     done = failed = 0
     try:
@@ -333,31 +429,50 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 if problem is None:
                     print(f"{number} of {len(pictures)}: {path}")
                 else:
-                    print(f"error: {problem}", file=sys.stderr)
+                    print(f"run_onnx.py: error: {problem}", file=sys.stderr)
         finally:
             writer.close()  # what is finished is kept, whatever stopped the rest
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"run_onnx.py: error: {error}", file=sys.stderr)
         return 1 if done else 2
     print(f"results of {done} pictures in {args.output}")
     return int(failed > 0)
 
 
 def _process(path: Path, image_id: int, model: Model, writer: Writer) -> str | None:
-    """Run one picture and write its files; the problem if it cannot be read or fed."""
+    """Run one picture and write its files; the problem if it cannot be read, fed or drawn."""
     try:
-        with Image.open(path) as opened:
-            if opened.mode.startswith("I") or opened.mode == "F":  # Pillow would clip them
-                return f"{path} has more than 8 bits a channel: convert it to 8 bits first"
-            image = ImageOps.exif_transpose(opened).convert("RGB")
-    except _BROKEN as error:
-        return f"{path} cannot be read as a picture: {error}"
+        image = _read(path, model.max_pixels)
+    except Exception as error:  # Pillow's readers raise anything at broken files
+        return f"{path} cannot be read as a picture: {str(error) or type(error).__name__}"
     try:
-        results = model(image)
-    except ValueError as error:
-        return f"{path}: {error}"
-    writer.add(path, image, results, image_id=image_id)
+        writer.add(path, image, model(image), image_id=image_id)
+    except (ValueError, MemoryError) as error:
+        return f"{path}: {str(error) or 'not enough memory'}"
     return None
+
+
+def _read(path: Path, max_pixels: int) -> Image.Image:
+    """An RGB picture, turned as its EXIF tag says; its header is judged before it is decoded."""
+    if path.exists() and not path.is_file():
+        raise ValueError("it is no regular file")  # a named pipe would wait for its writer
+    Image.MAX_IMAGE_PIXELS = None  # the limit is ours
+    with Image.open(path) as opened:
+        if opened.width * opened.height > max_pixels:
+            raise ValueError(
+                f"it has {opened.width} x {opened.height} pixels, more than --max-pixels "
+                f"{max_pixels}: scale it down, or raise the limit"
+            )
+        if opened.format == "EPS":
+            raise ValueError("it is PostScript, a program to be run")
+        # Pillow would clip some of them, and cut the lower bits of others
+        kinds = " ".join([opened.mode, *(str(tile[3]) for tile in opened.tile)])
+        if re.match("I|F$|F ", kinds) or re.search(";16[BLNS]", kinds):
+            raise ValueError("it has more than 8 bits a channel: convert it to 8 bits")
+        image = opened
+        with contextlib.suppress(Exception):  # broken tags: as it is stored
+            image = ImageOps.exif_transpose(opened)
+        return image.convert("RGB")
 
 
 def _box(mask: np.ndarray) -> list[int]:
@@ -367,8 +482,27 @@ def _box(mask: np.ndarray) -> list[int]:
     return [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y]
 
 
+@contextlib.contextmanager
+def _whole_file(path: Path) -> Iterator[Path]:
+    """A path beside to write to; what is there at the end of the block becomes `path`."""
+    unfinished = path.with_name(f"{path.stem}.unfinished-{os.getpid()}{path.suffix}")
+    try:
+        yield unfinished
+        with open(unfinished, "rb") as file:
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _save(path: Path, pixels: np.ndarray) -> None:
+    with _whole_file(path) as unfinished:
+        Image.fromarray(pixels).save(unfinished)
+
+
 def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content), encoding="utf-8")
+    with _whole_file(path) as unfinished:
+        unfinished.write_text(json.dumps(content), encoding="utf-8")
 
 
 if __name__ == "__main__":

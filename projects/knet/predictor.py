@@ -9,8 +9,6 @@ A folder holds `model.safetensors`, `config.yaml` and `classes.json`.
 
 from __future__ import annotations
 
-import json
-import logging
 import math
 import os
 from collections.abc import Sequence
@@ -29,7 +27,6 @@ from torch import nn
 
 from knet.checkpoint.checkpointer import KNetCheckpointer
 from knet.checkpoint.class_names import ClassNames
-from knet.checkpoint.integrity import digest
 from knet.checkpoint.write_file import write_weights
 from knet.config import get_cfg_from_file
 from knet.data import register_custom
@@ -42,26 +39,23 @@ from knet.data.annotations.image_files import (
 from knet.data.annotations.pictures import read_picture
 from knet.data.augmentation import build_knet_augmentation
 from knet.data.registration.builtin import register_builtin
-from knet.files import write_json, write_text
+from knet.files import write_text
+from knet.model_folder import (
+    CLASSES,
+    CONFIG,
+    WEIGHTS,
+    compare_files,
+    file_digests,
+    find_folder,
+    read_classes,
+    write_classes,
+)
 from knet.modeling.build import is_semantic
 from knet.modeling.class_choice import find_classes
 from knet.modeling.classes import class_ids_from_config, class_names
 from knet.modeling.test_time_augmentation import KNetWithTTA
 
-logger = logging.getLogger(__name__)
-
 Picture = Union[str, "os.PathLike[str]", np.ndarray, Image.Image]
-
-_WEIGHTS, _CONFIG, _CLASSES = "model.safetensors", "config.yaml", "classes.json"
-_METADATA = (
-    "thing_classes",
-    "stuff_classes",
-    "thing_colors",
-    "stuff_colors",
-    "thing_dataset_id_to_contiguous_id",
-    "stuff_dataset_id_to_contiguous_id",
-)
-_AGAIN = "fetch the folder again, or write it with KNetPredictor.save_pretrained"
 
 
 class KNetPredictor:
@@ -119,22 +113,23 @@ class KNetPredictor:
             FileNotFoundError: no such folder, or a file is missing in it.
             ValueError: a file is damaged, or the weights do not fit the config.
         """
-        folder = _folder(path_or_hub_id, revision)
+        folder = find_folder(path_or_hub_id, revision)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         cfg = get_cfg_from_file(
-            folder / _CONFIG,
+            folder / CONFIG,
             [
-                *("MODEL.DEVICE", device, "MODEL.WEIGHTS", str(folder / _WEIGHTS)),
+                *("MODEL.DEVICE", device, "MODEL.WEIGHTS", str(folder / WEIGHTS)),
                 # what a downloaded config may not decide
                 *("MODEL.KNET.UNSAFE_WEIGHTS", False, "MODEL.TIMM.PRETRAINED", False),
                 *opts,
             ],
             allow_base=False,
         )
-        metadata = Metadata(name=str(path_or_hub_id), **_read_classes(folder / _CLASSES, cfg))
+        ids = class_ids_from_config(cfg, semantic=is_semantic(cfg))
+        metadata = read_classes(folder / CLASSES, name=str(path_or_hub_id), ids=ids)
         model = build_model(_with_labels(cfg, metadata))
         checkpointer = KNetCheckpointer.from_config(cfg, model, strict=True)
-        _compare_files(folder, checkpointer.load(cfg.MODEL.WEIGHTS).get("files"))
+        compare_files(folder, checkpointer.load(cfg.MODEL.WEIGHTS).get("files"))
         return cls(cfg, model, metadata)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
@@ -156,12 +151,11 @@ class KNetPredictor:
         cfg.MODEL.KNET.NUM_THING_CLASSES = len(ids.things)
         cfg.MODEL.KNET.NUM_STUFF_CLASSES = len(ids.stuff)
         cfg.MODEL.KNET.THING_IDS = list(ids.things)
-        write_text(out / _CONFIG, cfg.dump())
-        found = {key: self.metadata.get(key) for key in _METADATA if self.metadata.get(key)}
-        write_json(out / _CLASSES, found, indent=1)
+        write_text(out / CONFIG, cfg.dump())
+        write_classes(out / CLASSES, self.metadata)
         # last, so that weights never stand beside files that were not written with them unseen
-        files = {name: _file_digest(out / name) for name in (_CONFIG, _CLASSES)}
-        write_weights(out / _WEIGHTS, self._plain.state_dict(), classes=classes, files=files)
+        state = self._plain.state_dict()
+        write_weights(out / WEIGHTS, state, classes=classes, files=file_digests(out))
 
     @torch.no_grad()
     def __call__(self, image: Picture) -> dict[str, Any]:
@@ -226,66 +220,8 @@ class KNetPredictor:
         pixels = in_format(pixels, self.cfg.INPUT.FORMAT)
         augmented = T.AugInput(np.ascontiguousarray(pixels))
         self._resize(augmented)
-        tensor = torch.as_tensor(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
+        tensor = torch.from_numpy(augmented.image.transpose(2, 0, 1).copy())
         return {"image": tensor, "height": height, "width": width}
-
-
-def _read_classes(path: Path, cfg: CfgNode) -> dict[str, Any]:
-    """Entries of the metadata, for the classes of the config.
-
-    Raises:
-        ValueError: the file holds something else.
-    """
-    try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(saved, dict):
-            raise TypeError(f"it holds a {type(saved).__name__}, not an object")
-        read = {key: _class_entry(key, value) for key, value in saved.items()}
-    except (ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path}: no class names ({error}): {_AGAIN}") from error
-    ids = class_ids_from_config(cfg, semantic=is_semantic(cfg))
-    for key, labels in (("thing_classes", ids.things), ("stuff_classes", ids.stuff)):
-        if key in read and max(labels, default=-1) >= len(read[key]):
-            raise ValueError(
-                f"{path}: {key} names {len(read[key])} classes, but {_CONFIG} beside it has the "
-                f"label {max(labels)}: {_AGAIN}"
-            )
-    return read
-
-
-def _class_entry(key: str, value: Any) -> Any:
-    """An entry as Detectron2's metadata have it."""
-    if key not in _METADATA:
-        raise TypeError(f"unknown entry {key!r}")
-    if key.endswith("_contiguous_id"):  # JSON has no numbers for keys
-        if isinstance(value, dict) and all(type(v) is int for v in value.values()):
-            return {int(k): v for k, v in value.items()}
-        raise TypeError(f"{key} is no object of numbers")
-    if not isinstance(value, list):
-        raise TypeError(f"{key} is no list")
-    for item in value:
-        if key.endswith("_classes"):
-            sound = isinstance(item, str)
-        else:
-            sound = isinstance(item, list) and len(item) == 3
-            sound = sound and all(type(v) is int and 0 <= v <= 255 for v in item)
-        if not sound:
-            raise TypeError(f"{key} holds {repr(item)[:40]}")
-    return value
-
-
-def _file_digest(path: Path) -> str:
-    return digest(path.read_text(encoding="utf-8"))  # whatever the ends of lines
-
-
-def _compare_files(folder: Path, digests: Any) -> None:
-    """Say which files are not those that were saved with the weights; they may have been edited."""
-    for name, saved in digests.items() if isinstance(digests, dict) else ():
-        if name in (_CONFIG, _CLASSES) and _file_digest(folder / name) != saved:
-            logger.warning(
-                "%s is not as it was saved with the weights: it was edited, or it is damaged",
-                folder / name,
-            )
 
 
 def _with_labels(cfg: CfgNode, metadata: Metadata) -> CfgNode:
@@ -295,35 +231,6 @@ def _with_labels(cfg: CfgNode, metadata: Metadata) -> CfgNode:
     cfg = cfg.clone()
     cfg.MODEL.KNET.TEST.CLASSES = [[*ids.things, *ids.stuff][row] for row in chosen]
     return cfg
-
-
-def _folder(path_or_hub_id: str | os.PathLike[str], revision: str | None) -> Path:
-    folder = Path(path_or_hub_id)
-    if not folder.is_dir():
-        name = str(path_or_hub_id)
-        if name.count("/") != 1 or name.startswith((".", "/", "~")):
-            raise FileNotFoundError(f"{name} is no folder, and no `owner/name` of a model")
-        try:
-            from huggingface_hub import snapshot_download
-        except ImportError as error:
-            raise ImportError(
-                f"{name} is no folder; to download it from the Hugging Face Hub: "
-                "pip install huggingface_hub"
-            ) from error
-        try:
-            files = [_WEIGHTS, _CONFIG, _CLASSES]
-            folder = Path(snapshot_download(name, revision=revision, allow_patterns=files))
-        except Exception as error:  # the library has many kinds; each is passed on
-            raise FileNotFoundError(
-                f"{name} is no folder here, and could not be fetched from the Hugging Face Hub: "
-                f"{error}"
-            ) from error
-    missing = [file for file in (_WEIGHTS, _CONFIG, _CLASSES) if not (folder / file).is_file()]
-    if missing:
-        raise FileNotFoundError(
-            f"{folder}: no {', '.join(missing)}; KNetPredictor.save_pretrained writes them"
-        )
-    return folder
 
 
 def _machine_memory() -> float:

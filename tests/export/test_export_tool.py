@@ -7,8 +7,10 @@ import json
 import export
 import pytest
 import torch
+from torch import nn
 
-from knet.export.program import load_program
+from knet.export import onnx_file
+from knet.export.program import load_program, save_program
 
 from .models import scene, small_cfg, small_predictor
 
@@ -35,15 +37,14 @@ def test_exports_a_predictor_folder(tmp_path, capsys):
 
 def test_wrong_calls_end_with_a_message(tmp_path, capsys):
     def message(*arguments: object) -> str:
-        with pytest.raises(SystemExit) as stopped:
-            export.main([*map(str, arguments)])
-        assert stopped.value.code == 2
-        return capsys.readouterr().err
+        assert export.main([*map(str, arguments)]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("export.py: error: ") and error.count("\n") == 1
+        return error
 
     out = tmp_path / "model.onnx"
     assert "no folder" in message("--predictor", tmp_path / "none", "--output", out)
     assert not out.exists()
-    assert "none.yaml" in message("--config-file", tmp_path / "none.yaml", "--output", out)
     folder = tmp_path / "folder"
     predictor = small_predictor(small_cfg("instance"), "instance")
     predictor.save_pretrained(folder)
@@ -53,3 +54,61 @@ def test_wrong_calls_end_with_a_message(tmp_path, capsys):
     blocked.write_text(json.dumps({}))
     assert "file" in message("--predictor", folder, "--output", blocked / "model.onnx")
     assert blocked.read_text() == "{}"
+    assert "is a folder" in message("--predictor", folder, "--output", tmp_path)
+
+
+class Sums(nn.Module):
+    """A graph with one weight, quick to trace."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.arange(600.0).reshape(2, 300))
+
+    def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"sums": self.weight @ image}
+
+
+@pytest.fixture(scope="module")
+def sums():
+    return torch.export.export(Sums(), (torch.ones(300, 3),))
+
+
+@pytest.mark.parametrize("form", ["onnx", "pt2"])
+def test_a_stopped_export_leaves_what_was_there(form, sums, tmp_path, monkeypatch):
+    out = tmp_path / f"model.{form}"
+
+    def full(*arguments, **options):
+        assert out.read_text() == "of before"
+        raise OSError(28, "No space left on device")
+
+    out.write_text("of before")
+    if form == "onnx":
+        pytest.importorskip("onnxscript")
+        monkeypatch.setattr(torch.onnx.ONNXProgram, "save", full)
+    else:
+        monkeypatch.setattr(torch.export, "save", full)
+    with pytest.raises(OSError, match="No space"):
+        (onnx_file.save_onnx if form == "onnx" else save_program)(sums, out, {})
+    assert out.read_text() == "of before" and list(tmp_path.iterdir()) == [out]
+
+
+def test_weights_beside_a_file_are_found_by_it(sums, tmp_path, monkeypatch):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(onnx_file, "_LARGEST", 1000)
+    out = tmp_path / "model.onnx"
+    image = torch.rand(300, 3)
+    for _ in range(2):  # the second in place of the first
+        onnx_file.save_onnx(sums, out, {})
+        assert sorted(f.name for f in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
+        assert out.stat().st_size < 2400 <= (tmp_path / "model.onnx.data").stat().st_size
+    (result,) = onnxruntime.InferenceSession(out).run(None, {"image": image.numpy()})
+    torch.testing.assert_close(torch.from_numpy(result), Sums()(image)["sums"])
+
+
+def test_a_file_that_is_no_program_is_named(tmp_path):
+    path = tmp_path / "model.pt2"
+    with pytest.raises(FileNotFoundError, match=r"model\.pt2"):
+        load_program(path)
+    path.write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"model\.pt2 is no whole file"):
+        load_program(path)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -20,6 +22,8 @@ pytest.importorskip("onnxruntime")
 import run_onnx
 
 from knet.results.coco_files import image_ids
+
+from ..data.breaking import deep_colours
 
 _TOOLS = Path(run_onnx.__file__).parent
 
@@ -140,7 +144,8 @@ def test_calls_that_cannot_work_say_why(panoptic, pictures, tmp_path, capsys):
 class StandIn:
     """In place of an exported model: one segment, the left half of any picture."""
 
-    def __init__(self, *arguments):
+    def __init__(self, *arguments, **options):
+        self.path, self.max_pixels = "model", options["max_pixels"]
         self.info = {"results": ["panoptic"], "classes": []}
         self.classes = {0: {"id": 0, "dataset_id": 5, "color": [200, 0, 0]}}
 
@@ -164,12 +169,18 @@ def test_hostile_and_deep_pictures_are_named(pictures, tmp_path, capsys, monkeyp
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b""))
     )
     Image.fromarray(np.full((40, 40), 60000, np.uint16)).save(pictures / "deep.png")
+    Image.new("RGB", (40, 40)).save(pictures / "deep_colours.png")
+    deep_colours(pictures / "deep_colours.png")
+    os.mkfifo(pictures / "pipe.png")
     monkeypatch.setattr(run_onnx, "Model", StandIn)
     out = tmp_path / "out"
     assert run_onnx.main(["model", "--input", str(pictures), "--output", str(out)]) == 1
     errors = capsys.readouterr().err
-    assert "000.png cannot be read as a picture" in errors
-    assert "deep.png has more than 8 bits a channel" in errors
+    refused = "cannot be read as a picture: it"
+    assert f"000.png {refused} has 20000 x 20000 pixels, more than --max-pixels" in errors
+    assert f"deep.png {refused} has more than 8 bits a channel" in errors
+    assert f"deep_colours.png {refused} has more than 8 bits a channel" in errors
+    assert f"pipe.png {refused} is no regular file" in errors
     content = json.loads((out / "panoptic.json").read_text())
     assert [image["id"] for image in content["images"]] == [1, 2, 3]
 
@@ -249,3 +260,105 @@ def test_run_lengths_are_cocos(fill):
     reference = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
     assert encoded["counts"] == reference["counts"].decode()
     assert encoded["size"] == reference["size"]
+
+
+def with_metadata(source: Path, target: Path, text: str) -> Path:
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(source)
+    onnx.helper.set_model_props(model, {"knet": text})
+    onnx.save(model, target)
+    return target
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "named"),
+    [
+        ((), [1], "all is '[1]'"),
+        (("input",), None, "all.input is"),
+        (("input", "channel_order"), "YUV", "all.input.channel_order is 'YUV', not L or RGB"),
+        (("input", "resize", "short_side"), 9.5, "all.input.resize.short_side is '9.5'"),
+        (("input", "dtype"), ["uint8"], "all.input.dtype"),
+        (("results",), [], "all.results is '[]', not a list"),
+        (("results",), ["raw"], "raw logits"),
+        (("classes", 1, "color"), [1, 2], "all.classes[1].color is '[1, 2]', not a list of 3"),
+        (("classes", 1, "color"), [1, 2, 300], "all.classes[1].color[2] is '300', not 0 to 255"),
+        (("classes", 1, "id"), True, "all.classes[1].id"),
+        (("classes", 1, "id"), 0, "one id twice"),
+    ],
+)
+def test_broken_metadata_are_named(panoptic, tmp_path, capsys, keys, value, named):
+    with pytest.raises(ValueError) as raised:
+        run_onnx._read_metadata("some.onnx", _changed(panoptic, keys, value))
+    assert "some.onnx: its metadata 'knet' cannot be used, export" in str(raised.value)
+    assert named in str(raised.value)
+
+
+def _changed(panoptic, keys, value) -> str:
+    model = run_onnx.Model(str(panoptic.onnx))
+    info: dict = {"all": copy.deepcopy(model.info)}
+    *path, last = "all", *keys
+    place = info
+    for key in path:
+        place = place[key]
+    place[last] = value
+    return json.dumps(info["all"])
+
+
+def test_files_that_are_no_exported_model_are_named(panoptic, pictures, tmp_path, capsys):
+    cases = {
+        "deep": ("[" * 100_000, "its metadata 'knet' cannot be used"),
+        "cut": (_changed(panoptic, ("format",), 1)[:-9], "its metadata 'knet' cannot be used"),
+        "grey": (
+            _changed(panoptic, ("results",), "panoptic"),
+            "its metadata 'knet' cannot be used",
+        ),
+    }
+    for name, (text, named) in cases.items():
+        path = with_metadata(panoptic.onnx, tmp_path / f"{name}.onnx", text)
+        words = [str(path), "--input", str(pictures), "--output", str(tmp_path / "out")]
+        assert run_onnx.main(words) == 2
+        error = capsys.readouterr().err
+        assert f"{name}.onnx: {named}" in error and error.count("\n") == 1
+
+
+def test_a_class_without_a_description_is_named(panoptic, pictures, tmp_path, capsys):
+    classes = run_onnx.Model(str(panoptic.onnx)).info["classes"]
+    text = _changed(panoptic, ("classes",), classes[:1])
+    path = with_metadata(panoptic.onnx, tmp_path / "model.onnx", text)
+    words = [str(path), "--input", str(pictures), "--output", str(tmp_path / "out")]
+    assert run_onnx.main(words) == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 3 and all("describe no classes [" in line for line in errors)
+
+
+def test_a_failing_picture_does_not_end_the_others(pictures, tmp_path, capsys, monkeypatch):
+    class Failing(StandIn):
+        def __call__(self, image):
+            if image.width == 130:
+                raise MemoryError
+            return super().__call__(image)
+
+    monkeypatch.setattr(run_onnx, "Model", Failing)
+    out = tmp_path / "out"
+    assert run_onnx.main(["model", "--input", str(pictures), "--output", str(out)]) == 1
+    assert "002.png: not enough memory" in capsys.readouterr().err
+    assert len(list(out.glob("*_overlay.png"))) == 2
+    assert not list(out.glob("*unfinished*"))
+
+
+def test_a_grey_model_is_fed_grey_pixels(panoptic):
+    class Session:
+        def run(self, outputs, feeds):
+            self.fed = feeds["image"]
+            return [results]
+
+    model = run_onnx.Model(str(panoptic.onnx))
+    results = np.zeros((40, 30), np.int32)
+    model._outputs, model.session = ["semantic_classes"], Session()
+    model.info["results"] = ["semantic"]
+    model.info["input"].update(channel_order="L", resize={"short_side": 0, "max_long_side": 9})
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+    assert model(Image.fromarray(pixels))["semantic_classes"] is results
+    expected = np.asarray(Image.fromarray(pixels).convert("L"))[None, None]
+    assert model.session.fed.dtype == np.uint8
+    np.testing.assert_array_equal(model.session.fed, expected)

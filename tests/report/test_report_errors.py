@@ -93,8 +93,11 @@ def test_files_of_predictions_are_blamed_for_their_own_errors(call, results_fold
     assert "images.json does not know: 99" in message(
         "instances.json", lambda content: [found.update(image_id=99) for found in content]
     )
-    for name in ("panoptic/000001.png", "semantic/000001.png"):
-        assert f"{name} has 40 x 50 pixels, its image in images.json 96 x 96" in message(name, None)
+    for name, words in (
+        ("panoptic/000001.png", "is 50x40 (width x height), but its picture is 96x96"),
+        ("semantic/000001.png", "has 40 x 50 pixels, its image in images.json 96 x 96"),
+    ):
+        assert f"{name} {words}" in message(name, None)
 
 
 def test_more_classes_than_a_label_map_holds_are_refused():

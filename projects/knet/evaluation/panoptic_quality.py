@@ -29,8 +29,6 @@ from typing import Any
 
 import numpy as np
 
-from knet.data.annotations.image_files import open_image
-
 from .panoptic_ids import OFFSET, id2rgb, rgb2id
 
 __all__ = [
@@ -292,6 +290,9 @@ def pq_compute(
 
 
 def _read_ids(path: str) -> np.ndarray:
+    # not above: the counting itself needs numpy alone
+    from knet.data.annotations.image_files import open_image
+
     with open_image(path) as image:
         if image.mode != "RGB":
             raise ValueError(

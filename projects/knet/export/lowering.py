@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import importlib
+import math
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -91,3 +94,29 @@ def plain_attention() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+@contextmanager
+def constant_padding() -> Iterator[None]:
+    """timm's padding "same" (names with `tf_`, and others) as constants where a size is not known.
+
+    As a formula of the sizes it keeps tracing from ending: every layer's sizes depend on the sizes
+    before it. But images are padded to a multiple of all strides, so every map's sides divide by
+    the stride of the layer that it goes to, and what is missing follows from kernel and stride.
+    """
+    if "timm" not in sys.modules:  # no backbone of timm then
+        yield
+        return
+    module: Any = importlib.import_module("timm.layers.padding")
+    usual = module.get_same_padding
+    module.get_same_padding = _same_padding
+    try:
+        yield
+    finally:
+        module.get_same_padding = usual
+
+
+def _same_padding(size: int, kernel: int, stride: int, dilation: int) -> int:
+    """Of one axis, both sides together; `size` is any number that `stride` divides if symbolic."""
+    rest = math.ceil(size / stride) * stride - size if isinstance(size, int) else 0
+    return max((kernel - 1) * dilation + 1 - stride + rest, 0)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +15,7 @@ from torch.export import ExportedProgram
 
 from knet.export.metadata import METADATA_KEY
 from knet.export.program import output_names
+from knet.files import UNFINISHED, whole_file
 
 OPSET = 18
 # operators whose inputs are all of one type
@@ -26,13 +30,17 @@ def save_onnx(
     metadata: Mapping[str, Any],
     *,
     half: bool = False,
+    progress: Callable[[str], None] = lambda step: None,
 ) -> None:
     """Write an ONNX file with the metadata as its property "knet"; `half` as it was traced.
 
-    Weights are within the file, beside it (`<path>.data`) if they take more than 2 GB.
+    Weights are within the file, beside it (`<path>.data`) if they take more than 2 GB. Both are
+    there whole or not at all. `progress` is told each step as it begins.
 
     Raises:
         ImportError: onnx or onnxscript is missing.
+        ValueError: an operator that ONNX does not have.
+        OSError: the files cannot be written.
     """
     try:
         import onnx  # noqa: F401
@@ -42,23 +50,45 @@ def save_onnx(
             f"ONNX needs {error.name}: run `pip install -e .[export]` in the repository root",
             name=error.name,
         ) from error
-    exported = torch.onnx.export(
-        program,
-        dynamo=True,
-        opset_version=OPSET,
-        output_names=output_names(program),
-        custom_translation_table={torch.ops.aten.sort.stable: _stable_sort},
-        # the optimiser would give float16 convolutions the float32 biases of batch norms
-        optimize=not half,
-        verbose=False,
-    )
+    progress("translating to ONNX")
+    logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # warns of its own guesses
+    try:
+        exported = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=OPSET,
+            output_names=output_names(program),
+            custom_translation_table={torch.ops.aten.sort.stable: _stable_sort},
+            # the optimiser would give float16 convolutions the float32 biases of batch norms
+            optimize=not half,
+            verbose=False,
+        )
+    except torch.onnx.OnnxExporterError as error:
+        raise ValueError(
+            f"the model cannot be translated to ONNX; --format torch_export may do ({error})"
+        ) from error
     assert exported is not None
     model = exported.model
     if half:
         _store_float16(model)
     model.metadata_props[METADATA_KEY] = json.dumps(metadata)
     weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value)
-    exported.save(path, external_data=weights > _LARGEST)
+    progress(f"writing {path}")
+    _write(exported, Path(path), external_data=weights > _LARGEST)
+
+
+def _write(exported: Any, path: Path, *, external_data: bool) -> None:
+    # the file holds the name of the file beside it, so both get theirs in a folder of their own
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{path.stem}{UNFINISHED}") as folder:
+        written = Path(folder, path.name)
+        exported.save(written, external_data=external_data)
+        data = Path(f"{written}.data")
+        if data.is_file():
+            path.unlink(missing_ok=True)  # an older graph must not meet these weights
+            with whole_file(f"{path}.data") as unfinished:
+                data.replace(unfinished)
+        with whole_file(path) as unfinished:
+            written.replace(unfinished)
 
 
 def _stable_sort(

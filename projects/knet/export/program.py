@@ -14,8 +14,9 @@ from torch.export.dynamic_shapes import _DimHint
 
 from knet.export.graph import MaskGraph, SemanticGraph
 from knet.export.image_graph import ImageGraph, RawGraph
-from knet.export.lowering import plain_attention
+from knet.export.lowering import constant_padding, plain_attention
 from knet.export.metadata import METADATA_KEY
+from knet.files import whole_file
 
 DYNAMIC = ("batch", "height", "width")
 
@@ -104,7 +105,7 @@ def trace(
     if not raw:
         inputs["output_size"] = torch.tensor([example_size[0] + 7, example_size[1] + 11])
         shapes["output_size"] = None
-    with plain_attention():
+    with plain_attention(), constant_padding():
         program = torch.export.export(
             graph,
             (),
@@ -129,14 +130,28 @@ def save_program(
     program: ExportedProgram, path: str | os.PathLike[str], metadata: Mapping[str, Any]
 ) -> None:
     """Write a file for `torch.export.load`, with the metadata as its extra file "knet"."""
-    torch.export.save(program, path, extra_files={METADATA_KEY: json.dumps(metadata)})
+    with whole_file(path) as unfinished:
+        torch.export.save(program, unfinished, extra_files={METADATA_KEY: json.dumps(metadata)})
 
 
 def load_program(path: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, Any]]:
-    """The graph as a module and its metadata, out of a file of `save_program`."""
+    """The graph as a module and its metadata, out of a file of `save_program`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it was not written by `save_program`, or is broken.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{os.fspath(path)}: no such file")
     extra: dict[str, Any] = {METADATA_KEY: ""}
-    program = torch.export.load(path, extra_files=extra)
-    return program.module(), json.loads(extra[METADATA_KEY])
+    try:
+        program = torch.export.load(path, extra_files=extra)
+        return program.module(), json.loads(extra[METADATA_KEY])
+    except Exception as error:  # PyTorch's reader raises anything at a broken archive
+        raise ValueError(
+            f"{os.fspath(path)} is no whole file of tools/export.py --format torch_export: export "
+            f"the model again ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _check_dynamic(program: ExportedProgram, dims: Mapping[int, Any]) -> None:

@@ -1,0 +1,162 @@
+"""The folder that holds a whole model: `model.safetensors`, `config.yaml`, `classes.json`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import Metadata
+
+from knet.checkpoint.integrity import digest
+from knet.files import read_text, write_json
+from knet.modeling.classes import ClassIds
+
+__all__ = [
+    "CLASSES",
+    "CONFIG",
+    "WEIGHTS",
+    "compare_files",
+    "file_digests",
+    "find_folder",
+    "read_classes",
+    "write_classes",
+]
+
+logger = logging.getLogger(__name__)
+
+WEIGHTS, CONFIG, CLASSES = "model.safetensors", "config.yaml", "classes.json"
+_MEND = "restore the file, or write the folder again with KNetPredictor.save_pretrained"
+
+
+def find_folder(path_or_hub_id: str | os.PathLike[str], revision: str | None) -> Path:
+    """A folder with all three files, downloaded once if it is `owner/name` on the Hub.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or a file is missing in it.
+        ImportError: it would have to be downloaded, and huggingface_hub is not installed.
+    """
+    folder = Path(path_or_hub_id)
+    if not folder.is_dir():
+        name = str(path_or_hub_id)
+        if name.count("/") != 1 or name.startswith((".", "/", "~")):
+            raise FileNotFoundError(f"{name} is no folder, and no `owner/name` of a model")
+        try:
+            from huggingface_hub import snapshot_download
+        except ImportError as error:
+            raise ImportError(
+                f"{name} is no folder; to download it from the Hugging Face Hub: "
+                "pip install huggingface_hub"
+            ) from error
+        try:
+            files = [WEIGHTS, CONFIG, CLASSES]
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=files))
+        except Exception as error:  # the library has many kinds; each is passed on
+            raise FileNotFoundError(
+                f"{name} is no folder here, and could not be fetched from the Hugging Face Hub: "
+                f"{error}"
+            ) from error
+    missing = [file for file in (WEIGHTS, CONFIG, CLASSES) if not (folder / file).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{folder}: no {', '.join(missing)}; KNetPredictor.save_pretrained writes them"
+        )
+    return folder
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """Digests of config and class names, which the weights beside them keep."""
+    # of text: the ends of lines may change on the way
+    return {name: digest(read_text(folder / name)) for name in (CONFIG, CLASSES)}
+
+
+def compare_files(folder: Path, saved: Any) -> None:
+    """Say which files are not those that were saved with the weights; they may have been edited."""
+    if not isinstance(saved, dict):
+        return
+    for name, value in file_digests(folder).items():
+        if saved.get(name, value) != value:
+            logger.warning(
+                "%s is not as it was saved with the weights: it was edited, or it is damaged",
+                folder / name,
+            )
+
+
+def write_classes(path: Path, metadata: Metadata) -> None:
+    """Write what a data set's metadata say of its classes; OSError as `knet.files.whole_file`."""
+    found = {key: metadata.get(key) for key in _KEYS if metadata.get(key)}
+    write_json(path, found, indent=1)
+
+
+def read_classes(path: Path, *, name: str, ids: ClassIds) -> Metadata:
+    """The inverse of `write_classes`.
+
+    Args:
+        path: of the file.
+        name: of the metadata.
+        ids: the labels of the model's classes, which must have names.
+
+    Raises:
+        ValueError: the file was not written by `write_classes` for such a model; names file and
+            key.
+        OSError: it cannot be read.
+    """
+    try:
+        saved = json.loads(read_text(path))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON text ({error}): {_MEND}") from error
+    if not isinstance(saved, dict):
+        raise ValueError(f"{path} is no table of names and colours: {_MEND}")
+    metadata = Metadata(name=name)
+    for key, value in saved.items():
+        if key not in _KEYS:
+            raise ValueError(f"{path}: {key!r} is unknown, not {', '.join(_KEYS)}: {_MEND}")
+        fits, what = _KEYS[key]
+        if not fits(value):
+            raise ValueError(f"{path}: {key} is {str(value)[:80]!r}, not {what}: {_MEND}")
+        if key.endswith("contiguous_id"):  # JSON has no numbers for keys
+            value = {int(k): v for k, v in value.items()}
+        metadata.set(**{key: value})
+    for key, labels in (("thing_classes", ids.things), ("stuff_classes", ids.stuff)):
+        if key in saved and max(labels, default=-1) >= len(saved[key]):
+            raise ValueError(
+                f"{path}: {key} names {len(saved[key])} classes, but {CONFIG} beside it has the "
+                f"label {max(labels)}: {_MEND}"
+            )
+    return metadata
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+def _are_colors(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(color, list)
+        and len(color) == 3
+        and all(type(part) is int and 0 <= part <= 255 for part in color)
+        for color in value
+    )
+
+
+def _are_ids(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        key.removeprefix("-").isdecimal() and key.isascii() and type(label) is int and label >= 0
+        for key, label in value.items()
+    )
+
+
+_KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **{f"{kind}_classes": (_are_names, "a list of names") for kind in ("thing", "stuff")},
+    **{
+        f"{kind}_colors": (_are_colors, "a list of [red, green, blue], 0 to 255")
+        for kind in ("thing", "stuff")
+    },
+    **{
+        f"{kind}_dataset_id_to_contiguous_id": (_are_ids, "a table of whole numbers")
+        for kind in ("thing", "stuff")
+    },
+}

@@ -1,0 +1,68 @@
+"""Modules that are traced for any size in place of others compute what those do."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.export import Dim
+
+from knet.export.lowering import constant_padding
+from knet.export.onnx_file import save_onnx
+from knet.export.program import build_graph, trace
+
+from .models import scene, small_cfg, small_predictor
+
+layers = pytest.importorskip("timm.layers")
+
+_SAME = {
+    "conv": lambda: layers.Conv2dSame(3, 4, 3, stride=2),
+    "long": lambda: layers.Conv2dSame(3, 4, (5, 3), stride=(2, 1), dilation=2),
+    "even": lambda: layers.Conv2dSame(3, 4, 2),
+    "narrow": lambda: layers.Conv2dSame(3, 4, 1, stride=2),
+    "standardised": lambda: layers.StdConv2dSame(3, 4, 7, stride=2),
+    "scaled": lambda: layers.ScaledStdConv2dSame(3, 4, 3, stride=2),
+    "max": lambda: layers.create_pool2d("max", 3, 2, padding="same"),
+    "mean": lambda: layers.AvgPool2dSame(3, 2),
+}
+
+
+@pytest.mark.parametrize("kind", list(_SAME))
+def test_same_padding_is_the_same_at_every_size(kind):
+    module = nn.Sequential(_SAME[kind](), _SAME["conv"]() if kind in ("max", "mean") else nn.ReLU())
+    module.eval()
+    sizes = ({2: 4 * Dim("rows", min=2), 3: 4 * Dim("columns", min=2)},)
+    with constant_padding():
+        program = torch.export.export(module, (torch.rand(1, 3, 32, 48),), dynamic_shapes=sizes)
+        fixed = module(torch.rand(1, 3, 17, 19)).shape
+    for height, width in ((32, 48), (64, 20)):
+        image = torch.rand(1, 3, height, width)
+        assert torch.equal(program.module()(image), module(image))
+    assert module(torch.rand(1, 3, 17, 19)).shape == fixed
+
+
+def test_a_backbone_with_same_padding_is_exported(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    cfg = small_cfg(
+        "instance",
+        *("MODEL.BACKBONE.NAME", "build_timm_backbone", "INPUT.FORMAT", "RGB"),
+        *("MODEL.TIMM.NAME", "tf_mobilenetv3_small_minimal_100"),
+    )
+    predictor = small_predictor(cfg, "instance")
+    graph = build_graph(predictor.model, channel_order="RGB", onnx=True, raw=True)
+    told: list[str] = []
+    path = tmp_path / "model.onnx"
+    save_onnx(trace(graph, example_size=(96, 128)), path, {}, progress=told.append)
+    assert told == ["translating to ONNX", f"writing {path}"]
+    session = onnxruntime.InferenceSession(path)
+    for height, width in ((90, 130), (160, 75)):
+        image = torch.from_numpy(scene(height, width, 1).transpose(2, 0, 1).copy())
+        masks, scores = session.run(["mask_logits", "class_logits"], {"image": image[None].numpy()})
+        with torch.no_grad():
+            expected = graph(image[None])
+        torch.testing.assert_close(
+            torch.from_numpy(masks), expected["mask_logits"], rtol=1e-3, atol=1e-3
+        )
+        torch.testing.assert_close(
+            torch.from_numpy(scores), expected["class_logits"], rtol=1e-3, atol=1e-3
+        )
