@@ -7,7 +7,8 @@ import tempfile
 from collections.abc import Iterator
 
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
+
+from knet.files import whole_file
 
 __all__ = ["Spool"]
 
@@ -47,7 +48,7 @@ class Spool:
             for _ in lines:
                 raise AssertionError("lines are gathered in the first process only")
             return
-        with PathManager.open(path, "w") as f:
+        with whole_file(path) as unfinished, open(unfinished, "w", encoding="utf-8") as f:
             f.write(before)
             for count, line in enumerate(lines):
                 f.write(f", {line}" if count else line)

@@ -22,8 +22,10 @@ from knet.data.mapper import KNetDatasetMapper
 from knet.data.skip_report import SkipReport
 from knet.evaluation import build_evaluator
 from knet.modeling.test_time_augmentation import KNetWithTTA
+from knet.training.checkpoints import Checkpoints
 from knet.training.optimizer import build_lr_scheduler, build_optimizer
 from knet.training.step import TrainStep
+from knet.training.stop import StopSignals, stop_at_once
 
 logger = logging.getLogger(__name__)
 
@@ -133,11 +135,21 @@ class Trainer(DefaultTrainer):
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
+        self._signals = StopSignals()
         self.register_hooks(self.build_hooks())
 
     def _open_loader(self, seed: int, step: int) -> SkipReport:
         self._batches = self.build_train_loader(self.cfg, seed=seed, start_step=step)
         return self._batches
+
+    def train(self) -> Any:
+        """As in Detectron2; SIGTERM or SIGINT ends it after a step, with a checkpoint.
+
+        Raises:
+            Stopped: by a signal; an exit of the program with its status, if nobody catches it.
+        """
+        with self._signals:
+            return super().train()
 
     def after_train(self) -> None:
         """As in Detectron2; then what has been skipped is summed up, after a failure too."""
@@ -155,8 +167,15 @@ class Trainer(DefaultTrainer):
         self._trainer.load_state_dict(state["_trainer"])
 
     def build_hooks(self) -> list[HookBase | None]:
-        """Adds, with TEST.AUG.ENABLED, the scores with test-time augmentation at the end."""
+        """With K-Net's checkpoints.
+
+        Adds, with TEST.AUG.ENABLED, the scores with test-time augmentation at the end.
+        """
         built = super().build_hooks()
+        built = [h for h in built if not isinstance(h, hooks.PeriodicCheckpointer)]
+        evaluations = [i for i, h in enumerate(built) if isinstance(h, hooks.EvalHook)]
+        checkpoints = Checkpoints.from_config(self.cfg, self.checkpointer, self._signals)
+        built.insert(evaluations[0], checkpoints)
         if self.cfg.TEST.AUG.ENABLED:
 
             def test_with_tta() -> dict[str, Any]:
@@ -198,7 +217,8 @@ class Trainer(DefaultTrainer):
         if comm.get_world_size() > 1:
             for buffer in model.buffers():
                 torch.distributed.broadcast(buffer, 0)
-        return super().test(cfg, model, evaluators)
+        with stop_at_once():  # the weights are in a checkpoint by now
+            return super().test(cfg, model, evaluators)
 
     @classmethod
     def test_with_tta(cls, cfg: CfgNode, model: nn.Module) -> dict[str, dict[str, float]]:
