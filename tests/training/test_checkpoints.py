@@ -130,7 +130,8 @@ def test_last_checkpoint_is_made_again(cfg, tmp_path):
     (tmp_path / "model_final.pth").unlink()
     (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
     make(cfg, tmp_path, resume=True).train()
-    assert all(torch.equal(final(tmp_path)[name], value) for name, value in whole.items())
+    again = final(tmp_path)
+    assert all(torch.equal(again[name], value) for name, value in whole.items())
     assert make(cfg, tmp_path, resume=True).start_iter == 2
 
 
