@@ -123,18 +123,6 @@ def test_signal_ends_an_evaluation_at_once(cfg, tmp_path, monkeypatch):
     assert files(tmp_path) == ["model_final.pth"]
 
 
-def test_last_checkpoint_is_made_again(cfg, tmp_path):
-    cfg.SOLVER.MAX_ITER = cfg.SOLVER.CHECKPOINT_PERIOD = 2
-    make(cfg, tmp_path).train()
-    whole = final(tmp_path)
-    (tmp_path / "model_final.pth").unlink()
-    (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
-    make(cfg, tmp_path, resume=True).train()
-    again = final(tmp_path)
-    assert all(torch.equal(again[name], value) for name, value in whole.items())
-    assert make(cfg, tmp_path, resume=True).start_iter == 2
-
-
 @pytest.mark.parametrize("key, value", [("CHECKPOINT_PERIOD", 0), ("CHECKPOINT_MINUTES", -1.0)])
 def test_impossible_periods_are_refused(cfg, key, value):
     cfg.SOLVER[key] = value

@@ -87,14 +87,10 @@ class Checkpoints(HookBase):
         self._between = list(state["between"])
 
     def before_train(self) -> None:
-        """Makes up for what a kill has prevented: the last checkpoint, the removal of old ones."""
+        """Makes up for the removal of old checkpoints that a kill may have prevented."""
         self._agreement = Agreement()
         self._written = time.monotonic()
         self._remove_old()
-        if 0 < self.trainer.start_iter == self.trainer.max_iter:
-            self.trainer.iter -= 1  # the step that was the last
-            self._save("model_final")
-            self.trainer.iter += 1
 
     def after_step(self) -> None:
         """Writes what is due; raises `Stopped` in all processes if one was asked to stop."""
