@@ -37,6 +37,7 @@ import knet  # noqa: F401  (before Detectron2)
 
 # isort: split
 import torch
+import torch.utils.tensorboard  # noqa: F401  (which a training would import)
 from detectron2.config import CfgNode
 
 ROOT = Path(__file__).parents[2]
