@@ -37,7 +37,7 @@ import knet  # noqa: F401  (before Detectron2)
 
 # isort: split
 import torch
-import torch.utils.tensorboard  # noqa: F401  (which a training would import)
+import torch.utils.tensorboard  # so that the trainings need not
 from detectron2.config import CfgNode
 
 ROOT = Path(__file__).parents[2]

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,36 @@ def test_second_interrupt_ends_at_once(cfg, tmp_path):
         os._exit(0)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGINT
     assert not files(tmp_path)
+
+
+def test_signal_to_the_whole_group_spares_the_loader(cfg, tmp_path):
+    cfg.DATALOADER.NUM_WORKERS = 1
+    cfg.SOLVER.IMS_PER_BATCH = cfg.SOLVER.ACCUMULATION_STEPS = 6  # more than are read ahead
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        status = 1
+
+        def wait():
+            os.write(writer, b"!")
+            while not trainer._signals.received:
+                time.sleep(0.01)
+
+        try:
+            os.setsid()
+            torch.set_num_threads(1)
+            trainer = make(cfg, tmp_path)
+            in_step(trainer, 1, wait)
+            trainer.train()
+        except Stopped as stop:
+            status = stop.code
+        finally:
+            os._exit(status)
+    os.close(writer)
+    assert os.read(reader, 1)
+    os.killpg(child, signal.SIGTERM)
+    assert os.WEXITSTATUS(os.waitpid(child, 0)[1]) == 143
+    assert files(tmp_path) == ["model_0000001.pth"]
 
 
 def test_signal_ends_an_evaluation_at_once(cfg, tmp_path, monkeypatch):

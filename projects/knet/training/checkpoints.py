@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import signal
 import time
 from typing import Any
 
@@ -15,8 +13,6 @@ from knet.checkpoint.checkpointer import KNetCheckpointer
 from knet.training.stop import Agreement, Stopped, StopSignals
 
 __all__ = ["Checkpoints"]
-
-logger = logging.getLogger(__name__)
 
 # of those that are written between the periods
 _KEPT = 2
@@ -106,11 +102,6 @@ class Checkpoints(HookBase):
             self._save("model_final")  # a signal ends the evaluation that follows
         elif number:
             self._agreement.wait()  # a process that ends might end the others, too
-            logger.warning(
-                "Stopped by %s after step %d of %d; --resume goes on from %s",
-                signal.Signals(number).name, done, self.trainer.max_iter,
-                os.path.join(self._checkpointer.save_dir, f"{name}.pth"),
-            )  # fmt: skip
             raise Stopped(number)
 
     def _is_overdue(self) -> bool:

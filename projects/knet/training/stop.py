@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from detectron2.utils import comm
+from torch.utils.data import DataLoader
 
-__all__ = ["Agreement", "StopSignals", "Stopped", "stop_at_once"]
+__all__ = ["Agreement", "StopSignals", "Stopped", "spare_workers", "stop_at_once"]
 
 
 class Stopped(SystemExit):
@@ -56,9 +58,10 @@ class StopSignals:
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         if os.getpid() != self._owner:
-            # a forked worker: the first is for the process that reads from it, which may be sent
-            # to the whole group; the next one means the worker
+            # a forked worker; Ctrl-C, which reaches the whole group, is for its parent
             signal.signal(number, signal.SIG_DFL)
+            if number == signal.SIGTERM:
+                os.kill(os.getpid(), number)
             return
         again, self.received = self.received, number
         if again and number == signal.SIGINT:
@@ -80,6 +83,9 @@ class StopSignals:
             self._raise()
             yield
             self._raise()  # it may have been raised where exceptions are ignored
+        except Exception:
+            self._raise()  # such as that another process is gone, for the same reason
+            raise
         finally:
             self._at_once = False
 
@@ -96,6 +102,32 @@ def stop_at_once() -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext() if _current is None else _current.at_once()
 
 
+def spare_workers(loader: DataLoader) -> DataLoader:
+    """Have a loader's worker processes obey SIGTERM of their parent alone, in place.
+
+    Whoever ends a job may send it to all of its processes at once, but the step that runs needs
+    its batch.
+    """
+    loader.worker_init_fn = functools.partial(_obey_parent, loader.worker_init_fn)
+    return loader
+
+
+def _obey_parent(init: Callable[[int], None] | None, worker: int) -> None:
+    if init is not None:
+        init(worker)
+    if not hasattr(signal, "sigwaitinfo"):  # macOS: the worker dies, and the step with it
+        return
+    parent = os.getppid()
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+
+    def watch() -> None:
+        while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=watch, name="obey_parent", daemon=True).start()
+
+
 class Agreement:
     """Lets all processes know after the same step that one of them was asked to stop.
 
@@ -104,7 +136,7 @@ class Agreement:
     """
 
     def __init__(self) -> None:
-        self._group = dist.new_group(backend="gloo") if comm.get_world_size() > 1 else None
+        self._group: Any = dist.new_group(backend="gloo") if comm.get_world_size() > 1 else None
         self._asked: tuple[Any, torch.Tensor] | None = None
 
     def number(self, received: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import weakref
 from typing import Any
 
@@ -25,7 +26,7 @@ from knet.modeling.test_time_augmentation import KNetWithTTA
 from knet.training.checkpoints import Checkpoints
 from knet.training.optimizer import build_lr_scheduler, build_optimizer
 from knet.training.step import TrainStep
-from knet.training.stop import StopSignals, stop_at_once
+from knet.training.stop import Stopped, StopSignals, spare_workers, stop_at_once
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +150,17 @@ class Trainer(DefaultTrainer):
             Stopped: by a signal; an exit of the program with its status, if nobody catches it.
         """
         with self._signals:
-            return super().train()
+            try:
+                return super().train()
+            except Stopped as stop:
+                logger.warning(
+                    "Stopped by %s after step %d of %d; --resume goes on from %s",
+                    signal.Signals(stop.number).name,
+                    min(self.iter + 1, self.max_iter),
+                    self.max_iter,
+                    self.checkpointer.get_checkpoint_file(),
+                )
+                raise
 
     def after_train(self) -> None:
         """As in Detectron2; then what has been skipped is summed up, after a failure too."""
@@ -203,13 +214,15 @@ class Trainer(DefaultTrainer):
     def build_train_loader(cls, cfg: CfgNode, *, seed: int = 0, start_step: int = 0) -> SkipReport:
         """Batches of this process from a step on."""
         mapper = KNetDatasetMapper(cfg, is_train=True)
-        return build_train_loader(cfg, mapper, seed=seed, start_step=start_step)
+        report = build_train_loader(cfg, mapper, seed=seed, start_step=start_step)
+        spare_workers(report.batches)
+        return report
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
         """Detectron2's test loader with K-Net's mapper."""
         mapper = KNetDatasetMapper(cfg, is_train=False)
-        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        return spare_workers(build_detection_test_loader(cfg, dataset_name, mapper=mapper))
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> Any:
