@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from detectron2.utils import comm
-from torch.utils.data import DataLoader
 
 __all__ = ["Agreement", "StopSignals", "Stopped", "spare_workers", "stop_at_once"]
 
@@ -102,8 +101,8 @@ def stop_at_once() -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext() if _current is None else _current.at_once()
 
 
-def spare_workers(loader: DataLoader) -> DataLoader:
-    """Have a loader's worker processes obey SIGTERM of their parent alone, in place.
+def spare_workers(loader: Any) -> Any:
+    """Have the worker processes of a `DataLoader` obey SIGTERM of their parent alone, in place.
 
     Whoever ends a job may send it to all of its processes at once, but the step that runs needs
     its batch.
