@@ -11,6 +11,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import logging
 import sys
 
 import knet  # noqa: F401  (before Detectron2, which it fits to current libraries)
@@ -26,6 +28,8 @@ from knet.checkpoint.checkpointer import KNetCheckpointer
 from knet.config import get_cfg_from_file
 from knet.data.registration.builtin import register_builtin
 from knet.data.registration.custom import register_custom
+from knet.errors import UserError, hide_trace, run_command
+from knet.training.folder_lock import folder_lock
 from knet.training.launch import launch
 from knet.training.trainer import Trainer
 
@@ -42,8 +46,18 @@ def setup(args: argparse.Namespace) -> CfgNode:
 def main(args: argparse.Namespace) -> dict:
     """What one process does; returns the results of the last evaluation."""
     cfg = setup(args)
+    # an evaluation beside a training is all right: its results are written whole, at the end
+    alone = comm.is_main_process() and not args.eval_only
+    with folder_lock(cfg.OUTPUT_DIR) if alone else contextlib.nullcontext():
+        return _run(cfg, args)
+
+
+def _run(cfg: CfgNode, args: argparse.Namespace) -> dict:
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="knet")
+    for handler in logging.getLogger("detectron2").handlers:
+        if getattr(handler, "stream", None) is sys.stdout:
+            handler.addFilter(hide_trace)
     register_builtin([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
     register_custom(cfg)
     if args.eval_only:
@@ -61,12 +75,11 @@ def main(args: argparse.Namespace) -> dict:
     return trainer.train()
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Read the command line and train or evaluate, on one or several processes."""
     arguments = default_argument_parser(epilog=__doc__).parse_args()
     if not arguments.config_file:
-        sys.exit(
-            "train_net.py: name a config with --config-file, e.g. configs/shapes/panoptic.yaml"
-        )
+        raise UserError("name a config with --config-file, e.g. configs/shapes/panoptic.yaml")
     launch(
         main,
         arguments.num_gpus,
@@ -76,3 +89,7 @@ if __name__ == "__main__":
         on_gpu=setup(arguments).MODEL.DEVICE.startswith("cuda"),
         args=(arguments,),
     )
+
+
+if __name__ == "__main__":
+    sys.exit(run_command("train_net.py", command))

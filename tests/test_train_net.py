@@ -124,3 +124,13 @@ def test_checkpoint_of_nothing_in_common_is_refused(data, tiny_opts, tmp_path):
     done = run(*CONFIG, *tiny_opts, "MODEL.WEIGHTS", tmp_path / "other.pth", env=data)
     assert done.returncode != 0
     assert "other.pth" in done.stderr and "some.weight" in done.stderr
+
+
+def test_error_in_training_is_one_line_and_the_trace_is_in_the_log(data, tiny_opts, tmp_path):
+    opts = (*tiny_opts, "SOLVER.BASE_LR", 1e30, "SOLVER.WARMUP_FACTOR", 1.0, "DATASETS.TEST", "()")
+    done = run(*CONFIG, *opts, env={**data, "KNET_TRACEBACK": ""})
+    assert done.returncode == 2
+    assert "Traceback" not in done.stdout + done.stderr
+    lines = [line for line in done.stderr.splitlines() if "error" in line]
+    assert len(lines) == 1 and lines[0].startswith("train_net.py: error: Loss became infinite")
+    assert "Traceback" in (tmp_path / "out" / "log.txt").read_text()

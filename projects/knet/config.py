@@ -186,6 +186,9 @@ def _add_solver_config(cfg: CN) -> None:
     cfg.SOLVER.AMP.DTYPE = "bfloat16"
     # the images of a step pass in this many parts, for less memory; must divide IMS_PER_BATCH
     cfg.SOLVER.ACCUMULATION_STEPS = 1
+    # besides CHECKPOINT_PERIOD, a checkpoint is written after so many minutes without one; of these
+    # the newest two are kept. 0: none
+    cfg.SOLVER.CHECKPOINT_MINUTES = 10.0
     # with LR_SCHEDULER_NAME "WarmupPolyLR": the rate falls as (1 - step / MAX_ITER) ** this
     cfg.SOLVER.POLY_LR_POWER = 0.9
     # "full_model" limits the norm of all gradients together, as published

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["TRACEBACK", "UserError", "one_line", "run_command"]
+__all__ = ["MEANT", "TRACEBACK", "UserError", "hide_trace", "one_line", "run_command"]
 
 # environment variable: 1 shows where an error came from
 TRACEBACK = "KNET_TRACEBACK"
-# What the package raises on purpose, with a message that names the thing and the mend.
-_MEANT = (OSError, ValueError, KeyError, ImportError, FloatingPointError)
 _PACKAGE = str(Path(__file__).parent) + os.sep
 
 
 class UserError(Exception):
     """What the user asked for cannot be done; the message says what and how to mend it."""
+
+
+# What the package raises on purpose, with a message that names the thing and the mend.
+MEANT = (UserError, OSError, ValueError, KeyError, ImportError, FloatingPointError)
 
 
 def one_line(error: BaseException) -> str:
@@ -48,8 +51,8 @@ def run_command(name: str, main: Callable[[], int | None]) -> int:
     """
     try:
         return main() or 0
-    except (UserError, *_MEANT) as error:
-        if os.environ.get(TRACEBACK, "") not in ("", "0"):
+    except MEANT as error:
+        if _trace_wanted():
             traceback.print_exc()
         sys.stdout.flush()
         print(f"{name}: error: {one_line(error)}", file=sys.stderr)
@@ -57,3 +60,16 @@ def run_command(name: str, main: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         return 130
+
+
+def hide_trace(record: logging.LogRecord) -> bool:
+    """A filter for handlers of the terminal: whether a log record should be shown there.
+
+    Libraries log an exception before it goes on to `run_command`, which tells it in one line.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, MEANT) or _trace_wanted()
+
+
+def _trace_wanted() -> bool:
+    return os.environ.get(TRACEBACK, "") not in ("", "0")

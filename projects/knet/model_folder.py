@@ -107,9 +107,9 @@ def read_classes(path: Path, *, name: str, ids: ClassIds) -> Metadata:
     try:
         saved = json.loads(read_text(path))
     except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON text ({error}): {_MEND}") from error
+        raise ValueError(f"{path}: no JSON text ({error}): {_MEND}") from error
     if not isinstance(saved, dict):
-        raise ValueError(f"{path} is no table of names and colours: {_MEND}")
+        raise ValueError(f"{path}: no table of names and colours: {_MEND}")
     metadata = Metadata(name=name)
     for key, value in saved.items():
         if key not in _KEYS:

@@ -9,8 +9,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from detectron2.utils import comm
+
+from knet.errors import UserError
+from knet.training.processes import follow_parent, run_processes
+from knet.training.stop import Stopped
 
 
 def launch(
@@ -27,6 +30,7 @@ def launch(
 
     Detectron2's own launcher needs CUDA; this one uses gloo without it. Under `torchrun`, the
     processes exist already and the other arguments but `main`, `on_gpu` and `args` are ignored.
+    The processes end with each other and with this one, see `knet.training.processes`.
 
     Args:
         main: what to run; must be importable.
@@ -40,18 +44,21 @@ def launch(
         What `main` returns if this process runs it itself, else None.
 
     Raises:
-        RuntimeError: fewer GPUs than processes.
-        ValueError: several machines without an address.
+        UserError: fewer GPUs than processes; several machines without an address; whatever
+            a process raised that is meant for the user.
+        RuntimeError: another exception of a process.
+        SystemExit: a process, or this one, was ended.
     """
     under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
     if under_torchrun:
         num_processes = int(os.environ["LOCAL_WORLD_SIZE"])
     if on_gpu and torch.cuda.device_count() < num_processes:
-        raise RuntimeError(
+        raise UserError(
             f"--num-gpus {num_processes}, but this machine has {torch.cuda.device_count()}: "
             "lower it, or train on the CPU with MODEL.DEVICE cpu"
         )
     if under_torchrun:
+        follow_parent(os.getppid())
         rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         local_rank = int(os.environ["LOCAL_RANK"])
         return _run(local_rank, rank, world_size, num_processes, "env://", on_gpu, main, args)
@@ -60,15 +67,16 @@ def launch(
         return main(*args)
     if dist_url == "auto":
         if num_machines > 1:
-            raise ValueError("--dist-url must name the first machine when there are several")
+            raise UserError("--dist-url must name the first machine when there are several")
         dist_url = f"tcp://127.0.0.1:{_free_port()}"
     if not on_gpu:
         # each process would start a thread a core
         os.environ.setdefault(
             "OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes))
         )
-    spawned = (machine_rank, world_size, num_processes, dist_url, on_gpu, main, args)
-    mp.spawn(_spawned, nprocs=num_processes, args=spawned)
+    first = machine_rank * num_processes
+    rest = (world_size, num_processes, dist_url, on_gpu, main, args)
+    run_processes(_run, [(i, first + i, *rest) for i in range(num_processes)])
     return None
 
 
@@ -76,12 +84,6 @@ def _free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
-
-
-def _spawned(
-    local_rank: int, machine_rank: int, world_size: int, num_processes: int, *rest: Any
-) -> None:
-    _run(local_rank, machine_rank * num_processes + local_rank, world_size, num_processes, *rest)
 
 
 def _run(
@@ -99,12 +101,15 @@ def _run(
     dist.init_process_group(
         "nccl" if on_gpu else "gloo", init_method=url, rank=rank, world_size=world_size
     )
+    _create_local_group(num_processes, world_size, rank)
+    comm.synchronize()
     try:
-        _create_local_group(num_processes, world_size, rank)
-        comm.synchronize()
-        return main(*args)
-    finally:
+        result = main(*args)
+    except Stopped:
         dist.destroy_process_group()
+        raise  # other errors leave the group: its end might wait for processes that wait for this
+    dist.destroy_process_group()
+    return result
 
 
 def _create_local_group(num_processes: int, world_size: int, rank: int) -> None:

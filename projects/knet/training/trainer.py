@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import weakref
 from typing import Any
 
@@ -23,8 +24,10 @@ from knet.data.skip_report import SkipReport
 from knet.evaluation import build_evaluator
 from knet.files import remove_unfinished
 from knet.modeling.test_time_augmentation import KNetWithTTA
+from knet.training.checkpoints import Checkpoints
 from knet.training.optimizer import build_lr_scheduler, build_optimizer
 from knet.training.step import TrainStep
+from knet.training.stop import Stopped, StopSignals, spare_workers, stop_at_once
 
 logger = logging.getLogger(__name__)
 
@@ -134,11 +137,31 @@ class Trainer(DefaultTrainer):
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
+        self._signals = StopSignals()
         self.register_hooks(self.build_hooks())
 
     def _open_loader(self, seed: int, step: int) -> SkipReport:
         self._batches = self.build_train_loader(self.cfg, seed=seed, start_step=step)
         return self._batches
+
+    def train(self) -> Any:
+        """As in Detectron2; SIGTERM or SIGINT ends it after a step, with a checkpoint.
+
+        Raises:
+            Stopped: by a signal; an exit of the program with its status, if nobody catches it.
+        """
+        with self._signals:
+            try:
+                return super().train()
+            except Stopped as stop:
+                logger.warning(
+                    "Stopped by %s after step %d of %d; --resume goes on from %s",
+                    signal.Signals(stop.number).name,
+                    min(self.iter + 1, self.max_iter),
+                    self.max_iter,
+                    self.checkpointer.get_checkpoint_file(),
+                )
+                raise
 
     def after_train(self) -> None:
         """As in Detectron2; then what has been skipped is summed up, after a failure too."""
@@ -175,8 +198,15 @@ class Trainer(DefaultTrainer):
             self.checkpointer.tag_last_checkpoint(name)
 
     def build_hooks(self) -> list[HookBase | None]:
-        """Adds, with TEST.AUG.ENABLED, the scores with test-time augmentation at the end."""
+        """With K-Net's checkpoints.
+
+        Adds, with TEST.AUG.ENABLED, the scores with test-time augmentation at the end.
+        """
         built = super().build_hooks()
+        built = [h for h in built if not isinstance(h, hooks.PeriodicCheckpointer)]
+        evaluations = [i for i, h in enumerate(built) if isinstance(h, hooks.EvalHook)]
+        checkpoints = Checkpoints.from_config(self.cfg, self.checkpointer, self._signals)
+        built.insert(evaluations[0], checkpoints)
         if self.cfg.TEST.AUG.ENABLED:
 
             def test_with_tta() -> dict[str, Any]:
@@ -204,13 +234,15 @@ class Trainer(DefaultTrainer):
     def build_train_loader(cls, cfg: CfgNode, *, seed: int = 0, start_step: int = 0) -> SkipReport:
         """Batches of this process from a step on."""
         mapper = KNetDatasetMapper(cfg, is_train=True)
-        return build_train_loader(cfg, mapper, seed=seed, start_step=start_step)
+        report = build_train_loader(cfg, mapper, seed=seed, start_step=start_step)
+        spare_workers(report.batches)
+        return report
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
         """Detectron2's test loader with K-Net's mapper."""
         mapper = KNetDatasetMapper(cfg, is_train=False)
-        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        return spare_workers(build_detection_test_loader(cfg, dataset_name, mapper=mapper))
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> Any:
@@ -218,7 +250,8 @@ class Trainer(DefaultTrainer):
         if comm.get_world_size() > 1:
             for buffer in model.buffers():
                 torch.distributed.broadcast(buffer, 0)
-        return super().test(cfg, model, evaluators)
+        with stop_at_once():  # the weights are in a checkpoint by now
+            return super().test(cfg, model, evaluators)
 
     @classmethod
     def test_with_tta(cls, cfg: CfgNode, model: nn.Module) -> dict[str, dict[str, float]]:

@@ -1,0 +1,163 @@
+"""A signal ends a training between two steps, so that nothing is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from detectron2.utils import comm
+
+__all__ = ["Agreement", "StopSignals", "Stopped", "spare_workers", "stop_at_once"]
+
+
+class Stopped(SystemExit):
+    """A signal has ended the training; the exit status is 128 + its number, as in a shell."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.number = number
+
+
+class StopSignals:
+    """Within the block SIGTERM and SIGINT are noted in `received`, for the end of the step.
+
+    A second SIGINT (Ctrl-C) ends the process at once. In a process of `knet.training.launch` only
+    SIGTERM comes, since the launcher passes Ctrl-C on.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._at_once = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        global _current
+        _current = self
+        self._owner = os.getpid()
+        if threading.current_thread() is threading.main_thread():
+            spawned = multiprocessing.parent_process() is not None
+            for number in (signal.SIGTERM,) if spawned else (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        global _current
+        _current = None
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        if os.getpid() != self._owner:
+            # a forked worker; Ctrl-C, which reaches the whole group, is for its parent
+            signal.signal(number, signal.SIG_DFL)
+            if number == signal.SIGTERM:
+                os.kill(os.getpid(), number)
+            return
+        again, self.received = self.received, number
+        if again and number == signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(self._owner, number)
+        if self._at_once:
+            raise Stopped(number)
+        if not again and comm.is_main_process():
+            more = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
+            # no print: it may be just what has been interrupted
+            text = f"{signal.Signals(number).name}: stops with a checkpoint after this step{more}\n"
+            os.write(2, text.encode())
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within the block, `Stopped` is raised as soon as a signal comes, or has come before."""
+        self._at_once = True
+        try:
+            self._raise()
+            yield
+            self._raise()  # it may have been raised where exceptions are ignored
+        except Exception:
+            self._raise()  # such as that another process is gone, for the same reason
+            raise
+        finally:
+            self._at_once = False
+
+    def _raise(self) -> None:
+        if self.received:
+            raise Stopped(self.received)
+
+
+_current: StopSignals | None = None
+
+
+def stop_at_once() -> contextlib.AbstractContextManager[None]:
+    """`at_once` of the training that runs in this process; without one nothing happens."""
+    return contextlib.nullcontext() if _current is None else _current.at_once()
+
+
+def spare_workers(loader: Any) -> Any:
+    """Have the worker processes of a `DataLoader` obey SIGTERM of their parent alone, in place.
+
+    Whoever ends a job may send it to all of its processes at once, but the step that runs needs
+    its batch.
+    """
+    loader.worker_init_fn = functools.partial(_obey_parent, loader.worker_init_fn)
+    return loader
+
+
+def _obey_parent(init: Callable[[int], None] | None, worker: int) -> None:
+    if init is not None:
+        init(worker)
+    if not hasattr(signal, "sigwaitinfo"):  # macOS: the worker dies, and the step with it
+        return
+    parent = os.getppid()
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+
+    def watch() -> None:
+        while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=watch, name="obey_parent", daemon=True).start()
+
+
+class Agreement:
+    """Lets all processes know after the same step that one of them was asked to stop.
+
+    The processes speak over the CPU, and a step's question is answered after the next step, when
+    the answer has long been there: nobody waits. All must create it at the same time.
+    """
+
+    def __init__(self) -> None:
+        self._group: Any = dist.new_group(backend="gloo") if comm.get_world_size() > 1 else None
+        self._asked: tuple[Any, torch.Tensor] | None = None
+
+    def number(self, received: int) -> int:
+        """The signal that ends the training after this step, or 0; all must call it every step.
+
+        Args:
+            received: the signal that this process got, or 0.
+        """
+        if self._group is None:
+            return received
+        answer = 0
+        if self._asked is not None:
+            work, value = self._asked
+            work.wait()
+            answer = int(value)
+        if not answer:
+            value = torch.tensor([received])
+            work = dist.all_reduce(value, dist.ReduceOp.MAX, group=self._group, async_op=True)
+            self._asked = (work, value)
+        return answer
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self._group is not None:
+            dist.barrier(group=self._group)

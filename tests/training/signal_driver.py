@@ -1,0 +1,125 @@
+"""Sends signals to jobs of two processes and tells how they ended; run by `test_processes.py`.
+
+The jobs are forked from this process, so that only one has to import PyTorch.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from unittest import mock
+
+import knet  # noqa: F401  (before Detectron2)
+
+# isort: split
+import torch
+import torch.distributed as dist
+from detectron2.utils import comm
+
+from knet.errors import UserError, run_command
+from knet.training.launch import launch
+from knet.training.stop import Agreement, Stopped, StopSignals
+
+# name: what the second process does; the signal, and whether the launcher's group gets it
+JOBS = {
+    "term": ("works", signal.SIGTERM, False),
+    "term_to_all": ("works", signal.SIGTERM, True),
+    "int": ("works", signal.SIGINT, False),
+    "ctrl_c": ("works", signal.SIGINT, True),
+    "kill": ("works", signal.SIGKILL, False),
+    "one_killed": ("is killed", 0, False),
+    "one_fails": ("fails", 0, False),
+    "one_refuses": ("refuses", 0, False),
+}
+
+
+def work(folder: Path, second: str) -> None:
+    """Steps without end that need both processes, until a signal or an error ends them."""
+    rank = comm.get_rank()
+    with StopSignals() as signals:
+        agreement = Agreement()
+        (folder / f"pid_{rank}").write_text(str(os.getpid()))
+        for step in range(10**6):
+            dist.all_reduce(torch.zeros(1))
+            if rank == 1 and step == 3:
+                act(second)
+            number = agreement.number(signals.received)
+            (folder / f"step_{rank}").write_text(str(step))
+            if number:
+                agreement.wait()
+                (folder / f"stopped_{rank}").write_text(str(step))
+                raise Stopped(number)
+
+
+def act(what: str) -> None:
+    if what == "is killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if what == "fails":
+        raise TypeError("a defect")
+    if what == "refuses":
+        raise UserError("no such thing: take another")
+
+
+def start(folder: Path, second: str) -> int:
+    """The process id of a launcher, which leads a group of its own."""
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        os.setsid()
+        errors = os.open(folder / "errors", os.O_WRONLY | os.O_CREAT)
+        os.dup2(errors, 2)
+        sys.stderr = os.fdopen(2, "w")
+        # as a shell starts programs in the background
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        fork = multiprocessing.get_context("fork")
+        with mock.patch.object(multiprocessing, "get_context", lambda _: fork):
+            job = (folder, second)
+            status = run_command("job", lambda: launch(work, 2, on_gpu=False, args=job))
+    except SystemExit as stop:
+        status = stop.code
+    except BaseException as error:
+        print(error, file=sys.stderr)
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+    return state not in "ZX"
+
+
+def wait_until(condition) -> None:
+    while not condition():
+        time.sleep(0.02)
+
+
+def run(folder: Path, second: str, number: int, whole_group: bool) -> dict:
+    """How a job ended: status, what it said, and the step after which each process stopped."""
+    folder.mkdir()
+    launcher = start(folder, second)
+    if number:
+        ready = [folder / f"step_{rank}" for rank in (0, 1)]
+        wait_until(lambda: all(path.is_file() and path.read_text() for path in ready))
+        (os.killpg if whole_group else os.kill)(launcher, number)
+    status = os.waitstatus_to_exitcode(os.waitpid(launcher, 0)[1])
+    pids = [int((folder / f"pid_{rank}").read_text()) for rank in (0, 1)]
+    wait_until(lambda: not any(map(is_alive, pids)))
+    stopped = sorted(path.read_text() for path in folder.glob("stopped_*"))
+    return {"status": status, "errors": (folder / "errors").read_text(), "stopped": stopped}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    root = Path(sys.argv[1])
+    print(json.dumps({name: run(root / name, *job) for name, job in JOBS.items()}))

@@ -1,0 +1,195 @@
+"""Checkpoints by time and on a signal, and one training a folder."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from knet.errors import UserError
+from knet.training.folder_lock import folder_lock
+from knet.training.stop import Stopped
+from knet.training.trainer import Trainer
+
+
+@pytest.fixture
+def cfg(tiny_cfg):
+    tiny_cfg.DATASETS.TEST = ()
+    tiny_cfg.DATALOADER.NUM_WORKERS = 0
+    tiny_cfg.SOLVER.IMS_PER_BATCH = 1
+    tiny_cfg.SEED = 5
+    return tiny_cfg
+
+
+def make(cfg, folder, *, resume=False):
+    cfg.OUTPUT_DIR = str(folder)
+    torch.manual_seed(0)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    return trainer
+
+
+def in_step(trainer, step, action):
+    """Have something happen in the middle of a step."""
+    run_step = trainer._trainer.run_step
+
+    def run():
+        if trainer.iter == step:
+            action()
+        run_step()
+
+    trainer._trainer.run_step = run
+
+
+def send(*numbers):
+    for number in numbers:
+        os.kill(os.getpid(), number)
+
+
+def files(folder):
+    return sorted(path.name for path in Path(folder).glob("*.pth"))
+
+
+def final(folder):
+    return torch.load(Path(folder) / "model_final.pth", weights_only=False)["model"]
+
+
+def test_checkpoints_between_change_no_weight_and_are_few(cfg, tmp_path):
+    cfg.SOLVER.CHECKPOINT_MINUTES = 0.0
+    make(cfg, tmp_path / "without").train()
+    assert files(tmp_path / "without") == ["model_final.pth"]
+
+    # also without any by time
+    cfg.TEST.EVAL_PERIOD = 4
+    make(cfg, tmp_path / "evaluated").train()
+    assert files(tmp_path / "evaluated") == ["model_0000003.pth", "model_final.pth"]
+
+    cfg.TEST.EVAL_PERIOD = 0
+    cfg.SOLVER.CHECKPOINT_MINUTES = 1e-6
+    cfg.SOLVER.CHECKPOINT_PERIOD = 2
+    trainer = make(cfg, tmp_path / "with")
+    in_step(trainer, 4, lambda: send(signal.SIGTERM))
+    with pytest.raises(Stopped):
+        trainer.train()
+    # all of the periods, two of the three between
+    kept = ["model_0000001.pth", "model_0000002.pth", "model_0000003.pth", "model_0000004.pth"]
+    assert files(tmp_path / "with") == kept
+    resumed = make(cfg, tmp_path / "with", resume=True)
+    assert resumed.start_iter == 5
+    resumed.train()
+    without, with_ = final(tmp_path / "without"), final(tmp_path / "with")
+    assert all(torch.equal(with_[name], value) for name, value in without.items())
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signal_ends_with_a_checkpoint_after_the_step(cfg, tmp_path, caplog, number, status):
+    before = signal.getsignal(number)
+    trainer = make(cfg, tmp_path)
+    in_step(trainer, 2, lambda: send(number))
+    with pytest.raises(SystemExit) as stop:
+        trainer.train()
+    assert stop.value.code == status
+    assert signal.getsignal(number) is before
+    assert files(tmp_path) == ["model_0000002.pth"]
+    (line,) = (r.getMessage() for r in caplog.records if "Stopped" in r.getMessage())
+    assert line.endswith(f"after step 3 of 6; --resume goes on from {tmp_path}/model_0000002.pth")
+    assert make(cfg, tmp_path, resume=True).start_iter == 3
+
+
+def test_second_interrupt_ends_at_once(cfg, tmp_path):
+    child = os.fork()
+    if child == 0:
+        torch.set_num_threads(1)
+        trainer = make(cfg, tmp_path)
+        in_step(trainer, 1, lambda: send(signal.SIGINT, signal.SIGINT))
+        trainer.train()
+        os._exit(0)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGINT
+    assert not files(tmp_path)
+
+
+def test_signal_to_the_whole_group_spares_the_loader(cfg, tmp_path):
+    cfg.DATALOADER.NUM_WORKERS = 1
+    cfg.SOLVER.IMS_PER_BATCH = cfg.SOLVER.ACCUMULATION_STEPS = 6  # more than are read ahead
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        status = 1
+
+        def wait():
+            os.write(writer, b"!")
+            while not trainer._signals.received:
+                time.sleep(0.01)
+
+        try:
+            os.setsid()
+            torch.set_num_threads(1)
+            trainer = make(cfg, tmp_path)
+            in_step(trainer, 1, wait)
+            trainer.train()
+        except Stopped as stop:
+            status = stop.code
+        finally:
+            os._exit(status)
+    os.close(writer)
+    assert os.read(reader, 1)
+    os.killpg(child, signal.SIGTERM)
+    assert os.WEXITSTATUS(os.waitpid(child, 0)[1]) == 143
+    assert files(tmp_path) == ["model_0000001.pth"]
+
+
+def test_signal_ends_an_evaluation_at_once(cfg, tmp_path, monkeypatch):
+    cfg.SOLVER.MAX_ITER = 1
+    cfg.DATASETS.TEST = ("tiny_val",)
+
+    def evaluate(_cfg, _name, _folder=None):
+        send(signal.SIGTERM)
+        raise AssertionError("goes on")
+
+    monkeypatch.setattr(Trainer, "build_evaluator", evaluate)
+    with pytest.raises(Stopped):
+        make(cfg, tmp_path).train()
+    assert files(tmp_path) == ["model_final.pth"]
+
+
+@pytest.mark.parametrize("key, value", [("CHECKPOINT_PERIOD", 0), ("CHECKPOINT_MINUTES", -1.0)])
+def test_impossible_periods_are_refused(cfg, key, value):
+    cfg.SOLVER[key] = value
+    with pytest.raises(ValueError, match=rf"SOLVER\.{key} is {value}"):
+        Trainer(cfg)
+
+
+def _refusal(folder):
+    """What another process is told that wants the folder, or nothing."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            with folder_lock(folder):
+                pass
+        except UserError as error:
+            os.write(writer, str(error).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    os.close(writer)
+    with open(reader) as answer:
+        return answer.read()
+
+
+def test_one_training_a_folder(tmp_path):
+    folder = str(tmp_path / "out")
+    with folder_lock(folder):
+        holder = f"{folder}: another training writes there (process {os.getpid()} on "
+        assert _refusal(folder).startswith(holder)
+    assert not _refusal(folder)
+
+
+def test_file_system_without_locks_is_named(tmp_path, monkeypatch, caplog):
+    def refuse(*_):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.lockf", refuse)
+    with folder_lock(str(tmp_path)):
+        assert f"{tmp_path}: this file system has no locks" in caplog.text
