@@ -23,27 +23,10 @@ from knet.data.skip_report import SkipReport
 from knet.evaluation import build_evaluator
 from knet.modeling.test_time_augmentation import KNetWithTTA
 from knet.training.optimizer import build_lr_scheduler, build_optimizer
+from knet.training.precision import autocast_dtype
 from knet.training.step import TrainStep
 
 logger = logging.getLogger(__name__)
-
-_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-def autocast_dtype(cfg: CfgNode) -> torch.dtype | None:
-    """The type of mixed precision that the config asks for, or None.
-
-    Raises:
-        ValueError: an unknown type, or float16 on a CPU.
-    """
-    if not cfg.SOLVER.AMP.ENABLED:
-        return None
-    name = cfg.SOLVER.AMP.DTYPE
-    if name not in _DTYPES:
-        raise ValueError(f"SOLVER.AMP.DTYPE is {name!r}; known are {sorted(_DTYPES)}")
-    if name == "float16" and torch.device(cfg.MODEL.DEVICE).type == "cpu":
-        raise ValueError("SOLVER.AMP.DTYPE float16 needs a GPU: use bfloat16 on a CPU")
-    return _DTYPES[name]
 
 
 def clip_norm(cfg: CfgNode) -> float | None:
