@@ -22,8 +22,9 @@ from knet.data.mapper import KNetDatasetMapper
 from knet.data.skip_report import SkipReport
 from knet.evaluation import build_evaluator
 from knet.modeling.test_time_augmentation import KNetWithTTA
-from knet.training.optimizer import build_lr_scheduler, build_optimizer
+from knet.training.optimizer import build_lr_scheduler, build_optimizer, resume_schedule
 from knet.training.precision import autocast_dtype
+from knet.training.resume import format_changes, training_keys
 from knet.training.step import TrainStep
 
 logger = logging.getLogger(__name__)
@@ -129,13 +130,30 @@ class Trainer(DefaultTrainer):
             self._batches.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """Adds the step's state (optimiser, seed), which Detectron2 v0.6 leaves out."""
-        return {**super().state_dict(), "_trainer": self._trainer.state_dict()}
+        """Adds the step's state (optimiser, seed), which Detectron2 v0.6 leaves out, and config."""
+        state = {"_trainer": self._trainer.state_dict(), "config": training_keys(self.cfg)}
+        return {**super().state_dict(), **state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
+        """Go on where `state_dict` was called, by this run's config; see `knet.training.resume`.
+
+        Raises:
+            ValueError: nothing is left to train, or the optimiser's state does not fit.
+        """
         super().load_state_dict(state)
+        if self.iter >= self.max_iter:
+            raise ValueError(
+                f"the checkpoint to resume has {self.iter + 1} steps behind it, more than "
+                f"SOLVER.MAX_ITER {self.max_iter}: raise that, or train without --resume"
+            )
         self._trainer.load_state_dict(state["_trainer"])
+        resume_schedule(self.scheduler, self.optimizer)
+        # unknown in checkpoints of before it was recorded
+        changes = format_changes(state.get("config", {}), training_keys(self.cfg))
+        if changes:
+            logger.warning(
+                "Resumed after step %d with another config than before:\n%s", self.iter + 1, changes
+            )
 
     def build_hooks(self) -> list[HookBase | None]:
         """Adds, with TEST.AUG.ENABLED, the scores with test-time augmentation at the end."""
