@@ -9,7 +9,9 @@ import torch
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
+from knet.config import get_cfg_from_file
 from knet.training.launch import launch
+from knet.training.optimizer import scale_to_processes
 from knet.training.trainer import Trainer, clip_norm, distribute
 
 
@@ -294,6 +296,30 @@ def test_polynomial_schedule(tiny_cfg):
     assert all(a < b for a, b in zip(rates[:10], rates[1:10]))
     assert rates[36] == pytest.approx(0.001 * 0.64**0.5)
     assert rates[99] == pytest.approx(0.001 * 0.01**0.5)
+
+
+def test_numbers_that_are_multiplied_are_said(caplog):
+    cfg = get_cfg_from_file(
+        "configs/coco/instance/knet_r50_fpn_1x_1gpu.yaml", ["SOLVER.MAX_ITER", 400]
+    )
+    scaled = scale_to_processes(cfg, 1)
+    assert (scaled.SOLVER.MAX_ITER, scaled.SOLVER.WARMUP_ITERS) == (3200, 8000)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "SOLVER.MAX_ITER 400 -> 3200, SOLVER.WARMUP_ITERS 1000 -> 8000" in line
+    assert "SOLVER.IMS_PER_BATCH 16 -> 2" in line and "set it to 0" in line
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=scaled.SOLVER.BASE_LR)
+    Trainer.build_lr_scheduler(scaled, optimizer)
+    assert "warm-up takes 3200 of 3200 steps" in caplog.text and "never reaches" in caplog.text
+    caplog.clear()
+    assert scale_to_processes(cfg, 8).SOLVER.MAX_ITER == 400
+    cfg.SOLVER.REFERENCE_WORLD_SIZE = 0
+    assert scale_to_processes(cfg, 1).SOLVER.MAX_ITER == 400
+    assert not caplog.records
+    Trainer.build_lr_scheduler(cfg, optimizer)
+    assert "warm-up takes 400 of 400 steps" in caplog.text
+    cfg.SOLVER.REFERENCE_WORLD_SIZE, cfg.SOLVER.IMS_PER_BATCH = 8, 4
+    with pytest.raises(ValueError, match=r"IMS_PER_BATCH is 4.*REFERENCE_WORLD_SIZE"):
+        scale_to_processes(cfg, 1)
 
 
 def test_clipping_keys(tiny_cfg):

@@ -1,4 +1,4 @@
-"""AdamW with its own learning rate for the backbone, its schedules, and how both go on."""
+"""AdamW with its own learning rate for the backbone, the schedules, and how both are resumed."""
 
 from __future__ import annotations
 
@@ -10,11 +10,19 @@ from typing import Any
 import detectron2.solver
 import torch
 from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer
 from detectron2.solver import LRMultiplier, WarmupParamScheduler
 from fvcore.common.param_scheduler import PolynomialDecayParamScheduler
 from torch import nn
 
 logger = logging.getLogger(__name__)
+
+# what Detectron2 multiplies or divides by the number of processes
+_SCALED = (
+    *(("SOLVER", key) for key in ("IMS_PER_BATCH", "BASE_LR", "MAX_ITER", "WARMUP_ITERS", "STEPS")),
+    ("SOLVER", "CHECKPOINT_PERIOD"),
+    ("TEST", "EVAL_PERIOD"),
+)
 
 
 def build_optimizer(cfg: CfgNode, model: Any) -> torch.optim.AdamW:
@@ -58,9 +66,50 @@ def build_optimizer(cfg: CfgNode, model: Any) -> torch.optim.AdamW:
     )
 
 
+def scale_to_processes(cfg: CfgNode, processes: int) -> CfgNode:
+    """The config for this number of processes, by SOLVER.REFERENCE_WORLD_SIZE as in Detectron2.
+
+    Every number that this changes is said, since the user may have set it.
+
+    Raises:
+        ValueError: the batch cannot be divided.
+    """
+    reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
+    if reference and cfg.SOLVER.IMS_PER_BATCH % reference:
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which the {reference} processes "
+            "of SOLVER.REFERENCE_WORLD_SIZE cannot share: set that to 0 for numbers as they stand"
+        )
+    scaled = DefaultTrainer.auto_scale_workers(cfg, processes)
+    changes = [
+        f"{section}.{key} {cfg[section][key]} -> {scaled[section][key]}"
+        for section, key in _SCALED
+        if cfg[section][key] != scaled[section][key]
+    ]
+    if changes:
+        logger.warning(
+            "SOLVER.REFERENCE_WORLD_SIZE: the numbers of this config are meant for %d processes, "
+            "there %s: %s. For numbers as they stand set it to 0",
+            reference,
+            "is 1" if processes == 1 else f"are {processes}",
+            ", ".join(changes),
+        )
+    return scaled
+
+
 def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
     """Detectron2's schedules, and "WarmupPolyLR": the rate falls to zero as a power of the rest."""
     solver = cfg.SOLVER
+    if solver.WARMUP_ITERS > solver.MAX_ITER / 3:
+        ends = "never reaches" if solver.WARMUP_ITERS >= solver.MAX_ITER else "is long below"
+        logger.warning(
+            "warm-up takes %d of %d steps (SOLVER.WARMUP_ITERS, SOLVER.MAX_ITER): the learning "
+            "rate %s SOLVER.BASE_LR %g; a twentieth of the steps is usual",
+            min(solver.WARMUP_ITERS, solver.MAX_ITER),
+            solver.MAX_ITER,
+            ends,
+            solver.BASE_LR,
+        )
     if solver.LR_SCHEDULER_NAME != "WarmupPolyLR":
         return detectron2.solver.build_lr_scheduler(cfg, optimizer)
     multiplier = WarmupParamScheduler(

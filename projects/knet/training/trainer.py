@@ -22,7 +22,12 @@ from knet.data.mapper import KNetDatasetMapper
 from knet.data.skip_report import SkipReport
 from knet.evaluation import build_evaluator
 from knet.modeling.test_time_augmentation import KNetWithTTA
-from knet.training.optimizer import build_lr_scheduler, build_optimizer, resume_schedule
+from knet.training.optimizer import (
+    build_lr_scheduler,
+    build_optimizer,
+    resume_schedule,
+    scale_to_processes,
+)
 from knet.training.precision import autocast_dtype
 from knet.training.resume import format_changes, training_keys
 from knet.training.step import TrainStep
@@ -93,7 +98,7 @@ class Trainer(DefaultTrainer):
 
     def __init__(self, cfg: CfgNode) -> None:
         TrainerBase.__init__(self)
-        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        cfg = scale_to_processes(cfg, comm.get_world_size())
         model = self.build_model(cfg)
         passes = comm.get_world_size() * cfg.SOLVER.ACCUMULATION_STEPS
         check_batch_norm(model, cfg.SOLVER.IMS_PER_BATCH // passes)
