@@ -12,20 +12,26 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
+
+if __name__ in ("__main__", "__mp_main__"):  # the latter in processes of a training
+    # for authors of libraries; the last of them of processes that share gradients
+    for _text in (r"`torch\.(jit|cuda\.amp)", "TypedStorage is deprecated", "Grad strides do not"):
+        warnings.filterwarnings("ignore", _text)
 
 import knet  # noqa: F401  (before Detectron2, which it fits to current libraries)
 
 # isort: split
 from detectron2.config import CfgNode
-from detectron2.engine import default_argument_parser, default_setup
+from detectron2.engine import default_argument_parser
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
 
 from knet.checkpoint.checkpointer import KNetCheckpointer
 from knet.config import get_cfg_from_file
 from knet.data.registration.builtin import register_builtin
 from knet.data.registration.custom import register_custom
+from knet.training.console import set_up
 from knet.training.launch import launch
 from knet.training.trainer import Trainer
 
@@ -42,8 +48,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
 def main(args: argparse.Namespace) -> dict:
     """What one process does; returns the results of the last evaluation."""
     cfg = setup(args)
-    default_setup(cfg, args)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="knet")
+    set_up(cfg, args)
     register_builtin([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
     register_custom(cfg)
     if args.eval_only:

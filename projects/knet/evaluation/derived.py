@@ -177,7 +177,7 @@ def _derive_once(target: str, source: str, derive: Callable[[str], None]) -> Non
     if comm.is_main_process():
         stamp = {"file": source, "modified": os.stat(source).st_mtime_ns}
         if not os.path.exists(target) or _read_json(stamp_file) != stamp:
-            logger.info("Deriving %s from %s", target, source)
+            logger.debug("Deriving %s from %s", target, source)
             os.makedirs(os.path.dirname(target), exist_ok=True)
             stem, extension = os.path.splitext(target)
             unfinished = f"{stem}.unfinished-{os.getpid()}{extension}"

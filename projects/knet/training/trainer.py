@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import weakref
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,10 +19,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from knet.checkpoint.checkpointer import KNetCheckpointer
-from knet.data.loader import build_train_loader
+from knet.data.loader import build_train_loader, usable_workers
 from knet.data.mapper import KNetDatasetMapper
 from knet.data.skip_report import SkipReport
 from knet.evaluation import build_evaluator
+from knet.evaluation.score_tables import format_classes, format_scores
 from knet.modeling.test_time_augmentation import KNetWithTTA
 from knet.training.optimizer import (
     build_lr_scheduler,
@@ -29,6 +32,7 @@ from knet.training.optimizer import (
     scale_to_processes,
 )
 from knet.training.precision import autocast_dtype
+from knet.training.progress import Progress
 from knet.training.resume import format_changes, training_keys
 from knet.training.step import TrainStep
 
@@ -63,7 +67,10 @@ def distribute(model: nn.Module) -> nn.Module:
             "MODEL.KNET.SEMANTIC.NORM to BN or GN"
         )
     devices = [torch.cuda.current_device()] if on_gpu else None
-    return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+    # the newer name first: PyTorch warns of the other
+    known = inspect.signature(DistributedDataParallel).parameters
+    sync = next(n for n in ("forward_sync_buffers", "broadcast_buffers") if n in known)
+    return DistributedDataParallel(model, device_ids=devices, **{sync: False})
 
 
 def check_batch_norm(model: nn.Module, images: int) -> None:
@@ -87,6 +94,16 @@ def check_batch_norm(model: nn.Module, images: int) -> None:
             "SOLVER.IMS_PER_BATCH, lower SOLVER.ACCUMULATION_STEPS, or set "
             "MODEL.KNET.SEMANTIC.NORM to GN"
         )
+
+
+def log_scores(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
+    """Log the scores of each data set as tables; those of many classes to the log file only."""
+    for name, scores in results.items():
+        if scores:
+            logger.info("scores on %s:\n%s", name, format_scores(scores))
+            classes = format_classes(scores)
+            few = classes.count("\n") <= 32
+            logger.log(logging.INFO if few else logging.DEBUG, "classes:\n%s", classes)
 
 
 class Trainer(DefaultTrainer):
@@ -126,6 +143,9 @@ class Trainer(DefaultTrainer):
 
     def _open_loader(self, seed: int, step: int) -> SkipReport:
         self._batches = self.build_train_loader(self.cfg, seed=seed, start_step=step)
+        images = self._batches.epoch_size * comm.get_world_size()
+        epochs = self.max_iter * self.cfg.SOLVER.IMS_PER_BATCH / images
+        logger.info("  %s images, which all steps see %.1f times", f"{images:,}", epochs)
         return self._batches
 
     def after_train(self) -> None:
@@ -161,8 +181,11 @@ class Trainer(DefaultTrainer):
             )
 
     def build_hooks(self) -> list[HookBase | None]:
-        """Adds, with TEST.AUG.ENABLED, the scores with test-time augmentation at the end."""
+        """With short lines of progress, and the scores of TEST.AUG.ENABLED at the end."""
         built = super().build_hooks()
+        if comm.is_main_process():
+            # after the hook that measures the time and the one that knows the rate
+            built.insert(2, Progress(self.cfg, self._trainer.autocast_dtype))
         if self.cfg.TEST.AUG.ENABLED:
 
             def test_with_tta() -> dict[str, Any]:
@@ -196,15 +219,25 @@ class Trainer(DefaultTrainer):
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
         """Detectron2's test loader with K-Net's mapper."""
         mapper = KNetDatasetMapper(cfg, is_train=False)
-        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        workers = usable_workers(cfg.DATALOADER.NUM_WORKERS)
+        return build_detection_test_loader(cfg, dataset_name, mapper=mapper, num_workers=workers)
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> Any:
-        """As in Detectron2, with the batch norm statistics of the first process in all of them."""
+        """As in Detectron2, with the batch norm statistics of the first process in all of them.
+
+        The scores are logged as tables.
+        """
         if comm.get_world_size() > 1:
             for buffer in model.buffers():
                 torch.distributed.broadcast(buffer, 0)
-        return super().test(cfg, model, evaluators)
+        names = cfg.DATASETS.TEST
+        if names:
+            logger.info("scoring on %s", ", ".join(names))
+        results = super().test(cfg, model, evaluators)
+        if comm.is_main_process():
+            log_scores(results if len(names) != 1 else {names[0]: results})
+        return results
 
     @classmethod
     def test_with_tta(cls, cfg: CfgNode, model: nn.Module) -> dict[str, dict[str, float]]:
