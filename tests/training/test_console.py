@@ -91,3 +91,10 @@ def test_scores_are_tables():
     assert words[0] == ["class", "AP", "IoU"]
     assert words[2:] == [["disc", "30.0", "80.0"], ["star", "50.2"], ["sky", "60.0"]]
     assert format_classes({"segm": {"AP": 1.0}}) == ""
+
+
+def test_commands_do_not_pass_on_warnings_for_authors_of_libraries():
+    done = subprocess.run(
+        [sys.executable, "tools/make_shapes.py", "--help"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")

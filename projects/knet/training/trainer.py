@@ -70,7 +70,8 @@ def distribute(model: nn.Module) -> nn.Module:
     # the newer name first: PyTorch warns of the other
     known = inspect.signature(DistributedDataParallel).parameters
     sync = next(n for n in ("forward_sync_buffers", "broadcast_buffers") if n in known)
-    return DistributedDataParallel(model, device_ids=devices, **{sync: False})
+    options: dict[str, Any] = {"device_ids": devices, sync: False}
+    return DistributedDataParallel(model, **options)
 
 
 def check_batch_norm(model: nn.Module, images: int) -> None:
