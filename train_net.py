@@ -12,23 +12,28 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import logging
 import sys
+import warnings
+
+if __name__ in ("__main__", "__mp_main__"):  # the latter in processes of a training
+    # for authors of libraries; the last of them of processes that share gradients
+    for _text in (r"`torch\.(jit|cuda\.amp)", "TypedStorage is deprecated", "Grad strides do not"):
+        warnings.filterwarnings("ignore", _text)
 
 import knet  # noqa: F401  (before Detectron2, which it fits to current libraries)
 
 # isort: split
 from detectron2.config import CfgNode
-from detectron2.engine import default_argument_parser, default_setup
+from detectron2.engine import default_argument_parser
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
 
 from knet.checkpoint.checkpointer import KNetCheckpointer
 from knet.config import get_cfg_from_file
 from knet.data.registration.builtin import register_builtin
 from knet.data.registration.custom import register_custom
-from knet.errors import UserError, hide_trace, run_command
+from knet.errors import UserError, run_command
+from knet.training.console import set_up
 from knet.training.folder_lock import folder_lock
 from knet.training.launch import launch
 from knet.training.trainer import Trainer
@@ -53,11 +58,7 @@ def main(args: argparse.Namespace) -> dict:
 
 
 def _run(cfg: CfgNode, args: argparse.Namespace) -> dict:
-    default_setup(cfg, args)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="knet")
-    for handler in logging.getLogger("detectron2").handlers:
-        if getattr(handler, "stream", None) is sys.stdout:
-            handler.addFilter(hide_trace)
+    set_up(cfg, args)
     register_builtin([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
     register_custom(cfg)
     if args.eval_only:
@@ -77,7 +78,9 @@ def _run(cfg: CfgNode, args: argparse.Namespace) -> dict:
 
 def command() -> None:
     """Read the command line and train or evaluate, on one or several processes."""
-    arguments = default_argument_parser(epilog=__doc__).parse_args()
+    parser = default_argument_parser(epilog=__doc__)
+    parser.set_defaults(dist_url="auto")  # a free port: two trainings may share a machine
+    arguments = parser.parse_args()
     if not arguments.config_file:
         raise UserError("name a config with --config-file, e.g. configs/shapes/panoptic.yaml")
     launch(

@@ -50,7 +50,7 @@ def main() -> int:
     print(
         "K-Net demo: 1,800 toy scenes are drawn, K-Net learns 1,600 of them and is scored on 200."
     )
-    print("8 to 11 minutes on 2 cores; training and scoring print their time left as `eta`.")
+    print("8 to 11 minutes on 2 cores; training and scoring print the time left.")
     config = ["--config-file", "configs/shapes/panoptic.yaml"]
     weights = ["MODEL.WEIGHTS", str(output / "model_final.pth")]
     sheets = ["--num", str(args.sheets), "--output", str(output / "sheets")]

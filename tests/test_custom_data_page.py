@@ -70,6 +70,26 @@ def test_the_keys_of_the_page_exist():
             node = node[part]
 
 
+def test_the_bases_train_as_long_as_the_page_says(tmp_path, caplog):
+    import torch
+    import yaml
+
+    from knet.config import get_cfg_from_file
+    from knet.training.optimizer import build_lr_scheduler, scale_to_processes
+
+    (block,) = _blocks("text")
+    solver = yaml.safe_load(block)["SOLVER"]
+    bases = re.findall(r"^\| \w+ \| `(configs/[\w/]+\.yaml)` \|$", PAGE, re.MULTILINE)
+    assert len(bases) == 3
+    for base in bases:
+        path = tmp_path / "own.yaml"
+        path.write_text(f'_BASE_: "{ROOT / base}"\n{block}')
+        cfg = scale_to_processes(get_cfg_from_file(str(path)), 1)
+        assert {key: cfg.SOLVER[key] for key in solver} == solver
+        build_lr_scheduler(cfg, torch.optim.SGD([torch.zeros(1)], lr=cfg.SOLVER.BASE_LR))
+    assert not caplog.records
+
+
 def _value(cfg, key):
     for part in key.split("."):
         cfg = cfg[part]

@@ -20,9 +20,13 @@ import argparse
 import itertools
 import statistics
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+
+if __name__ == "__main__":  # for authors of libraries
+    warnings.filterwarnings("ignore", r"`torch\.(jit|cuda\.amp)")
 
 import torch
 from fvcore.nn import flop_count_table, parameter_count, parameter_count_table

@@ -182,8 +182,9 @@ def _add_solver_config(cfg: CN) -> None:
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.25
     # parameters without weight decay, as patterns of names: "backbone.*norm*"
     cfg.SOLVER.NO_DECAY = []
-    # "float16" (GPU) or "bfloat16" (GPU and CPU), with SOLVER.AMP.ENABLED
-    cfg.SOLVER.AMP.DTYPE = "bfloat16"
+    # with SOLVER.AMP.ENABLED: "float16" (GPU), "bfloat16" (GPU and CPU), or "auto", which is
+    # bfloat16 where the device computes in it, else float16 on a GPU and float32 on a CPU
+    cfg.SOLVER.AMP.DTYPE = "auto"
     # the images of a step pass in this many parts, for less memory; must divide IMS_PER_BATCH
     cfg.SOLVER.ACCUMULATION_STEPS = 1
     # besides CHECKPOINT_PERIOD, a checkpoint is written after so many minutes without one; of these

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["MEANT", "TRACEBACK", "UserError", "hide_trace", "one_line", "run_command"]
+__all__ = ["MEANT", "TRACEBACK", "UserError", "is_shown", "one_line", "run_command"]
 
 # environment variable: 1 shows where an error came from
 TRACEBACK = "KNET_TRACEBACK"
@@ -62,7 +62,7 @@ def run_command(name: str, main: Callable[[], int | None]) -> int:
         return 130
 
 
-def hide_trace(record: logging.LogRecord) -> bool:
+def is_shown(record: logging.LogRecord) -> bool:
     """A filter for handlers of the terminal: whether a log record should be shown there.
 
     Libraries log an exception before it goes on to `run_command`, which tells it in one line.

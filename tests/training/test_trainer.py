@@ -10,8 +10,10 @@ import torch
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
+from knet.config import get_cfg_from_file
 from knet.training.launch import launch
-from knet.training.trainer import Trainer, autocast_dtype, clip_norm, distribute
+from knet.training.optimizer import scale_to_processes
+from knet.training.trainer import Trainer, clip_norm, distribute
 
 
 def unwrap(trainer):
@@ -240,6 +242,7 @@ def test_all_gradients_together_are_clipped(tiny_cfg):
 
 def test_bfloat16_on_the_cpu_trains(tiny_cfg):
     tiny_cfg.SOLVER.AMP.ENABLED = True
+    tiny_cfg.SOLVER.AMP.DTYPE = "bfloat16"
     trainer = Trainer(tiny_cfg)
     before = weights(trainer)
     (losses, _) = steps(trainer, 2)
@@ -252,8 +255,11 @@ def test_non_finite_loss_stops_with_its_name(tiny_cfg):
     trainer = Trainer(tiny_cfg)
     with torch.no_grad():
         trainer._trainer.model.heads.rounds[2].mask_predictor.bias.fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match=r"'loss_round3_mask': \S*nan"):
+    before = weights(trainer)
+    with pytest.raises(FloatingPointError, match=r"'loss_round3_mask': nan.*weights are as before"):
         steps(trainer, 1)
+    for name, value in weights(trainer).items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0, equal_nan=True)
 
 
 def test_backbone_learns_at_its_own_rate(tiny_cfg, caplog):
@@ -293,18 +299,31 @@ def test_polynomial_schedule(tiny_cfg):
     assert rates[99] == pytest.approx(0.001 * 0.01**0.5)
 
 
-def test_precision_and_clipping_keys(tiny_cfg):
-    assert autocast_dtype(tiny_cfg) is None
-    tiny_cfg.SOLVER.AMP.ENABLED = True
-    assert autocast_dtype(tiny_cfg) is torch.bfloat16
-    tiny_cfg.SOLVER.AMP.DTYPE = "float16"
-    with pytest.raises(ValueError, match="float16 needs a GPU"):
-        autocast_dtype(tiny_cfg)
-    tiny_cfg.MODEL.DEVICE = "cuda"
-    assert autocast_dtype(tiny_cfg) is torch.float16
-    tiny_cfg.SOLVER.AMP.DTYPE = "float8"
-    with pytest.raises(ValueError, match="'float8'"):
-        autocast_dtype(tiny_cfg)
+def test_numbers_that_are_multiplied_are_said(caplog):
+    cfg = get_cfg_from_file(
+        "configs/coco/instance/knet_r50_fpn_1x_1gpu.yaml", ["SOLVER.MAX_ITER", 400]
+    )
+    scaled = scale_to_processes(cfg, 1)
+    assert (scaled.SOLVER.MAX_ITER, scaled.SOLVER.WARMUP_ITERS) == (3200, 8000)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "SOLVER.MAX_ITER 400 -> 3200, SOLVER.WARMUP_ITERS 1000 -> 8000" in line
+    assert "SOLVER.IMS_PER_BATCH 16 -> 2" in line and "set it to 0" in line
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=scaled.SOLVER.BASE_LR)
+    Trainer.build_lr_scheduler(scaled, optimizer)
+    assert "warm-up takes 3200 of 3200 steps" in caplog.text and "never reaches" in caplog.text
+    caplog.clear()
+    assert scale_to_processes(cfg, 8).SOLVER.MAX_ITER == 400
+    cfg.SOLVER.REFERENCE_WORLD_SIZE = 0
+    assert scale_to_processes(cfg, 1).SOLVER.MAX_ITER == 400
+    assert not caplog.records
+    Trainer.build_lr_scheduler(cfg, optimizer)
+    assert "warm-up takes 400 of 400 steps" in caplog.text
+    cfg.SOLVER.REFERENCE_WORLD_SIZE, cfg.SOLVER.IMS_PER_BATCH = 8, 4
+    with pytest.raises(ValueError, match=r"IMS_PER_BATCH is 4.*REFERENCE_WORLD_SIZE"):
+        scale_to_processes(cfg, 1)
+
+
+def test_clipping_keys(tiny_cfg):
     assert clip_norm(tiny_cfg) == 1.0
     tiny_cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "value"
     with pytest.raises(ValueError, match="'value'"):

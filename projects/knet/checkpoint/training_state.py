@@ -40,44 +40,6 @@ def check_state(saved: Any, current: Any, name: str) -> None:
             check_state(theirs, ours, f"{name}.{i}")
 
 
-def check_optimizer(saved: Any, optimizer: torch.optim.Optimizer) -> None:
-    """PyTorch compares the numbers of parameters, but not their shapes.
-
-    Args:
-        saved: state dict of an optimiser.
-        optimizer: that gets it.
-
-    Raises:
-        ValueError: it is of other parameters, or in other groups.
-    """
-    try:
-        groups = [list(group["params"]) for group in saved["param_groups"]]
-        states = dict(saved["state"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError("the optimiser's state has no groups of parameters") from error
-    counts = [len(group) for group in groups]
-    ours = [len(group["params"]) for group in optimizer.param_groups]
-    if counts != ours:
-        raise ValueError(
-            f"the optimiser's groups have {counts} parameters, here {ours}: SOLVER.NO_DECAY and "
-            "BACKBONE_MULTIPLIER decide on them"
-        )
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for index, parameter in zip((i for group in groups for i in group), parameters):
-        state = states.get(index, {})
-        if not isinstance(state, Mapping):
-            raise ValueError(f"the optimiser's state of parameter {index} is no dict")
-        for key, value in state.items():
-            if not isinstance(value, Tensor) or value.layout is not torch.strided:
-                raise ValueError(f"the optimiser's {key} of parameter {index} is no dense tensor")
-            # the number of steps has none
-            if value.dim() and value.shape != parameter.shape:
-                raise ValueError(
-                    f"the optimiser's {key} of parameter {index} has the shape "
-                    f"{tuple(value.shape)}, the parameter {tuple(parameter.shape)}"
-                )
-
-
 def require_finite_state(data: Mapping[str, Any], path: str) -> None:
     """Refuse to save what cannot be resumed.
 

@@ -8,6 +8,9 @@ one would have seen, and two processes see the halves of what one would.
 from __future__ import annotations
 
 import copy
+import functools
+import logging
+import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -24,6 +27,8 @@ from knet.data.check.whole_set import nothing_to_learn
 from knet.data.defects import DataError, raise_first
 from knet.data.on_error import left_out
 from knet.data.skip_report import SKIPPED, SkipReport
+
+logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 
@@ -195,6 +200,22 @@ def _one_thread(_: int) -> None:
     torch.set_num_threads(1)
 
 
+@functools.cache  # said once
+def usable_workers(asked: int) -> int:
+    """How many loader processes this process should start: no more than its share of the cores.
+
+    Args:
+        asked: DATALOADER.NUM_WORKERS.
+    """
+    # not all cores of the machine, in a container or under a scheduler
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    most = max(1, cores // comm.get_local_size())
+    if asked > most:
+        logger.info("DATALOADER.NUM_WORKERS: %d in place of %d, on %d cores", most, asked, cores)
+    return min(asked, most)
+
+
 def build_train_loader(
     cfg: CfgNode, mapper: Callable[[Record], Record], *, seed: int, start_step: int
 ) -> SkipReport:
@@ -233,7 +254,7 @@ def build_train_loader(
     loader = DataLoader(
         SeededDataset(records, mapper, seed=seed, groups=groups, on_error=cfg.DATASETS.ON_ERROR),
         batch_sampler=sampler,
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        num_workers=usable_workers(cfg.DATALOADER.NUM_WORKERS),
         collate_fn=_pinnable if on_gpu else _identity,
         worker_init_fn=_one_thread,
         # copies to a GPU then run beside the computation

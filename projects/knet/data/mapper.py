@@ -103,7 +103,7 @@ class KNetDatasetMapper:
         self.ignore_label = ignore_label
         self._maps_of_masks = 0
         mode = "training" if is_train else "inference"
-        logger.info("K-Net mapper for %s with %s", mode, self.augmentations)
+        logger.debug("K-Net mapper for %s with %s", mode, self.augmentations)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:

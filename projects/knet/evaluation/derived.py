@@ -213,7 +213,7 @@ def _derive_once(
     if comm.is_main_process():
         stamp = {"source": _source(metadata, records), **parameters}
         if not os.path.exists(target) or _read_json(stamp_file) != stamp:
-            logger.info("Deriving %s from %s", target, metadata.panoptic_json)
+            logger.debug("Deriving %s from %s", target, metadata.panoptic_json)
             os.makedirs(os.path.dirname(target), exist_ok=True)
             stem, extension = os.path.splitext(target)
             unfinished = f"{stem}{UNFINISHED}{os.getpid()}{extension}"

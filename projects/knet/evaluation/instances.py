@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import logging
 import os
@@ -154,7 +156,9 @@ class InstanceEvaluator(COCOEvaluator):
         ]
         self._warn_of_truth(twice)
         evaluation = accumulate([m for m in images if m is not None], self._parameters)
-        evaluation.summarize()
+        with contextlib.redirect_stdout(io.StringIO()) as summary:
+            evaluation.summarize()
+        logger.debug("%s", summary.getvalue())
         class_names = self._metadata.get("thing_classes")
         return {"segm": self._derive_coco_results(evaluation, "segm", class_names=class_names)}
 

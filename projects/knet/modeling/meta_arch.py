@@ -25,6 +25,7 @@ from knet.modeling.classes import class_ids_from_config
 from knet.modeling.fast_convolutions import use_fast_convolutions
 from knet.modeling.fast_path import FastPath
 from knet.modeling.kernel_update import RoundOutput
+from knet.modeling.narrow_convolutions import pick_pixels_before_narrow_convolutions
 from knet.modeling.recompute import recompute_stages
 from knet.modeling.task import Task
 
@@ -90,6 +91,7 @@ class KNet(nn.Module):
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
         self.to(memory_format=self.memory_format)
+        pick_pixels_before_narrow_convolutions(self)
         if fast_convolutions:
             use_fast_convolutions(self)
         self._fast_path = FastPath(backbone, heads, self.in_features, compiled=compiled)

@@ -1,19 +1,28 @@
-"""AdamW with its own learning rate for the backbone, and the schedules of the rate."""
+"""AdamW with its own learning rate for the backbone, the schedules, and how both are resumed."""
 
 from __future__ import annotations
 
 import fnmatch
 import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import detectron2.solver
 import torch
 from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer
 from detectron2.solver import LRMultiplier, WarmupParamScheduler
 from fvcore.common.param_scheduler import PolynomialDecayParamScheduler
 from torch import nn
 
 logger = logging.getLogger(__name__)
+
+# what Detectron2 multiplies or divides by the number of processes
+_SCALED = (
+    *(("SOLVER", key) for key in ("IMS_PER_BATCH", "BASE_LR", "MAX_ITER", "WARMUP_ITERS", "STEPS")),
+    ("SOLVER", "CHECKPOINT_PERIOD"),
+    ("TEST", "EVAL_PERIOD"),
+)
 
 
 def build_optimizer(cfg: CfgNode, model: Any) -> torch.optim.AdamW:
@@ -38,13 +47,14 @@ def build_optimizer(cfg: CfgNode, model: Any) -> torch.optim.AdamW:
     idle = [p for p in patterns if not fnmatch.filter(names, p)]
     if idle:
         raise ValueError(f"SOLVER.NO_DECAY: no parameter is named as {idle}")
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             factor = cfg.SOLVER.BACKBONE_MULTIPLIER if id(parameter) in in_backbone else 1.0
             exempt = any(fnmatch.fnmatchcase(name, p) for p in patterns)
             decay = 0.0 if exempt else cfg.SOLVER.WEIGHT_DECAY
-            groups.setdefault((factor, decay), []).append(parameter)
+            # with names, by which a resumed training finds the moments
+            groups.setdefault((factor, decay), []).append((name, parameter))
     return torch.optim.AdamW(
         [
             {"params": p, "lr": cfg.SOLVER.BASE_LR * factor, "weight_decay": decay}
@@ -56,9 +66,50 @@ def build_optimizer(cfg: CfgNode, model: Any) -> torch.optim.AdamW:
     )
 
 
+def scale_to_processes(cfg: CfgNode, processes: int) -> CfgNode:
+    """The config for this number of processes, by SOLVER.REFERENCE_WORLD_SIZE as in Detectron2.
+
+    Every number that this changes is said, since the user may have set it.
+
+    Raises:
+        ValueError: the batch cannot be divided.
+    """
+    reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
+    if reference and cfg.SOLVER.IMS_PER_BATCH % reference:
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which the {reference} processes "
+            "of SOLVER.REFERENCE_WORLD_SIZE cannot share: set that to 0 for numbers as they stand"
+        )
+    scaled = DefaultTrainer.auto_scale_workers(cfg, processes)
+    changes = [
+        f"{section}.{key} {cfg[section][key]} -> {scaled[section][key]}"
+        for section, key in _SCALED
+        if cfg[section][key] != scaled[section][key]
+    ]
+    if changes:
+        logger.warning(
+            "SOLVER.REFERENCE_WORLD_SIZE: the numbers of this config are meant for %d processes, "
+            "there %s: %s. For numbers as they stand set it to 0",
+            reference,
+            "is 1" if processes == 1 else f"are {processes}",
+            ", ".join(changes),
+        )
+    return scaled
+
+
 def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
     """Detectron2's schedules, and "WarmupPolyLR": the rate falls to zero as a power of the rest."""
     solver = cfg.SOLVER
+    if solver.WARMUP_ITERS > solver.MAX_ITER / 3:
+        ends = "never reaches" if solver.WARMUP_ITERS >= solver.MAX_ITER else "is long below"
+        logger.warning(
+            "warm-up takes %d of %d steps (SOLVER.WARMUP_ITERS, SOLVER.MAX_ITER): the learning "
+            "rate %s SOLVER.BASE_LR %g; a twentieth of the steps is usual",
+            min(solver.WARMUP_ITERS, solver.MAX_ITER),
+            solver.MAX_ITER,
+            ends,
+            solver.BASE_LR,
+        )
     if solver.LR_SCHEDULER_NAME != "WarmupPolyLR":
         return detectron2.solver.build_lr_scheduler(cfg, optimizer)
     multiplier = WarmupParamScheduler(
@@ -68,3 +119,71 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
         solver.WARMUP_METHOD,
     )
     return LRMultiplier(optimizer, multiplier=multiplier, max_iter=solver.MAX_ITER)
+
+
+def resume_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+    """Take over the moments of a saved state, by the names of the parameters.
+
+    Rates, decay and the division into groups stay those of the optimiser.
+
+    Raises:
+        ValueError: it is no such state, is of parameters of other shapes, or is of before names
+            were saved and of other groups.
+    """
+    ours = optimizer.state_dict()["param_groups"]
+    try:
+        theirs = [{**group, "params": list(group["params"])} for group in saved["param_groups"]]
+        saved = {"state": dict(saved["state"])}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError("the optimiser's state has no groups of parameters") from error
+    if all("param_names" in group for group in theirs):
+        index = dict(_names(theirs))
+        state = {i: saved["state"].get(index.get(name)) for name, i in _names(ours)}
+        state = {i: moments for i, moments in state.items() if moments is not None}
+        fresh = [name for name, _ in _names(ours) if name not in index]
+        if fresh:
+            logger.warning(
+                "%d parameters were not trained before and start without moments, the first is %s",
+                len(fresh),
+                fresh[0],
+            )
+    elif [len(group["params"]) for group in theirs] == [len(group["params"]) for group in ours]:
+        state = saved["state"]
+    else:
+        raise ValueError(
+            "the checkpoint groups its parameters otherwise, and is of a version that did not name "
+            "them: resume with SOLVER.BACKBONE_MULTIPLIER, SOLVER.WEIGHT_DECAY, SOLVER.NO_DECAY "
+            "and MODEL.BACKBONE.FREEZE_AT as they were"
+        )
+    _check_moments(state, optimizer)
+    optimizer.load_state_dict({"state": state, "param_groups": ours})
+
+
+def resume_schedule(scheduler: Any, optimizer: torch.optim.Optimizer) -> None:
+    """Set the rates of the step where a loaded schedule is, from the optimiser's initial rates."""
+    scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
+    for group, rate in zip(optimizer.param_groups, scheduler.get_lr()):
+        group["lr"] = rate
+
+
+def _check_moments(state: Mapping[int, Any], optimizer: torch.optim.Optimizer) -> None:
+    """PyTorch would take moments of any shape."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for index, parameter in enumerate(parameters):
+        moments = state.get(index, {})
+        if not isinstance(moments, Mapping):
+            raise ValueError(f"the optimiser's state of parameter {index} is no dict")
+        for key, value in moments.items():
+            if not isinstance(value, torch.Tensor) or value.layout is not torch.strided:
+                raise ValueError(f"the optimiser's {key} of parameter {index} is no dense tensor")
+            # the number of steps has none
+            if value.dim() and value.shape != parameter.shape:
+                raise ValueError(
+                    f"the optimiser's {key} of parameter {index} has the shape "
+                    f"{tuple(value.shape)}, the parameter {tuple(parameter.shape)}"
+                )
+
+
+def _names(groups: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:
+    """Name and index of every parameter."""
+    return [pair for group in groups for pair in zip(group["param_names"], group["params"])]

@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-from detectron2.engine import SimpleTrainer
+from detectron2.engine import SimpleTrainer, TrainerBase
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from knet.checkpoint.training_state import check_optimizer
 from knet.data.loader import seed_everything
+from knet.training.optimizer import resume_optimizer
 
 
 class TrainStep(SimpleTrainer):
@@ -94,19 +94,31 @@ class TrainStep(SimpleTrainer):
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         limit = float("inf") if self.clip_norm is None else self.clip_norm
         norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
-        # one copy for all figures of the step; stops the training if a loss is not finite
+        # one copy for all figures of the step
         names = list(losses)
         *values, norm_value = torch.stack([*(losses[n].float() for n in names), norm]).cpu()
+        self._require_finite(dict(zip(names, values)), norm_value)
         self._write_metrics(dict(zip(names, values)), data_time)
-        if not self.grad_scaler.is_enabled() and not norm_value.isfinite():
-            raise FloatingPointError(
-                f"the gradient norm became {norm_value} at iteration {self.iter} although all "
-                "losses are finite: lower SOLVER.BASE_LR; the weights are as before this step"
-            )
         if comm.is_main_process() and norm_value.isfinite():
             get_event_storage().put_scalar("grad_norm", float(norm_value), smoothing_hint=True)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
+
+    def _require_finite(self, losses: dict[str, torch.Tensor], norm: torch.Tensor) -> None:
+        """Raise FloatingPointError before the weights change."""
+        broken = {name: float(value) for name, value in losses.items() if not value.isfinite()}
+        # a scale of float16 gradients that is too large is halved, and the step left out
+        hopeless = not self.grad_scaler.is_enabled() or self.grad_scaler.get_scale() < 1
+        if broken:
+            what = f"losses became infinite or NaN: {broken}"
+        elif not norm.isfinite() and hopeless:
+            what = f"the gradient norm became {float(norm)} although all losses are finite"
+        else:
+            return
+        raise FloatingPointError(
+            f"{what}, at step {self.iter + 1}; the weights are as before this step. Go on from the "
+            "last checkpoint with --resume and a lower SOLVER.BASE_LR"
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Optimiser, gradient scaler and seed."""
@@ -116,12 +128,9 @@ class TrainStep(SimpleTrainer):
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave.
-
-        Raises:
-            ValueError: the optimiser's state is of other parameters.
-        """
-        check_optimizer(state["optimizer"], self.optimizer)
-        super().load_state_dict(state)
+        """Restore what `state_dict` gave; rates, decay and precision stay those of this run."""
+        TrainerBase.load_state_dict(self, state)
+        resume_optimizer(self.optimizer, state["optimizer"])
         self.seed = state["seed"]
-        self.grad_scaler.load_state_dict(state["grad_scaler"])
+        if state["grad_scaler"] and self.grad_scaler.is_enabled():  # empty without float16
+            self.grad_scaler.load_state_dict(state["grad_scaler"])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import signal
 import weakref
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,36 +20,27 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from knet.checkpoint.checkpointer import KNetCheckpointer
-from knet.data.loader import build_train_loader
+from knet.data.loader import build_train_loader, usable_workers
 from knet.data.mapper import KNetDatasetMapper
 from knet.data.skip_report import SkipReport
 from knet.evaluation import build_evaluator
+from knet.evaluation.score_tables import format_classes, format_scores
 from knet.files import remove_unfinished
 from knet.modeling.test_time_augmentation import KNetWithTTA
 from knet.training.checkpoints import Checkpoints
-from knet.training.optimizer import build_lr_scheduler, build_optimizer
+from knet.training.optimizer import (
+    build_lr_scheduler,
+    build_optimizer,
+    resume_schedule,
+    scale_to_processes,
+)
+from knet.training.precision import autocast_dtype
+from knet.training.progress import Progress
+from knet.training.resume import format_changes, training_keys
 from knet.training.step import TrainStep
 from knet.training.stop import Stopped, StopSignals, spare_workers, stop_at_once
 
 logger = logging.getLogger(__name__)
-
-_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-def autocast_dtype(cfg: CfgNode) -> torch.dtype | None:
-    """The type of mixed precision that the config asks for, or None.
-
-    Raises:
-        ValueError: an unknown type, or float16 on a CPU.
-    """
-    if not cfg.SOLVER.AMP.ENABLED:
-        return None
-    name = cfg.SOLVER.AMP.DTYPE
-    if name not in _DTYPES:
-        raise ValueError(f"SOLVER.AMP.DTYPE is {name!r}; known are {sorted(_DTYPES)}")
-    if name == "float16" and torch.device(cfg.MODEL.DEVICE).type == "cpu":
-        raise ValueError("SOLVER.AMP.DTYPE float16 needs a GPU: use bfloat16 on a CPU")
-    return _DTYPES[name]
 
 
 def clip_norm(cfg: CfgNode) -> float | None:
@@ -78,7 +71,11 @@ def distribute(model: nn.Module) -> nn.Module:
             "MODEL.KNET.SEMANTIC.NORM to BN or GN"
         )
     devices = [torch.cuda.current_device()] if on_gpu else None
-    return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+    # the newer name first: PyTorch warns of the other
+    known = inspect.signature(DistributedDataParallel).parameters
+    sync = next(n for n in ("forward_sync_buffers", "broadcast_buffers") if n in known)
+    options: dict[str, Any] = {"device_ids": devices, sync: False}
+    return DistributedDataParallel(model, **options)
 
 
 def check_batch_norm(model: nn.Module, images: int) -> None:
@@ -104,6 +101,16 @@ def check_batch_norm(model: nn.Module, images: int) -> None:
         )
 
 
+def log_scores(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
+    """Log the scores of each data set as tables; those of many classes to the log file only."""
+    for name, scores in results.items():
+        if scores:
+            logger.info("scores on %s:\n%s", name, format_scores(scores))
+            classes = format_classes(scores)
+            few = classes.count("\n") <= 32
+            logger.log(logging.INFO if few else logging.DEBUG, "classes:\n%s", classes)
+
+
 class Trainer(DefaultTrainer):
     """`DefaultTrainer` for K-Net; use it in the same way.
 
@@ -113,7 +120,7 @@ class Trainer(DefaultTrainer):
 
     def __init__(self, cfg: CfgNode) -> None:
         TrainerBase.__init__(self)
-        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        cfg = scale_to_processes(cfg, comm.get_world_size())
         model = self.build_model(cfg)
         passes = comm.get_world_size() * cfg.SOLVER.ACCUMULATION_STEPS
         check_batch_norm(model, cfg.SOLVER.IMS_PER_BATCH // passes)
@@ -142,6 +149,9 @@ class Trainer(DefaultTrainer):
 
     def _open_loader(self, seed: int, step: int) -> SkipReport:
         self._batches = self.build_train_loader(self.cfg, seed=seed, start_step=step)
+        images = self._batches.epoch_size * comm.get_world_size()
+        epochs = self.max_iter * self.cfg.SOLVER.IMS_PER_BATCH / images
+        logger.info("  %s images, which all steps see %.1f times", f"{images:,}", epochs)
         return self._batches
 
     def train(self) -> Any:
@@ -170,13 +180,30 @@ class Trainer(DefaultTrainer):
             self._batches.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """Adds the step's state (optimiser, seed), which Detectron2 v0.6 leaves out."""
-        return {**super().state_dict(), "_trainer": self._trainer.state_dict()}
+        """Adds the step's state (optimiser, seed), which Detectron2 v0.6 leaves out, and config."""
+        state = {"_trainer": self._trainer.state_dict(), "config": training_keys(self.cfg)}
+        return {**super().state_dict(), **state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
+        """Go on where `state_dict` was called, by this run's config; see `knet.training.resume`.
+
+        Raises:
+            ValueError: nothing is left to train, or the optimiser's state does not fit.
+        """
         super().load_state_dict(state)
+        if self.iter >= self.max_iter:
+            raise ValueError(
+                f"the checkpoint to resume has {self.iter + 1} steps behind it, more than "
+                f"SOLVER.MAX_ITER {self.max_iter}: raise that, or train without --resume"
+            )
         self._trainer.load_state_dict(state["_trainer"])
+        resume_schedule(self.scheduler, self.optimizer)
+        # unknown in checkpoints of before it was recorded
+        changes = format_changes(state.get("config", {}), training_keys(self.cfg))
+        if changes:
+            logger.warning(
+                "Resumed after step %d with another config than before:\n%s", self.iter + 1, changes
+            )
 
     def resume_or_load(self, resume: bool = True) -> None:
         """As in Detectron2, but from the newest whole checkpoint (see `KNetCheckpointer`).
@@ -198,15 +225,15 @@ class Trainer(DefaultTrainer):
             self.checkpointer.tag_last_checkpoint(name)
 
     def build_hooks(self) -> list[HookBase | None]:
-        """With K-Net's checkpoints.
-
-        Adds, with TEST.AUG.ENABLED, the scores with test-time augmentation at the end.
-        """
+        """With K-Net's checkpoints, short lines of progress, and the scores of TEST.AUG.ENABLED."""
         built = super().build_hooks()
         built = [h for h in built if not isinstance(h, hooks.PeriodicCheckpointer)]
         evaluations = [i for i, h in enumerate(built) if isinstance(h, hooks.EvalHook)]
         checkpoints = Checkpoints.from_config(self.cfg, self.checkpointer, self._signals)
         built.insert(evaluations[0], checkpoints)
+        if comm.is_main_process():
+            # after the hook that measures the time and the one that knows the rate
+            built.insert(2, Progress(self.cfg, self._trainer.autocast_dtype))
         if self.cfg.TEST.AUG.ENABLED:
 
             def test_with_tta() -> dict[str, Any]:
@@ -242,16 +269,27 @@ class Trainer(DefaultTrainer):
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
         """Detectron2's test loader with K-Net's mapper."""
         mapper = KNetDatasetMapper(cfg, is_train=False)
-        return spare_workers(build_detection_test_loader(cfg, dataset_name, mapper=mapper))
+        workers = usable_workers(cfg.DATALOADER.NUM_WORKERS)
+        loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper, num_workers=workers)
+        return spare_workers(loader)
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> Any:
-        """As in Detectron2, with the batch norm statistics of the first process in all of them."""
+        """As in Detectron2, with the batch norm statistics of the first process in all of them.
+
+        The scores are logged as tables.
+        """
         if comm.get_world_size() > 1:
             for buffer in model.buffers():
                 torch.distributed.broadcast(buffer, 0)
+        names = cfg.DATASETS.TEST
+        if names:
+            logger.info("scoring on %s", ", ".join(names))
         with stop_at_once():  # the weights are in a checkpoint by now
-            return super().test(cfg, model, evaluators)
+            results = super().test(cfg, model, evaluators)
+        if comm.is_main_process():
+            log_scores(results if len(names) != 1 else {names[0]: results})
+        return results
 
     @classmethod
     def test_with_tta(cls, cfg: CfgNode, model: nn.Module) -> dict[str, dict[str, float]]:
