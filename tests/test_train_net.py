@@ -100,7 +100,7 @@ def test_torchrun(data, tiny_opts):
         (("--config-file", "configs/none.yaml"), "configs/none.yaml"),
         ((*CONFIG, "MODEL.KNET.KERNELS", "3"), "KERNELS"),
         ((*CONFIG, "DATASETS.TRAIN", "('nowhere',)"), "'nowhere'"),
-        ((*CONFIG, "MODEL.KNET.NUM_THING_CLASSES", "80"), "80, but the data set"),
+        ((*CONFIG, "MODEL.KNET.NUM_THING_CLASSES", "80"), "80, but 'shapes_train'"),
         ((*CONFIG, "MODEL.WEIGHTS", "lost.pth"), "lost.pth: no such checkpoint"),
     ],
 )  # fmt: skip
@@ -133,5 +133,5 @@ def test_error_in_training_is_one_line_and_the_trace_is_in_the_log(data, tiny_op
     assert done.returncode == 2
     assert "Traceback" not in done.stdout + done.stderr
     lines = [line for line in done.stderr.splitlines() if "error" in line]
-    assert len(lines) == 1 and lines[0].startswith("train_net.py: error: Loss became infinite")
+    assert len(lines) == 1 and lines[0].startswith("train_net.py: error: losses became infinite")
     assert "Traceback" in (tmp_path / "out" / "log.txt").read_text()

@@ -49,7 +49,8 @@ def _record(name, level, message, **kwargs):
     return logging.makeLogRecord({"name": name, "levelno": level, "msg": message, **kwargs})
 
 
-def test_news_are_ours_and_the_warnings_of_all():
+def test_news_are_ours_and_the_warnings_of_all(monkeypatch):
+    monkeypatch.delenv("KNET_TRACEBACK", raising=False)
     news = [
         _record("knet.training.progress", logging.INFO, "step 1"),
         _record("detectron2.data.build", logging.WARNING, "odd"),
@@ -61,7 +62,12 @@ def test_news_are_ours_and_the_warnings_of_all():
         _record("detectron2.engine.defaults", logging.INFO, "Model: …"),
         _record("fvcore.common.checkpoint", logging.INFO, "No checkpoint found"),
         # the command says it in its last line
-        _record("detectron2.engine.train_loop", logging.ERROR, "Exception", exc_info=(1, 2, 3)),
+        _record(
+            "detectron2.engine.train_loop",
+            logging.ERROR,
+            "Exception",
+            exc_info=(ValueError, ValueError("x"), None),
+        ),
     ]
     assert all(map(_is_news, news)) and not any(map(_is_news, rest))
 
