@@ -13,13 +13,38 @@ if _workers > 1:  # before torch, which reads it once
 import knet  # noqa: F401  (before Detectron2)
 
 # isort: on
+import logging
+
 import pytest
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.logger import setup_logger
 
 
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _clean_catalogs():
+    """Names of data sets vanish after the test that registered them."""
+    before = [(catalog, set(catalog.list())) for catalog in (DatasetCatalog, MetadataCatalog)]
+    yield
+    for catalog, names in before:
+        for name in set(catalog.list()) - names:
+            catalog.remove(name)
+
+
+@pytest.fixture(autouse=True)
+def _clean_loggers():
+    """So do handlers of loggers, which would write to another test's captured output."""
+    loggers = [logging.getLogger(name) for name in ("knet", "detectron2", "fvcore")]
+    before = [(list(log.handlers), log.level, log.propagate) for log in loggers]
+    yield
+    for log, (log.handlers, level, log.propagate) in zip(loggers, before):
+        log.setLevel(level)
+    setup_logger.cache_clear()
 
 
 @pytest.fixture

@@ -7,21 +7,25 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-# length of a band of the output, see `_bands`
-_BAND = 64
+# length of a band of the output, and the number of bands from which on they are longer
+_BAND, _MOST_BANDS = 64, 256
 
 # at most this much resized probability is held at a time
 _CHUNK_BYTES = 32 << 20
 
 
 def bilinear_matrix(size_in: int, size_out: int) -> Tensor:
-    """(size_out, size_in) float32 weights of bilinear interpolation, align_corners=False.
+    """(size_out, size_in) float32 weights of bilinear interpolation, align_corners=False."""
+    return interpolation_matrix(_positions(size_in, size_out), size_in)
 
-    Coordinates are computed in float32, as torch does, so that weights agree to the last bit.
+
+def _positions(size_in: int, size_out: int) -> Tensor:
+    """(size_out,) where an enlarged or reduced line reads, in cells; float32, as torch does it.
+
+    So weights agree to the last bit.
     """
-    position = torch.arange(size_out, dtype=torch.float32) + 0.5
     scale = torch.tensor(size_in, dtype=torch.float32) / size_out
-    return interpolation_matrix(position * scale - 0.5, size_in)
+    return (torch.arange(size_out, dtype=torch.float32) + 0.5) * scale - 0.5
 
 
 def interpolation_matrix(position: Tensor, size_in: int) -> Tensor:
@@ -47,18 +51,26 @@ def composed_matrix(size_in: int, padded: int, cropped: int, size_out: int) -> T
     return (bilinear_matrix(cropped, size_out).double() @ enlarge.double()).float()
 
 
-def _bands(matrix: Tensor, device: torch.device) -> list[tuple[slice, slice, Tensor]]:
-    """The blocks of a resizing matrix that are not zero: neighbours come from neighbours.
+def _bands(
+    size_in: int, padded: int, cropped: int, size_out: int, device: torch.device
+) -> list[tuple[slice, slice, Tensor]]:
+    """The blocks of `composed_matrix` that are not zero: neighbours come from neighbours.
 
-    A product with the whole matrix would spend most of its time on zeros.
+    A product with the whole matrix would spend most of its time on zeros, and of a picture with a
+    very long side it would not fit into memory.
 
     Returns:
         Of each band the rows of the output, the rows of the input that they read, and the
         weights between them.
     """
-    bands = []
-    for start in range(0, len(matrix), _BAND):
-        block = matrix[start : start + _BAND]
+    enlarge = bilinear_matrix(size_in, padded)[:cropped].double()
+    positions = _positions(cropped, size_out).clamp(min=0)
+    bands, step = [], max(_BAND, -(-size_out // _MOST_BANDS))
+    for start in range(0, size_out, step):
+        position = positions[start : start + step]
+        first, last = int(position[0]), min(int(position[-1]) + 2, cropped)
+        resize = interpolation_matrix(position - first, last - first)
+        block = (resize.double() @ enlarge[first:last]).float()
         used = block.any(0).nonzero()[:, 0]
         read = slice(int(used[0]), int(used[-1]) + 1)
         weights = block[:, read].contiguous().to(device)
@@ -90,10 +102,8 @@ class MaskResizer:
         device: torch.device,
     ) -> None:
         sizes = zip(grid_size, padded_size, image_size, output_size)
-        rows, columns = (composed_matrix(*axis) for axis in sizes)
-        self._rows = _bands(rows, device)
-        self._columns = _bands(columns, device)
-        (height, h), (width, w) = rows.shape, columns.shape
+        self._rows, self._columns = (_bands(*axis, device) for axis in sizes)
+        (h, w), (height, width) = grid_size, output_size
         self.output_size = (int(height), int(width))
         # the order that passes fewer numbers on
         self._rows_first = height * w <= h * width
