@@ -15,7 +15,6 @@ from knet.evaluation import build_evaluator
 
 from ..data.broken_instances import INSTANCE_CASES
 from ..data.broken_sets import make_broken, make_good
-from ..data.conftest import clean_catalogs  # noqa: F401  (names vanish after each test)
 
 # What is wrong with a picture is found when it is read.
 BROKEN_JSON = [

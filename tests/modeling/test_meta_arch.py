@@ -170,7 +170,7 @@ def test_wrong_class_count_names_both(tiny_cfg, kind, given, found):
 def test_data_sets_with_other_classes_do_not_mix(tiny_cfg):
     tiny_cfg.DATASETS.TEST = ("coco_2017_val_panoptic",)
     with pytest.raises(
-        ValueError, match="'tiny_train' .* has 4 thing classes .* but 'coco_2017_val_panoptic'"
+        ValueError, match=r"'tiny_train' .* has 4 thing classes .* but 'coco_2017_val_panoptic'"
     ):
         build_model(tiny_cfg)
     tiny_cfg.DATASETS.TRAIN = tiny_cfg.DATASETS.TEST = ("coco_2017_val_panoptic_separated",)

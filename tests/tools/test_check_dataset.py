@@ -18,7 +18,6 @@ from knet.data.check.report import format_report, kernel_advice
 from knet.data.defects import make_defect
 
 from ..data import broken_sets
-from ..data.conftest import clean_catalogs  # noqa: F401  (names vanish after each test)
 from ..data.good_sets import label_map
 
 
