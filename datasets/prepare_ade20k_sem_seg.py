@@ -21,6 +21,7 @@ from tqdm import tqdm
 from knet.data import datasets_root
 from knet.data.annotations.label_files import label_png_paths, open_label_png, save_labels
 from knet.errors import run_command
+from knet.files import UNFINISHED, remove_unfinished
 
 SPLITS = ("training", "validation")
 NUM_CLASSES = 150
@@ -59,6 +60,7 @@ def prepare(root: Path) -> tuple[int, int]:
                 done += 1
             else:
                 todo.append((path, target))
+    remove_unfinished(base / "annotations_detectron2", f"**/*{UNFINISHED}*")
     for path, target in tqdm(todo, desc="ADE20K labels", unit="file"):
         save_labels(target, shifted(path))
     return len(todo), done

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from tqdm import tqdm
 
 from knet.data import datasets_root
 from knet.errors import run_command
+from knet.files import UNFINISHED, remove_unfinished, whole_file, whole_folder
 
 SPLITS = ("train", "val")
 SOURCE = (
@@ -87,15 +87,15 @@ def _write_train_ids(stems: list[str], split: str) -> int:
         return 0
     with _package():
         from cityscapesscripts.preparation.json2labelImg import json2labelImg
+    remove_unfinished(Path(stems[0]).parents[1], f"*/*{UNFINISHED}*")
     for stem in tqdm(todo, desc=f"labelTrainIds {split}", unit="file"):
-        partial = Path(stem + "labelTrainIds.partial.png")
-        try:
-            json2labelImg(stem + "polygons.json", str(partial), "trainIds")
-        except SystemExit as error:  # so the package ends on a label that it does not know
-            raise ValueError(
-                f"{stem}polygons.json holds a label Cityscapes does not have"
-            ) from error
-        partial.replace(stem + "labelTrainIds.png")
+        with whole_file(stem + "labelTrainIds.png") as unfinished:
+            try:
+                json2labelImg(stem + "polygons.json", str(unfinished), "trainIds")
+            except SystemExit as error:  # so the package ends on a label that it does not know
+                raise ValueError(
+                    f"{stem}polygons.json holds a label Cityscapes does not have"
+                ) from error
     return len(todo)
 
 
@@ -107,18 +107,15 @@ def _write_panoptic(annotations: Path, stems: list[str], split: str) -> int:
         return 0
     with _package():
         from cityscapesscripts.preparation.createPanopticImgs import convert2panoptic
-    partial = annotations / f".{name}.partial"
-    if partial.exists():
-        shutil.rmtree(partial)  # of an interrupted run: the package cannot go on in the middle
-    partial.mkdir()
-    bar = tqdm(total=len(stems), desc=f"panoptic {split}", unit="file")
-    with bar, contextlib.redirect_stdout(_Progress(bar)):
-        convert2panoptic(str(annotations), str(partial), setNames=[split])
-    target.mkdir(exist_ok=True)
-    for png in (partial / name).iterdir():
-        png.replace(target / png.name)
-    (partial / target_json.name).replace(target_json)  # last: it says that all is there
-    shutil.rmtree(partial)
+    target_json.unlink(missing_ok=True)  # it says that all is there
+    with whole_file(target_json) as unfinished, whole_folder(target) as fresh:
+        bar = tqdm(total=len(stems), desc=f"panoptic {split}", unit="file")
+        with bar, contextlib.redirect_stdout(_Progress(bar)):
+            convert2panoptic(str(annotations), str(fresh), setNames=[split])
+        (fresh / target_json.name).replace(unfinished)
+        for png in (fresh / name).iterdir():
+            png.replace(fresh / png.name)
+        (fresh / name).rmdir()
     return len(stems)
 
 

@@ -1,11 +1,17 @@
-"""Files that are there whole or not at all."""
+"""Files and folders that are there whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
+import glob
+import hashlib
 import json
 import os
+import re
 import secrets
+import shutil
+import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,13 +20,28 @@ __all__ = [
     "UNFINISHED",
     "read_text",
     "remove_unfinished",
+    "unfinished_name",
     "whole_file",
+    "whole_folder",
     "write_json",
     "write_text",
 ]
 
-# part of the names of files that are being written, so that left-overs of a kill can be told
+# part of the names of what is being written, so that left-overs of a kill can be told
 UNFINISHED = ".unfinished-"
+# machine and process that write it
+_WRITER = re.compile(re.escape(UNFINISHED) + r"([0-9a-f]{6})-(\d{1,9})-[0-9a-f]{8}")
+_DAY = 24 * 60 * 60
+
+
+def unfinished_name(path: str | os.PathLike[str]) -> str:
+    """A new name for what becomes `path`; it holds the process, and keeps the suffix.
+
+    Some writers choose the format by the suffix.
+    """
+    target = Path(path)
+    mark = f"{UNFINISHED}{_machine()}-{os.getpid()}-{secrets.token_hex(4)}"
+    return f"{target.stem[:40]}{mark}{target.suffix}"  # names have a limit
 
 
 @contextlib.contextmanager
@@ -28,24 +49,58 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A path beside `path` to write to; what is there at the end of the block becomes `path`.
 
     The bytes are on the disk before the name is: after a kill, a crash of the machine or an error
-    (a full disk) `path` is what it was before. The suffix is that of `path`, since some writers
-    choose the format by it; the access rights are those of any new file.
+    (a full disk) `path` is what it was before. The access rights are those of any new file. What a
+    link points to is replaced, not the link; a device or pipe is written as it is.
 
     Raises:
         OSError: the file cannot be written.
     """
     target = Path(path)
-    unfinished = target.with_name(f"{target.stem}{UNFINISHED}{secrets.token_hex(4)}{target.suffix}")
+    if target.exists() and not target.is_file() and not target.is_dir():
+        yield target
+        return
+    target = Path(os.path.realpath(target))
+    unfinished = target.with_name(unfinished_name(target))
     try:
         yield unfinished
-        with open(unfinished, "rb") as file:
-            os.fsync(file.fileno())
+        _flush(unfinished)
         # writers such as safetensors choose narrower rights
         os.chmod(unfinished, 0o666 & ~_umask())
         os.replace(unfinished, target)
-        _flush_folder(target.parent)
+        with contextlib.suppress(OSError):  # where the file system lets one ask for that
+            _flush(target.parent)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A new folder beside `path` to write into; at the end of the block it becomes `path`.
+
+    After an error `path` is what it was before; after a kill that, or missing, but never a half.
+    What killed processes left of this folder is removed.
+
+    Raises:
+        OSError: it cannot be written, or another process put a folder there at the same moment.
+    """
+    target = Path(os.path.realpath(path))
+    stem = glob.escape(unfinished_name(target).partition(UNFINISHED)[0])
+    remove_unfinished(target.parent, f"{stem}{UNFINISHED}*{glob.escape(target.suffix)}")
+    fresh, old = (target.with_name(unfinished_name(target)) for _ in range(2))
+    fresh.mkdir(parents=True)
+    try:
+        yield fresh
+        for written in (*fresh.rglob("*"), fresh):
+            with contextlib.suppress(*([OSError] if written.is_dir() else [])):
+                _flush(written)
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(target, old)
+        os.replace(fresh, target)
+        with contextlib.suppress(OSError):
+            _flush(target.parent)
+    finally:
+        _remove(fresh)
+        _remove(old)
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
@@ -77,11 +132,49 @@ def write_json(path: str | os.PathLike[str], content: Any, *, indent: int | None
     write_text(path, json.dumps(content, indent=indent) + "\n")
 
 
-def remove_unfinished(folder: str | os.PathLike[str]) -> None:
-    """Remove what a killed training was writing into its folder and its evaluations' folders."""
-    for pattern in (f"*{UNFINISHED}*", f"inference*/**/*{UNFINISHED}*"):
-        for path in Path(folder).glob(pattern):
-            path.unlink(missing_ok=True)
+def remove_unfinished(folder: str | os.PathLike[str], pattern: str = f"*{UNFINISHED}*") -> None:
+    """Remove what killed processes were writing.
+
+    Left is what a process of this machine that still runs may be writing, an evaluation beside a
+    training, say, and what another machine wrote to within a day.
+
+    Args:
+        folder: of the files.
+        pattern: of their paths below it.
+    """
+    for path in list(Path(folder).glob(pattern)):
+        with contextlib.suppress(FileNotFoundError):  # went with its folder, or is finished
+            if not _is_being_written(path):
+                _remove(path)
+
+
+def _is_being_written(path: Path) -> bool:
+    writer = _WRITER.search(path.name)
+    if writer is None:
+        return False  # named by an earlier version
+    machine, process = writer[1], int(writer[2])
+    if machine != _machine():
+        return time.time() - path.stat().st_mtime < _DAY
+    if process == os.getpid():
+        return False  # of an earlier process: in a container its number is often the same
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _machine() -> str:
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
 
 
 def _umask() -> int:
@@ -90,11 +183,9 @@ def _umask() -> int:
     return mask
 
 
-def _flush_folder(folder: Path) -> None:
-    """The name itself reaches the disk too, where the file system lets one ask for that."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

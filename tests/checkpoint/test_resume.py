@@ -215,10 +215,13 @@ def test_a_training_killed_at_its_end_is_finished(tiny_cfg, final):
         (folder / "model_final.pth").touch()
     killed.iter = 5
     killed.checkpointer.save("model_0000005", iteration=5)
-    (folder / "inference").mkdir()
+    labels = folder / "inference" / "derived" / "val" / f"semantic{UNFINISHED}12"
+    labels.mkdir(parents=True)
     rest = [folder / f"model_final{UNFINISHED}1.pth", folder / "inference" / f"a{UNFINISHED}2.json"]
+    rest += [labels / "1.png", labels / f"2{UNFINISHED}3.png"]
     for path in rest:
         path.touch()
+    rest.append(labels)
 
     trainer = Trainer(tiny_cfg)
     trainer.resume_or_load(resume=True)

@@ -1,5 +1,7 @@
 import json
+import os
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from detectron2.data.datasets.cityscapes_panoptic import load_cityscapes_panopti
 from PIL import Image
 
 from knet.data import KNetDatasetMapper, add_data_config
+from knet.files import UNFINISHED
 
 SCRIPT = "prepare_cityscapes"
 HEIGHT, WIDTH = 16, 32
@@ -107,12 +110,13 @@ def test_second_call_writes_what_is_missing_only(script, prepared, capsys):
     assert script.prepare(prepared) == (0, 0)
     next(annotations.glob("train/*/*_labelTrainIds.png")).unlink()
     (annotations / "cityscapes_panoptic_val.json").unlink()
-    (annotations / ".cityscapes_panoptic_val.partial").mkdir()  # of an interrupted run
+    (annotations / f"cityscapes_panoptic_val{UNFINISHED}1").mkdir()  # of an interrupted run
     script.main(["--root", str(prepared)])
     assert "1 labelTrainIds and 1 panoptic PNGs written" in capsys.readouterr().out
-    assert not list(annotations.rglob("*partial*"))
+    assert not list(annotations.rglob(f"*{UNFINISHED}*"))
     for part in ("polygons.json", "instanceIds.png"):  # corrected annotations
-        next(annotations.glob(f"val/*/*_{part}")).touch()
+        later = time.time() + 9  # the clock of files is coarse
+        os.utime(next(annotations.glob(f"val/*/*_{part}")), (later, later))
     assert script.prepare(prepared) == (1, 1)
 
 

@@ -14,16 +14,17 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
-from detectron2.data.datasets.coco import convert_to_coco_json
+from detectron2.data.datasets.coco import convert_to_coco_dict
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
-from knet.files import UNFINISHED, write_json
+from knet.files import read_text, whole_file, whole_folder, write_json
 
 __all__ = ["converted_dataset", "instance_dataset", "semantic_dataset"]
 
@@ -72,7 +73,7 @@ def instance_dataset(dataset_name: str, output_folder: str | None) -> str:
                 target,
             )
 
-        _derive_once(json_file, derive, metadata, DatasetCatalog.get(dataset_name), {})
+        _derive_once(json_file, whole_file, derive, metadata, DatasetCatalog.get(dataset_name), {})
     elif list(metadata.thing_classes) == class_names:
         return dataset_name
     return _register_alias(
@@ -139,7 +140,7 @@ def semantic_dataset(dataset_name: str, output_folder: str | None) -> str:
 
         labels = {str(key): label for key, label in sorted(class_ids.items())}
         parameters = {"class_ids": labels, "ignore_label": ignore_label}
-        _derive_once(root, derive, metadata, records, parameters)
+        _derive_once(root, whole_folder, derive, metadata, records, parameters)
         files = {
             r["file_name"]: os.path.join(
                 root, os.path.relpath(r["pan_seg_file_name"], metadata.panoptic_root)
@@ -177,7 +178,8 @@ def converted_dataset(dataset_name: str, output_folder: str | None) -> str:
     """
     path = os.path.join(_folder(dataset_name, output_folder), "coco_format.json")
     if comm.is_main_process():
-        convert_to_coco_json(dataset_name, path, allow_cached=False)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        write_json(path, convert_to_coco_dict(dataset_name))
     comm.synchronize()
     return _register_alias(
         f"{dataset_name}/coco",
@@ -198,16 +200,17 @@ def _folder(dataset_name: str, output_folder: str | None) -> str:
 
 def _derive_once(
     target: str,
+    whole: Callable[[str], AbstractContextManager[Path]],
     derive: Callable[[str], None],
     metadata: Metadata,
     records: Sequence[dict[str, Any]],
     parameters: dict[str, Any],
 ) -> None:
-    """Call ``derive(path)`` in one process of the run and move its result to ``target``.
+    """Call ``derive(path)`` in one process of the run; what it writes becomes ``target``.
 
+    ``whole`` is that of :mod:`knet.files` for a file or a folder.
     What the result was made of is written beside it, so that other or newer annotations do not
-    silently meet old files. A stopped run leaves no half result: the result is complete before it
-    gets its name.
+    silently meet old files.
     """
     stamp_file = f"{target}.source.json"
     if comm.is_main_process():
@@ -215,14 +218,10 @@ def _derive_once(
         if not os.path.exists(target) or _read_json(stamp_file) != stamp:
             logger.debug("Deriving %s from %s", target, metadata.panoptic_json)
             os.makedirs(os.path.dirname(target), exist_ok=True)
-            stem, extension = os.path.splitext(target)
-            unfinished = f"{stem}{UNFINISHED}{os.getpid()}{extension}"
-            try:
-                derive(unfinished)
-                _remove(target)
-                os.replace(unfinished, target)
-            finally:
-                _remove(unfinished)
+            with whole(target) as unfinished:
+                derive(os.fspath(unfinished))
+                # new files must not stand under the stamp of old ones
+                Path(stamp_file).unlink(missing_ok=True)
             write_json(stamp_file, stamp)
     comm.synchronize()
 
@@ -252,17 +251,9 @@ def _state(path: str) -> list[int]:
 
 def _read_json(path: str) -> Any:
     try:
-        with open(path, encoding="utf-8") as f:
-            return json.load(f)
+        return json.loads(read_text(path))
     except (OSError, ValueError):
         return None
-
-
-def _remove(path: str) -> None:
-    if os.path.isdir(path):
-        shutil.rmtree(path)
-    elif os.path.exists(path):
-        os.remove(path)
 
 
 def _register_alias(

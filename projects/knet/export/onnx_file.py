@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 
 from knet.export.metadata import METADATA_KEY
 from knet.export.program import output_names
-from knet.files import UNFINISHED, whole_file
+from knet.files import unfinished_name, whole_file
 
 OPSET = 18
 # operators whose inputs are all of one type
@@ -79,7 +79,7 @@ def save_onnx(
 
 def _write(exported: Any, path: Path, *, external_data: bool) -> None:
     # the file holds the name of the file beside it, so both get theirs in a folder of their own
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{path.stem}{UNFINISHED}") as folder:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=unfinished_name(path)) as folder:
         written = Path(folder, path.name)
         exported.save(written, external_data=external_data)
         data = Path(f"{written}.data")

@@ -25,7 +25,7 @@ from knet.data.mapper import KNetDatasetMapper
 from knet.data.skip_report import SkipReport
 from knet.evaluation import build_evaluator
 from knet.evaluation.score_tables import format_classes, format_scores
-from knet.files import remove_unfinished
+from knet.files import UNFINISHED, remove_unfinished
 from knet.modeling.test_time_augmentation import KNetWithTTA
 from knet.training.checkpoints import Checkpoints
 from knet.training.optimizer import (
@@ -212,7 +212,8 @@ class Trainer(DefaultTrainer):
         but the training was killed before `model_final.pth` was whole, that is written.
         """
         if comm.is_main_process():
-            remove_unfinished(self.cfg.OUTPUT_DIR)
+            for pattern in (f"*{UNFINISHED}*", f"inference*/**/*{UNFINISHED}*"):
+                remove_unfinished(self.cfg.OUTPUT_DIR, pattern)
         self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
         if not self.checkpointer.resumed:
             return

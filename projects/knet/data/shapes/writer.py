@@ -16,8 +16,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +27,7 @@ from PIL import Image
 from knet.data.annotations.derive import panoptic_to_instances, panoptic_to_semantic
 from knet.data.annotations.panoptic_png import write_panoptic_png
 from knet.data.shapes.scene import THING_NAMES, Scene, draw_scene
+from knet.files import whole_folder, write_json
 
 __all__ = ["SHAPES_CATEGORIES", "is_current", "write_shapes"]
 
@@ -108,14 +107,15 @@ def write_shapes(
     folder = Path(root) / split
     if _is_written(folder, digest):
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{split}-", dir=folder.parent) as temporary:
-        fresh = Path(temporary) / "fresh"
-        fresh.mkdir()
-        _write_split(fresh, split=split, num_scenes=num_scenes, seed=seed, size=size, things=things)
-        meta = {"sha256": digest, **parameters}
-        (fresh / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
-        _replace(folder, fresh, Path(temporary) / "old", digest)
+    try:
+        with whole_folder(folder) as fresh:
+            _write_split(
+                fresh, split=split, num_scenes=num_scenes, seed=seed, size=size, things=things
+            )
+            write_json(fresh / "meta.json", {"sha256": digest, **parameters}, indent=2)
+    except OSError:
+        if not _is_written(folder, digest):  # by another process, which was first
+            raise
     return folder
 
 
@@ -139,18 +139,6 @@ def _is_written(folder: Path, digest: str) -> bool:
             f"{folder} exists, but was not written by write_shapes (no valid {meta.name}); "
             f"choose another folder or remove it"
         ) from error
-
-
-def _replace(folder: Path, fresh: Path, old: Path, digest: str) -> None:
-    """Moves ``fresh`` into place; keeps an equal folder that another process put there first."""
-    try:
-        if folder.exists():
-            folder.rename(old)
-        fresh.rename(folder)
-    except OSError:
-        if not _is_written(folder, digest):
-            raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _write_split(
@@ -183,7 +171,7 @@ def _write_split(
         "categories": categories,
     }
     panoptic_json = folder / "panoptic.json"
-    panoptic_json.write_text(json.dumps(content), encoding="utf-8")
+    write_json(panoptic_json, content)
     panoptic_root = str(folder / "panoptic")
     panoptic_to_instances(str(panoptic_json), panoptic_root, str(folder / "instances.json"))
     ordered = sorted(categories, key=lambda c: (not c["isthing"], c["id"]))
