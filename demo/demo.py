@@ -32,10 +32,10 @@ import knet  # noqa: F401  (before Detectron2)
 # isort: split
 import numpy as np
 from detectron2.utils.logger import setup_logger
-from PIL import Image
 from tqdm import tqdm
 
 from knet.config_file import check_pairs
+from knet.data.annotations.image_files import save_image
 from knet.data.annotations.pictures import read_picture
 from knet.data.defects import DataError
 from knet.demo.files import find_pictures, output_files, require_unique_stems, writable_folder
@@ -210,7 +210,7 @@ def run_on_pictures(args: argparse.Namespace, problems: Problems) -> str:
                 with _writing(outputs[k]):
                     quality = _QUALITY.get(outputs[k].suffix.lower())
                     options = {} if quality is None else {"quality": quality}
-                    Image.fromarray(drawn).save(outputs[k], **options)
+                    save_image(outputs[k], drawn, **options)
             done += 1
             if window is not None:
                 drawn = drawer.draw(image, results, enlarge=True)

@@ -18,7 +18,6 @@ training step of neck and heads, and the peak memory of that step, ours by the r
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -36,6 +35,7 @@ from benchmark_reference import Reference
 from benchmark_sides import Side, agreement, losses_differ
 
 from knet.errors import UserError, run_command
+from knet.files import write_json
 
 PARTS = ("inference", "training", "memory")
 DEFAULT_CONFIG = Path(__file__).parents[1] / "configs/coco/panoptic/knet_r50_fpn_1x.yaml"
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         result["memory"] = report.memory_rows(found)
         print("\n" + report.format_memory(result["memory"]))
     if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_json(arguments.json, result, indent=1)
     if set(PARTS) <= set(arguments.what):
         print("\n" + summary(result))
     return result

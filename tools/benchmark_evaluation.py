@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import json
 import multiprocessing
 import sys
 import tempfile
@@ -46,6 +45,7 @@ from knet.errors import run_command
 from knet.evaluation.evaluators import Evaluators
 from knet.evaluation.instances import InstanceEvaluator
 from knet.evaluation.panoptic import PanopticEvaluator
+from knet.files import write_json
 from knet.inference.instances import mask_boxes
 
 NAME, SCENES, OBJECTS, THINGS, STUFF = "drawn", 4, 8, 80, 53
@@ -222,7 +222,7 @@ def _write(
         ("instances", things, instances),
     ):
         content = {"images": info, "categories": classes, "annotations": annotated}
-        (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+        write_json(folder / f"{name}.json", content)
     register_coco_panoptic(
         NAME,
         image_root=folder / "images",

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import logging
 import os
 import sys
@@ -28,10 +27,9 @@ import knet  # noqa: F401  (registers the model; has to come before detectron2)
 # isort: split
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from PIL import Image
 
 from knet.config import get_cfg_from_file
-from knet.data.annotations.image_files import MAX_PIXELS
+from knet.data.annotations.image_files import MAX_PIXELS, save_image
 from knet.data.check.data_set import DatasetReport, check_dataset
 from knet.data.check.report import format_report
 from knet.data.check.with_config import add_config_defects
@@ -39,6 +37,7 @@ from knet.data.defects import DataError
 from knet.data.registration.builtin import register_builtin
 from knet.data.registration.custom import register_custom
 from knet.errors import UserError, run_command
+from knet.files import write_json
 from knet.visualization import draw_annotations
 
 _CHUNK = 8  # records that are waited for before the time left is said
@@ -86,7 +85,7 @@ def _run(args: argparse.Namespace) -> int:
                 print(path)
     if args.json:
         content = [report.as_dict() for report in reports]
-        Path(args.json).write_text(json.dumps(content, indent=1), encoding="utf-8")
+        write_json(args.json, content, indent=1)
     return int(any(report.num_errors for report in reports))
 
 
@@ -201,7 +200,7 @@ def _draw(report: DatasetReport, number: int, folder: Path, max_pixels: int) -> 
         sheet = draw_annotations(records[index], metadata, max_pixels=max_pixels)
         stem = f"{report.name}_{index:06d}_{Path(records[index]['file_name']).stem}"
         paths.append(str(folder / f"{stem}.png"))
-        Image.fromarray(sheet).save(paths[-1])
+        save_image(paths[-1], sheet)
     return paths
 
 

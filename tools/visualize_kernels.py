@@ -28,9 +28,9 @@ import knet  # noqa: F401  (before Detectron2)
 import numpy as np
 from detectron2.data import DatasetCatalog
 from detectron2.utils.logger import setup_logger
-from PIL import Image
 from tqdm import tqdm
 
+from knet.data.annotations.image_files import save_image
 from knet.data.annotations.pictures import read_picture
 from knet.data.registration.builtin import register_builtin
 from knet.demo.files import find_pictures, require_unique_stems, writable_folder
@@ -91,7 +91,7 @@ def _write_traces(
             drawings["classes"] = draw_class_scores(trace)
         for name, drawing in drawings.items():
             paths.append(folder / f"{picture.stem}_{name}.png")
-            Image.fromarray(drawing).save(paths[-1])
+            save_image(paths[-1], drawing)
     return paths
 
 
@@ -109,7 +109,7 @@ def _write_averages(predictor: KNetPredictor, dataset: str, num_images: int, fol
             yield _read(predictor, record)
 
     path = folder / f"{dataset}_average.png"
-    Image.fromarray(draw_average_masks(average_masks(predictor, images()))).save(path)
+    save_image(path, draw_average_masks(average_masks(predictor, images())))
     return path
 
 

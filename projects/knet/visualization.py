@@ -21,7 +21,7 @@ from detectron2.structures import BitMasks, Instances
 from detectron2.utils.visualizer import GenericMask
 from PIL import Image, ImageDraw, ImageFont
 
-from knet.data.annotations.image_files import MAX_PIXELS
+from knet.data.annotations.image_files import MAX_PIXELS, save_image
 from knet.data.annotations.label_files import open_label_png
 from knet.data.annotations.panoptic_png import read_panoptic_png
 from knet.data.annotations.pictures import read_picture
@@ -252,7 +252,7 @@ def write_sheets(
             stem = os.path.splitext(os.path.basename(record["file_name"]))[0]
             name = f"{stem}_{record.get('image_id', position)}_{task}.png".replace(os.sep, "_")
             paths.append(os.path.join(output_dir, name))
-            Image.fromarray(sheet).save(paths[-1])
+            save_image(paths[-1], sheet)
             logger.info("Wrote %s", paths[-1])
     finally:
         model.train(was_training)

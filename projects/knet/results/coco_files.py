@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,10 +10,11 @@ from typing import Any
 
 import numpy as np
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
-from PIL import Image
 from torch import Tensor
 
+from knet.data.annotations.image_files import save_image
 from knet.data.annotations.panoptic_png import write_panoptic_png
+from knet.files import write_json
 from knet.inference.instances import mask_boxes
 from knet.results.categories import Category
 
@@ -135,11 +135,12 @@ class ResultFiles:
         """Write the JSON files of all that was added."""
         common = {"images": self._images, "categories": self._categories}
         if self._images:
-            self._write("images.json", common)
+            write_json(self.folder / "images.json", common)
         if "panoptic_seg" in self._seen:
-            self._write("panoptic.json", {**common, "annotations": self._panoptic})
+            content = {**common, "annotations": self._panoptic}
+            write_json(self.folder / "panoptic.json", content)
         if "instances" in self._seen:
-            self._write("instances.json", self._instances)
+            write_json(self.folder / "instances.json", self._instances)
 
     def _add_panoptic(
         self, id_map: Tensor, segments: Sequence[Mapping[str, Any]], image_id: int, name: str
@@ -164,11 +165,8 @@ class ResultFiles:
     def _write_labels(self, scores: Tensor, name: str) -> None:
         labels = scores.argmax(dim=0).cpu().numpy()
         dtype = np.uint8 if len(scores) < 256 else np.uint16  # 255 stands for no label
-        Image.fromarray(labels.astype(dtype)).save(self._path("semantic", name))
+        save_image(self._path("semantic", name), labels.astype(dtype))
 
     def _path(self, kind: str, name: str) -> Path:
         (self.folder / kind).mkdir(exist_ok=True)
         return self.folder / kind / name
-
-    def _write(self, name: str, content: Any) -> None:
-        (self.folder / name).write_text(json.dumps(content), encoding="utf-8")

@@ -8,12 +8,14 @@ import re
 import stat
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from detectron2.utils.file_io import PathManager
 from PIL import Image, UnidentifiedImageError
 
 from knet.data.defects import Defect, make_defect
+from knet.files import whole_file
 
 __all__ = [
     "BROKEN_FILE",
@@ -24,6 +26,7 @@ __all__ = [
     "in_format",
     "open_image",
     "orientation",
+    "save_image",
     "unreadable",
     "upright_rgb",
 ]
@@ -131,6 +134,21 @@ def _opened(stream: object, max_pixels: int | None) -> Image.Image:
 
 def _too_many(count: str, limit: int | None) -> str:
     return f"it has {count} pixels, more than INPUT.MAX_PIXELS ({limit or MAX_PIXELS:,}) allows"
+
+
+def save_image(path: str | os.PathLike[str], pixels: np.ndarray, **options: Any) -> None:
+    """Write pixels, whole or not at all.
+
+    Args:
+        path: whose suffix names the format, if no option does.
+        pixels: (H, W) or (H, W, 3), of a type that Pillow has.
+        options: of Pillow's `save`.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    with whole_file(path) as unfinished:
+        Image.fromarray(pixels).save(unfinished, **options)
 
 
 def unreadable(error: BaseException, path: str, name: str, *, label: str = "") -> Defect:

@@ -10,8 +10,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from knet.data.annotations.image_files import BROKEN_FILE, MAX_PIXELS, open_image, unreadable
+from knet.data.annotations.image_files import (
+    BROKEN_FILE,
+    MAX_PIXELS,
+    open_image,
+    save_image,
+    unreadable,
+)
 from knet.data.defects import DataError, Defect, data_error, make_defect, raise_first
+from knet.files import UNFINISHED
 
 __all__ = [
     "Pairing",
@@ -201,9 +208,7 @@ def pair_images_with_labels(image_root: Path, sem_seg_root: Path, where: str) ->
 def save_labels(path: Path, labels: np.ndarray) -> None:
     """Writes labels (H, W) uint8 as a greyscale PNG, whole or not at all; makes the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    Image.fromarray(labels).save(partial, format="PNG")
-    partial.replace(path)
+    save_image(path, labels, format="PNG")
 
 
 def _by_stem(root: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
@@ -225,11 +230,11 @@ def _by_stem(root: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
 
 def _walk(root: Path) -> Iterator[Path]:
     # Linked folders count: data are often linked into place. Hidden files do not (macOS writes
-    # `._a.jpg` beside `a.jpg`).
+    # `._a.jpg` beside `a.jpg`), nor what a killed process left.
     for folder, folders, files in os.walk(root, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
-            if not name.startswith("."):
+            if not name.startswith(".") and UNFINISHED not in name:
                 yield Path(folder, name)
 
 

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from knet.data.annotations.coco_file import number_defects
 from knet.data.annotations.image_files import (
@@ -17,6 +16,7 @@ from knet.data.annotations.image_files import (
     MAX_PIXELS,
     has_deep_channels,
     open_image,
+    save_image,
     unreadable,
 )
 from knet.data.annotations.label_files import check_pixels, foreign_format
@@ -108,10 +108,10 @@ def _read_rgba(path: str, record: str, size: tuple[int, int] | None, picture: st
 
 
 def write_panoptic_png(path: str, ids: np.ndarray) -> None:
-    """Writes segment ids (H, W), integers in [0, 2**24), as a panoptic PNG."""
+    """Writes segment ids (H, W), integers in [0, 2**24), as a panoptic PNG, whole or not at all."""
     packed = np.ascontiguousarray(ids, dtype="<u4")
     rgb = packed.view(np.uint8).reshape(*packed.shape, 4)[..., :3]
-    Image.fromarray(np.ascontiguousarray(rgb)).save(path)
+    save_image(path, np.ascontiguousarray(rgb))
 
 
 def ids_to_rows(
