@@ -19,19 +19,24 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from knet.data.annotations.image_files import MAX_PIXELS
 from knet.data.annotations.label_files import label_png_paths, open_label_png, save_labels
+from knet.data.defects import DataError
 from knet.errors import run_command
 
 IGNORE_LABEL = 255
 
 
-def convert_folder(source: Path, target: Path, mapping: Mapping[int, int]) -> int:
+def convert_folder(
+    source: Path, target: Path, mapping: Mapping[int, int], max_pixels: int = MAX_PIXELS
+) -> int:
     """Converts every PNG below a folder.
 
     Args:
         source: folder of label PNGs with one channel, at any depth.
         target: folder to write to, new or empty.
         mapping: old value → new value, 0 to 255; other values stay.
+        max_pixels: larger PNGs are refused.
 
     Returns:
         The number of files written.
@@ -55,16 +60,17 @@ def convert_folder(source: Path, target: Path, mapping: Mapping[int, int]) -> in
     if not files:
         raise FileNotFoundError(f"no PNG below {source}")
     for stem, path in tqdm(files.items(), desc="label PNGs", unit="file"):
-        save_labels(target / f"{stem}.png", convert(path, mapping))
+        save_labels(target / f"{stem}.png", convert(path, mapping, max_pixels))
     return len(files)
 
 
-def convert(path: Path, mapping: Mapping[int, int]) -> np.ndarray:
+def convert(path: Path, mapping: Mapping[int, int], max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Reads one label PNG and maps its values.
 
     Args:
         path: of a PNG with one channel.
         mapping: old value → new value; other values stay.
+        max_pixels: a larger PNG is refused.
 
     Returns:
         (H, W) uint8.
@@ -73,7 +79,12 @@ def convert(path: Path, mapping: Mapping[int, int]) -> np.ndarray:
         ValueError: naming the file, if it cannot be read, has several channels, or holds a
             value that does not fit into 8 bit and is not mapped.
     """
-    mode, values = open_label_png(path)
+    try:
+        mode, values = open_label_png(path, max_pixels=max_pixels)
+    except DataError as error:
+        if error.defect is None or error.defect.kind != "image-too-large":
+            raise
+        raise ValueError(f"{path} has more pixels than --max-pixels {max_pixels}") from error
     if values.ndim != 2:
         raise ValueError(
             f"{path} has {values.shape[2]} channels (mode {mode}): colours are no class indices"
@@ -115,13 +126,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         metavar="VALUE",
         help=f"values that mean `no label`; they become {IGNORE_LABEL}",
     )
+    parser.add_argument(
+        "--max-pixels",
+        type=int,
+        default=MAX_PIXELS,
+        metavar="N",
+        help=f"larger PNGs are refused (default {MAX_PIXELS}); the config has INPUT.MAX_PIXELS",
+    )
     args = parser.parse_args(arguments)
     olds = [old for old, _ in args.map] + args.ignore
     twice = sorted({old for old in olds if olds.count(old) > 1})
     if twice:
         parser.error(f"--map and --ignore name {twice[0]} twice")
     mapping = {**dict(args.map), **dict.fromkeys(args.ignore, IGNORE_LABEL)}
-    count = convert_folder(args.source, args.target, mapping)
+    count = convert_folder(args.source, args.target, mapping, args.max_pixels)
     print(f"{count} label PNGs written to {args.target}")
 
 

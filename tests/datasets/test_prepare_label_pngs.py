@@ -41,6 +41,12 @@ def test_every_kind_becomes_8_bit_greyscale(script, source, tmp_path, capsys):
     assert {path: path.read_bytes() for path in source.rglob("*.*")} == before
 
 
+def test_the_limit_of_pixels_is_an_option(script, source, tmp_path):
+    with pytest.raises(ValueError, match=r"has more pixels than --max-pixels 11"):
+        script.main([str(source), str(tmp_path / "out"), "--max-pixels", "11"])
+    script.main([str(source), str(tmp_path / "again"), "--max-pixels", "12"])
+
+
 def test_mapping(script, tmp_path):
     write(tmp_path / "in" / "a.png", np.array([[0, 7, 1000, 65535]], np.uint16))
     out = tmp_path / "out"

@@ -2,41 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import glob
-import mimetypes
 import os
 import tempfile
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
 
+from knet.data.annotations.image_files import SUFFIXES, is_read, left_out
 from knet.errors import UserError
 
-with contextlib.suppress(ImportError):  # reads HEIC, if it is installed
-    import pillow_heif
-
-    pillow_heif.register_heif_opener()
-
 __all__ = [
-    "SUFFIXES",
     "Found",
     "find_pictures",
     "output_files",
     "require_unique_stems",
     "writable_folder",
 ]
-
-# of the files that are taken from a folder, if Pillow (with its plug-ins) reads them here
-SUFFIXES = (
-    *(".avif", ".bmp", ".gif", ".heic", ".heif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"),
-    *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
-)
-# read by plug-ins of Pillow that register themselves
-_PLUGINS = {".heic": "pillow-heif", ".heif": "pillow-heif"}
 
 
 @dataclass
@@ -66,10 +50,10 @@ def find_pictures(inputs: Sequence[str]) -> Found:
         path = Path(name)
         if path.is_dir():
             files = sorted(path.iterdir())
-            found = [file for file in files if _is_read(file.suffix)]
-            result.left_out += _left_out(name, files)
+            found = [file for file in files if is_read(file)]
+            result.left_out += left_out(name, files)
             if not found:
-                suffixes = ", ".join(filter(_is_read, SUFFIXES))
+                suffixes = ", ".join(filter(is_read, SUFFIXES))
                 result.problems.append(f"{name}: no picture in this folder ({suffixes})")
         elif path.exists() or not glob.has_magic(name):
             found = [path]
@@ -80,33 +64,6 @@ def find_pictures(inputs: Sequence[str]) -> Found:
         result.pictures += found
     result.pictures = list(dict.fromkeys(result.pictures))
     return result
-
-
-def _is_read(suffix: str) -> bool:
-    return (
-        suffix.lower() in SUFFIXES
-        and Image.registered_extensions().get(suffix.lower()) in Image.OPEN
-    )
-
-
-def _left_out(folder: str, files: Sequence[Path]) -> list[str]:
-    """Messages on files whose suffix says picture or video, and which are not read."""
-    counts = Counter(f.suffix.lower() for f in files if f.is_file() and not _is_read(f.suffix))
-    messages = []
-    for suffix, count in sorted(counts.items()):
-        kind = (mimetypes.guess_type(f"x{suffix}")[0] or "").partition("/")[0]
-        if kind == "video":
-            reason = "videos are given one by one, with demo.py --video-input"
-        elif suffix in _PLUGINS:
-            reason = f"Pillow reads them with a plug-in: pip install {_PLUGINS[suffix]}"
-        elif suffix in SUFFIXES:
-            reason = "this build of Pillow does not read them"
-        elif kind == "image" or suffix in Image.registered_extensions():
-            reason = "not taken from folders; convert them to PNG"
-        else:
-            continue
-        messages.append(f"{folder}: {count} {suffix} left out: {reason}")
-    return messages
 
 
 def output_files(inputs: Sequence[Path], output: str, *, suffix: str | None = None) -> list[Path]:

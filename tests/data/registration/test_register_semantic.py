@@ -54,6 +54,18 @@ def test_records_and_metadata(own):
     )
 
 
+def test_pictures_of_every_kind_are_taken_or_named(own, tmp_path, caplog, monkeypatch):
+    for suffix in (".gif", ".jp2", ".PPM"):
+        write_pair(tmp_path, f"c/{suffix[1:]}", suffix, label=0)
+    (tmp_path / "images" / "drawing.svg").write_text("<svg/>")
+    register_sem_seg("own", **own)
+    assert len(DatasetCatalog.get("own")) == 9
+    assert f"'own': {tmp_path / 'images'}: 1 .svg left out: not taken from folders" in caplog.text
+    monkeypatch.delitem(Image.OPEN, "GIF")
+    with pytest.raises(ValueError, match=r"1 label PNGs without .*1 \.gif left out: this build of"):
+        register_sem_seg("other", **own)
+
+
 def test_mapper_and_evaluator_take_it(own, tmp_path):
     register_sem_seg("own", **own)
     mapper = KNetDatasetMapper(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,9 @@ from PIL import Image
 from knet.data.annotations.image_files import (
     BROKEN_FILE,
     MAX_PIXELS,
+    SUFFIXES,
+    is_read,
+    left_out,
     open_image,
     save_image,
     unreadable,
@@ -31,8 +34,6 @@ __all__ = [
     "size_defect",
 ]
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-LABEL_SUFFIXES = (".png",)
 # Pillow spreads greys of few bits over 0 … 255: its factor by raw mode.
 _STRETCH = {"L;2": 85, "L;4": 17}
 
@@ -43,7 +44,7 @@ def label_png_paths(root: Path) -> dict[str, Path]:
     Raises:
         DataError: if two of them have one name (``a.png`` and ``a.PNG``).
     """
-    return _by_stem(root, LABEL_SUFFIXES)
+    return _by_stem(root, [path for path in _walk(root) if path.suffix.lower() == ".png"])
 
 
 def open_label_png(
@@ -51,6 +52,7 @@ def open_label_png(
     record: str = "",
     size: tuple[int, int] | None = None,
     picture: str = "",
+    max_pixels: int = MAX_PIXELS,
 ) -> tuple[str, np.ndarray]:
     """Pillow's mode and the values (palettes as indices) of a label PNG of any kind.
 
@@ -61,14 +63,15 @@ def open_label_png(
         record: that it belongs to, for messages.
         size: (H, W) of its picture; a PNG of another number of pixels is not decoded.
         picture: its name, for messages.
+        max_pixels: a larger PNG is refused, if no size is given.
 
     Raises:
         DataError: naming the file and the record, if it is missing (also a FileNotFoundError),
-            cannot be read, is no PNG, or has more or fewer pixels than its picture.
+            cannot be read, is no PNG, is too large, or has more or fewer pixels than its picture.
     """
     try:
         # a label may be as large as its picture
-        limit = MAX_PIXELS if size is None else None
+        limit = max_pixels if size is None else None
         with open_image(path, max_pixels=limit) as image:
             check_pixels(image, size, os.fspath(path), record, picture)
             raw = image.tile[0][3] if image.format == "PNG" and image.tile else None
@@ -123,6 +126,7 @@ class Pairing:
         pairs: (relative path without suffix, picture, label PNG) of each, sorted.
         bare: pictures without a label PNG, by relative path.
         lone: label PNGs without a picture.
+        left_out: a message for each kind of picture that is not read.
     """
 
     image_root: Path
@@ -130,6 +134,7 @@ class Pairing:
     pairs: list[tuple[str, Path, Path]]
     bare: dict[str, Path]
     lone: dict[str, Path]
+    left_out: list[str]
 
     def defects(self) -> list[Defect]:
         """One for each file without a counterpart."""
@@ -139,6 +144,7 @@ class Pairing:
             found.append(make_defect("png-missing", str(path), f"image {stem}", problem))
         for stem, path in self.lone.items():
             problem = f"no picture of this name below {self.image_root}"
+            problem = "; ".join([problem, *self.left_out])
             found.append(make_defect("orphan-annotation", str(path), f"image {stem}", problem))
         return found
 
@@ -165,7 +171,7 @@ class Pairing:
                 first.file,
                 "",
                 f"{where}: of {counts[0]} pictures and {counts[1]} label PNGs, "
-                f"{'; '.join(problems)}",
+                f"{'; '.join(problems + self.left_out)}",
                 mend="a label PNG has the relative path of its picture, but for the suffix "
                 "(city/a.jpg and city/a.png)",
             )
@@ -190,10 +196,13 @@ def pair_images_with_labels(image_root: Path, sem_seg_root: Path, where: str) ->
             f"{where}: pictures ({image_root}) and labels ({sem_seg_root}) must be in two "
             f"folders, neither of them within the other"
         )
-    images = _by_stem(image_root, IMAGE_SUFFIXES)
+    files = list(_walk(image_root))
+    images = _by_stem(image_root, [path for path in files if is_read(path)])
+    unread = left_out(image_root, files)
     if not images:
-        problem = f"{where}: no picture below {image_root}"
-        mend = f"put pictures there ({', '.join(IMAGE_SUFFIXES)}), or correct the folder"
+        problem = "; ".join([f"{where}: no picture below {image_root}", *unread])
+        suffixes = ", ".join(filter(is_read, SUFFIXES))
+        mend = f"put pictures there ({suffixes}), or correct the folder"
         raise DataError(make_defect("no-images", str(image_root), "", problem, mend=mend))
     labels = label_png_paths(sem_seg_root)
     return Pairing(
@@ -202,6 +211,7 @@ def pair_images_with_labels(image_root: Path, sem_seg_root: Path, where: str) ->
         pairs=[(stem, image, labels[stem]) for stem, image in images.items() if stem in labels],
         bare={stem: path for stem, path in images.items() if stem not in labels},
         lone={stem: path for stem, path in labels.items() if stem not in images},
+        left_out=unread,
     )
 
 
@@ -211,13 +221,11 @@ def save_labels(path: Path, labels: np.ndarray) -> None:
     save_image(path, labels, format="PNG")
 
 
-def _by_stem(root: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
+def _by_stem(root: Path, files: Iterable[Path]) -> dict[str, Path]:
     """Files below a folder by relative path without suffix, sorted by it."""
     found: dict[str, Path] = {}
     twice: list[Defect] = []
-    for path in _walk(root):
-        if path.suffix.lower() not in suffixes:
-            continue
+    for path in files:
         stem = path.relative_to(root).with_suffix("").as_posix()
         if stem in found:
             first, second = sorted((found[stem], path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ from knet.data.registration.categories import category_colors, color_problem
 from knet.files import read_text
 
 __all__ = ["read_class_names", "register_sem_seg"]
+
+logger = logging.getLogger(__name__)
 
 Color = Sequence[int]
 
@@ -84,6 +87,8 @@ def register_sem_seg(
     error = pairing.error(where)
     if error is not None and on_error == "raise":
         raise error
+    for message in pairing.left_out:
+        logger.warning("%s: %s", where, message)
     register_scan(name, arguments, lambda: _scan(pairing, max_images))
     MetadataCatalog.get(name).set(
         image_root=images,
