@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import builtins
+import functools
 import json
+import os
 import shutil
 
 import numpy as np
@@ -17,6 +20,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
 
+from knet.data.annotations import image_files, label_files, panoptic_png
+from knet.data.annotations.derive import panoptic_to_instances
 from knet.evaluation import build_evaluator, id2rgb, instance_dataset, semantic_dataset
 
 SIZE = 40
@@ -208,6 +213,63 @@ def test_classes_without_ground_truth_are_named(make_dataset, tmp_path, caplog):
     )
     evaluate(build_evaluator(cfg, "evaluated", str(tmp_path)), records[1:], lambda _: labels_of(0))
     assert "so with an IoU of 0 in the mean: dog" in caplog.text
+
+
+def test_any_encoding_of_the_locale_byte_order_marks_and_large_labels(
+    make_dataset, tmp_path, monkeypatch
+):
+    """Evaluation takes what training takes, with a raised INPUT.MAX_PIXELS too."""
+    records = make_dataset("evaluated")
+    path = tmp_path / "panoptic.json"
+    content = json.loads(path.read_text())
+    content["info"] = {"description": "été"}
+    path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8-sig")
+    instances = tmp_path / "instances.json"
+    panoptic_to_instances(str(path), str(tmp_path / "panoptic"), str(instances))
+    text = json.dumps(json.loads(instances.read_text()), ensure_ascii=False)
+    instances.write_text(text, encoding="utf-8-sig")
+    MetadataCatalog.get("evaluated").json_file = str(instances)
+    for module in (image_files, label_files, panoptic_png):
+        monkeypatch.setattr(module, "MAX_PIXELS", 100)
+    monkeypatch.setitem(image_files.open_image.__wrapped__.__kwdefaults__, "max_pixels", 100)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    monkeypatch.setattr(builtins, "open", functools.partial(_open_as_ascii, open))
+    evaluator = build_evaluator(config(), "evaluated", str(tmp_path / "out"))
+    scores = evaluate(evaluator, records, labels_of)
+    assert scores["panoptic_seg"]["PQ"] == scores["segm"]["AP"] == scores["sem_seg"]["mIoU"] == 100
+
+
+def _open_as_ascii(function, file, mode="r", *args, **kwargs):
+    if "b" not in mode and not args:
+        kwargs.setdefault("encoding", "ascii")
+    return function(file, mode, *args, **kwargs)
+
+
+def test_a_kill_behind_the_new_files_does_not_leave_them_under_the_old_stamp(
+    make_dataset, tmp_path, monkeypatch
+):
+    make_dataset("evaluated")
+    folder = tmp_path / "out" / "derived" / "evaluated"
+    for derived, name in ((instance_dataset, "instances.json"), (semantic_dataset, "semantic")):
+        derived("evaluated", str(tmp_path / "out"))
+        stamp = folder / f"{name}.source.json"
+        assert stamp.exists()
+        before = (tmp_path / "panoptic.json").stat()
+        (tmp_path / "panoptic.json").touch()  # other annotations …
+        with monkeypatch.context() as patch:
+            patch.setattr("knet.evaluation.derived.write_json", _killed)
+            with pytest.raises(KeyboardInterrupt):
+                derived("evaluated", str(tmp_path / "out"))
+        times = (before.st_atime_ns, before.st_mtime_ns)
+        os.utime(tmp_path / "panoptic.json", ns=times)  # … and back to the first
+        assert (folder / name).exists() and not stamp.exists()
+        derived("evaluated", str(tmp_path / "out"))
+        assert stamp.exists()
+    assert len(os.listdir(folder)) == 4
+
+
+def _killed(*_, **__):
+    raise KeyboardInterrupt
 
 
 def test_switches_choose(make_dataset, tmp_path):

@@ -215,6 +215,19 @@ def test_files(files):
         assert pq_compute(gt, pred, num_workers=workers) == result
 
 
+def test_byte_order_marks_and_labels_as_large_as_their_picture(files, monkeypatch):
+    sizes = [{"id": k, "height": 4, "width": 6} for k in range(2)]
+    expected = pq_compute(*files())
+    gt, pred = files(lambda content: content["gt"].update(images=sizes))
+    for path in (gt, pred):
+        path.write_text(path.read_text(), encoding="utf-8-sig")
+    monkeypatch.setattr("knet.data.annotations.image_files.MAX_PIXELS", 10)
+    assert pq_compute(gt, pred) == expected
+    pred.write_text("{")
+    with pytest.raises(ValueError, match=r"pred\.json: is not JSON"):
+        pq_compute(gt, pred)
+
+
 def _segments(content):
     return content["pred"]["annotations"][1]["segments_info"]
 

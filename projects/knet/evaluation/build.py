@@ -137,7 +137,7 @@ def _panoptic_to_semantic(
 
 def _load_labels(filename: str, copy: bool = False, dtype: Any = None) -> np.ndarray:
     """As newer Detectron2's own default, whose ``copy=False`` is an error from numpy 2 on."""
-    with open_image(filename) as image:
+    with open_image(filename, max_pixels=None) as image:  # it has its picture's size by now
         return np.array(image, dtype=dtype)
 
 

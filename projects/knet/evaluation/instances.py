@@ -17,8 +17,10 @@ from detectron2.structures import BoxMode, Instances
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from pycocotools import mask as mask_util
+from pycocotools.coco import COCO
 from torch import Tensor
 
+from knet.data.annotations.coco_file import load_json
 from knet.data.annotations.coco_json import instance_file_defects
 from knet.data.defects import first_of, raise_first
 from knet.data.labels import repeated_masks
@@ -73,24 +75,26 @@ class InstanceEvaluator(COCOEvaluator):
         limits: Mapping[str, int] | None = None,
     ) -> None:
         metadata = MetadataCatalog.get(dataset_name)
-        if metadata.get("json_file"):
-            # before pycocotools sees them: on broken masks it crashes or reads foreign memory
-            classes = metadata.get("thing_dataset_id_to_contiguous_id")
-            json_file = PathManager.get_local_path(metadata.json_file)
-            raise_first(instance_file_defects(json_file, classes))
-        super().__init__(
-            dataset_name,
-            tasks=("segm",),
-            output_dir=output_dir,
-            max_dets_per_image=max_dets_per_image,
-            use_fast_impl=False,
-        )
+        # before pycocotools sees them: on broken masks it crashes or reads foreign memory
+        classes = metadata.get("thing_dataset_id_to_contiguous_id")
+        json_file = PathManager.get_local_path(metadata.json_file)
+        raise_first(instance_file_defects(json_file, classes))
+        # not the original's __init__: pycocotools opens the file in the encoding of the locale
+        self._logger = logging.getLogger(COCOEvaluator.__module__)
+        self._metadata = metadata
+        self._output_dir: Any = output_dir
+        self._coco_api = COCO()
+        self._coco_api.dataset = load_json(json_file)
+        with contextlib.redirect_stdout(io.StringIO()):
+            self._coco_api.createIndex()
+        self._do_evaluation = "annotations" in self._coco_api.dataset
         for annotation in self._coco_api.dataset.get("annotations", ()):
             annotation.setdefault("iscrowd", 0)
             if "area" not in annotation:
                 annotation["area"] = float(mask_util.area(self._coco_api.annToRLE(annotation)))
+        max_detections = [1, 10, 100 if max_dets_per_image is None else max_dets_per_image]
         self._limits = dict(limits or {})
-        self._parameters = mask_parameters(self._coco_api.getCatIds(), self._max_dets_per_image)
+        self._parameters = mask_parameters(self._coco_api.getCatIds(), max_detections)
 
     def reset(self) -> None:
         """Forget all predictions."""

@@ -16,6 +16,7 @@ from detectron2.evaluation.panoptic_evaluation import _print_panoptic_results
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
+from knet.data.annotations.coco_file import load_json
 from knet.data.annotations.panoptic_png import read_panoptic_png, write_panoptic_png
 
 from .background import Background
@@ -219,8 +220,7 @@ class PanopticEvaluator(COCOPanopticEvaluator):
         spool.write(path, before=before, after="]}")
 
     def _read_json(self) -> dict[str, Any]:
-        with open(self._json_file, encoding="utf-8") as f:
-            return json.load(f)
+        return load_json(self._json_file)
 
 
 def _counted(segment: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,6 @@ This file needs numpy and Pillow only.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -248,6 +247,9 @@ def pq_compute(
         ValueError: an image without prediction, or a record that contradicts its PNG; the
             message names the file and the segment.
     """
+    # not above: the counting itself needs numpy alone
+    from knet.data.annotations.coco_file import load_json
+
     gt_json_file, pred_json_file = os.fspath(gt_json_file), os.fspath(pred_json_file)
     gt_folder = os.path.splitext(gt_json_file)[0] if gt_folder is None else os.fspath(gt_folder)
     pred_folder = (
@@ -256,10 +258,13 @@ def pq_compute(
     for folder, content in ((gt_folder, "ground truth"), (pred_folder, "predicted")):
         if not os.path.isdir(folder):
             raise FileNotFoundError(f"Folder '{folder}' with {content} segments does not exist.")
-    with open(gt_json_file, encoding="utf-8") as f:
-        gt_json = json.load(f)
-    with open(pred_json_file, encoding="utf-8") as f:
-        pred_by_image = {record["image_id"]: record for record in json.load(f)["annotations"]}
+    gt_json, pred_json = load_json(gt_json_file), load_json(pred_json_file)
+    pred_by_image = {record["image_id"]: record for record in pred_json["annotations"]}
+    pixels = {
+        image["id"]: image["height"] * image["width"]
+        for image in gt_json.get("images", ())
+        if {"height", "width"} <= set(image)
+    }
     categories = {record["id"]: record for record in gt_json["categories"]}
 
     missing = [r["image_id"] for r in gt_json["annotations"] if r["image_id"] not in pred_by_image]
@@ -272,9 +277,10 @@ def pq_compute(
     def one_image(gt_record: Mapping[str, Any]) -> PanopticStatistics:
         pred_record = pred_by_image[gt_record["image_id"]]
         pred_file = os.path.join(pred_folder, pred_record["file_name"])
+        size = pixels.get(gt_record["image_id"], 0)
         return image_statistics(
-            _read_ids(os.path.join(gt_folder, gt_record["file_name"])),
-            _read_ids(pred_file),
+            _read_ids(os.path.join(gt_folder, gt_record["file_name"]), size),
+            _read_ids(pred_file, size),
             gt_record["segments_info"],
             pred_record["segments_info"],
             categories,
@@ -289,11 +295,11 @@ def pq_compute(
     return total.summary(categories)
 
 
-def _read_ids(path: str) -> np.ndarray:
-    # not above: the counting itself needs numpy alone
-    from knet.data.annotations.image_files import open_image
+def _read_ids(path: str, pixels: int) -> np.ndarray:
+    from knet.data.annotations.image_files import MAX_PIXELS, open_image
 
-    with open_image(path) as image:
+    # labels may be as large as their picture
+    with open_image(path, max_pixels=max(MAX_PIXELS, pixels)) as image:
         if image.mode != "RGB":
             raise ValueError(
                 f"'{path}' is a {image.mode} image; panoptic PNGs store segment ids as RGB."

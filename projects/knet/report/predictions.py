@@ -17,6 +17,7 @@ from knet.data.annotations.image_files import BROKEN_FILE, MAX_PIXELS, open_imag
 from knet.data.annotations.panoptic_png import read_panoptic_png
 from knet.data.annotations.segmentations import segmentation_errors
 from knet.data.defects import raise_first
+from knet.files import read_text
 from knet.results.categories import Category
 
 __all__ = ["FilePredictions"]
@@ -191,7 +192,7 @@ class FilePredictions:
     def _read(self, name: str) -> Any:
         path = self.folder / name
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            return json.loads(read_text(path))
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"--predictions {self.folder}: no {name} in it; demo/demo.py --results writes "
