@@ -8,6 +8,7 @@ import os
 import signal
 import weakref
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from knet.checkpoint.checkpointer import KNetCheckpointer
 from knet.data.loader import build_train_loader, usable_workers
 from knet.data.mapper import KNetDatasetMapper
 from knet.data.skip_report import SkipReport
+from knet.data.worker_errors import RaisingLoader, hand_over
 from knet.evaluation import build_evaluator
 from knet.evaluation.score_tables import format_classes, format_scores
 from knet.files import remove_unfinished
@@ -266,12 +268,12 @@ class Trainer(DefaultTrainer):
         return report
 
     @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> RaisingLoader:
         """Detectron2's test loader with K-Net's mapper."""
-        mapper = KNetDatasetMapper(cfg, is_train=False)
+        mapper = partial(hand_over, KNetDatasetMapper(cfg, is_train=False))
         workers = usable_workers(cfg.DATALOADER.NUM_WORKERS)
         loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper, num_workers=workers)
-        return spare_workers(loader)
+        return RaisingLoader(spare_workers(loader))
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> Any:
