@@ -10,6 +10,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog
 from detectron2.structures import BitMasks, Instances
+from PIL import Image
 
 from knet.data.defects import DataError, MissingFileError
 from knet.data.loader import (
@@ -252,7 +253,7 @@ def test_errors_of_workers_are_clear_in_an_evaluation_too(tiny_cfg, monkeypatch)
         list(loader)
 
     def full(*_):
-        open("/no/such/folder/file")
+        Image.open("/no/such/folder/file")
 
     # of a library: not an error that it can be taken for ours
     monkeypatch.setattr(KNetDatasetMapper, "__call__", full)
