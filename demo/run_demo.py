@@ -6,7 +6,7 @@
 Runs the commands that a user would type and shows them. At the end the last line of `metrics.json`
 in the output folder holds the scores, `sheets/` pictures (scene, ground truth, prediction), and
 `report.html` all of it to look through in a browser. If a command fails, its exit status is that of
-the demo; Ctrl-C or SIGTERM reach it, so that a training is stopped with a checkpoint.
+the demo; Ctrl-C, SIGTERM and SIGHUP reach it, so that a training is stopped with a checkpoint.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ def run(*command: str) -> None:
     # in a session of its own, so that it gets Ctrl-C once, from here
     child = subprocess.Popen([sys.executable, *command], cwd=ROOT, start_new_session=True)
     numbers = [getattr(signal, name) for name in _PASSED_ON if hasattr(signal, name)]
+    # what is ignored, as by nohup, stays so
+    numbers = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
     before = {
         number: signal.signal(number, lambda received, _: child.send_signal(received))
         for number in numbers

@@ -157,7 +157,7 @@ class Trainer(DefaultTrainer):
         return self._batches
 
     def train(self) -> Any:
-        """As in Detectron2; SIGTERM or SIGINT ends it after a step, with a checkpoint.
+        """As in Detectron2; SIGTERM, SIGINT or SIGHUP ends it after a step, with a checkpoint.
 
         Raises:
             Stopped: by a signal; an exit of the program with its status, if nobody catches it.
