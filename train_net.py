@@ -51,7 +51,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
 def main(args: argparse.Namespace) -> dict:
     """What one process does; returns the results of the last evaluation."""
     cfg = setup(args)
-    # an evaluation beside a training is all right: its results are written whole, at the end
+    # `Trainer` locks its folder too, but config.yaml and log.txt are written before. An evaluation
+    # beside a training is all right: its results are written whole, at the end
     alone = comm.is_main_process() and not args.eval_only
     with folder_lock(cfg.OUTPUT_DIR) if alone else contextlib.nullcontext():
         return _run(cfg, args)
