@@ -17,7 +17,7 @@ import warnings
 
 if __name__ in ("__main__", "__mp_main__"):  # the latter in processes of a training
     # for authors of libraries; the last of them of processes that share gradients
-    for _text in (r"`torch\.(jit|cuda\.amp)", "TypedStorage is deprecated", "Grad strides do not"):
+    for _text in ("TypedStorage is deprecated", "Grad strides do not"):
         warnings.filterwarnings("ignore", _text)
 
 import knet  # noqa: F401  (before Detectron2, which it fits to current libraries)
