@@ -115,8 +115,8 @@ def _passing_signals_on(processes: list[Any]) -> Iterator[list[int]]:
         for process in processes:
             process.start()
         before[signal.SIGTERM] = signal.signal(signal.SIGTERM, pass_on)
-        for number in passed_on:
-            signal.signal(number, pass_on)
+        for each in passed_on:
+            signal.signal(each, pass_on)
         yield received
     finally:
         for number, handler in before.items():
