@@ -17,7 +17,7 @@ import warnings
 
 if __name__ in ("__main__", "__mp_main__"):  # the latter in processes of a training
     # for authors of libraries; the last of them of processes that share gradients
-    for _text in (r"`torch\.(jit|cuda\.amp)", "TypedStorage is deprecated", "Grad strides do not"):
+    for _text in ("TypedStorage is deprecated", "Grad strides do not"):
         warnings.filterwarnings("ignore", _text)
 
 import knet  # noqa: F401  (before Detectron2, which it fits to current libraries)
@@ -51,7 +51,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
 def main(args: argparse.Namespace) -> dict:
     """What one process does; returns the results of the last evaluation."""
     cfg = setup(args)
-    # an evaluation beside a training is all right: its results are written whole, at the end
+    # `Trainer` locks its folder too, but config.yaml and log.txt are written before. An evaluation
+    # beside a training is all right: its results are written whole, at the end
     alone = comm.is_main_process() and not args.eval_only
     with folder_lock(cfg.OUTPUT_DIR) if alone else contextlib.nullcontext():
         return _run(cfg, args)

@@ -8,8 +8,8 @@
 
 The flags are those of Detectron2's demo, and --predictor, --task and --results. Without --output
 and --results a window shows the pictures one by one (any key: next, Esc or q: end). The exit status
-is 1 if a picture could not be read, 2 if what was asked for cannot be done or written; what was
-finished until then is kept.
+is 1 if a picture could not be read, 2 if what was asked for cannot be done or written, 130 after
+Ctrl-C; what was finished until then is kept.
 """
 
 from __future__ import annotations
@@ -18,14 +18,10 @@ import argparse
 import contextlib
 import os
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-if __name__ == "__main__":  # for authors of libraries
-    warnings.filterwarnings("ignore", r"`torch\.(jit|cuda\.amp)")
 
 import knet  # noqa: F401  (before Detectron2)
 
@@ -268,21 +264,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.confidence_threshold is not None and not 0 <= args.confidence_threshold <= 1:
         parser.error(f"--confidence-threshold {args.confidence_threshold}: scores are 0 to 1")
     setup_logger(name="knet")
+    return run_command("demo.py", lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> int:
+    check_pairs(args.opts)  # a flag among them is missing elsewhere
     problems = Problems()
-    run = run_on_pictures if args.input else run_on_frames
-    try:
-        check_pairs(args.opts)  # a flag among them is missing elsewhere
-        done = run(args, problems)
-    except (UserError, OSError, ValueError) as error:
-        problems.add(error)
-        return 2
-    except KeyboardInterrupt:
-        problems.add("interrupted; what was finished is kept")
-        return 130
+    done = (run_on_pictures if args.input else run_on_frames)(args, problems)
     folders = " and ".join(filter(None, (args.output, args.results)))
     print(f"{done} -> {folders or 'window'}; {problems.count} errors")
     return 1 if problems.count else 0
 
 
 if __name__ == "__main__":
-    sys.exit(run_command("demo.py", main))
+    sys.exit(main())

@@ -90,7 +90,7 @@ def test_wrong_hash_is_refused(
     tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     archive, sha256 = make_archive(tmp_path / "a.tar.gz")
-    assert tool.main(["--archive", str(archive), "--out", str(tmp_path / "out")]) == 1
+    assert tool.main(["--archive", str(archive), "--out", str(tmp_path / "out")]) == 2
     message = capsys.readouterr().err
     assert sha256 in message and tool.ARCHIVE_SHA256 in message
     assert not (tmp_path / "out").exists()
@@ -99,7 +99,7 @@ def test_wrong_hash_is_refused(
 def test_missing_archive_is_one_line(
     tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert tool.main(["--archive", str(tmp_path / "none.tar.gz")]) == 1
+    assert tool.main(["--archive", str(tmp_path / "none.tar.gz")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 

@@ -14,10 +14,19 @@ ROOT = Path(__file__).parents[1]
 
 
 def run(*arguments, env=None, launcher=(), script="train_net.py"):
-    command = [sys.executable, "-W", "ignore", *launcher, script, *map(str, arguments)]
+    command = [sys.executable, *launcher, script, *map(str, arguments)]
     return subprocess.run(
-        command, cwd=ROOT, env={**os.environ, **(env or {})}, capture_output=True, text=True
-    )
+        command, cwd=ROOT, env={**os.environ, "KNET_TRACEBACK": "", **(env or {})},
+        capture_output=True, text=True,
+    )  # fmt: skip
+
+
+def refusal(done):
+    """The one line of an error that is meant for the user."""
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("train_net.py: error: ")
+    return line
 
 
 @pytest.fixture
@@ -54,8 +63,7 @@ def test_train_evaluate_and_refuse_foreign_weights(data, tiny_opts, tmp_path):
     assert len(list(sheets.glob("*.png"))) == 2
 
     foreign = run(*CONFIG, "--eval-only", *again, "MODEL.KNET.NUM_KERNELS", 9, env=data)
-    assert foreign.returncode != 0
-    assert "checkpoint of another model" in foreign.stderr and "init_kernels" in foreign.stderr
+    assert re.search("checkpoint of another model.*init_kernels", refusal(foreign))
 
 
 def test_semantic_model(data, tiny_opts, tmp_path):
@@ -107,8 +115,7 @@ def test_torchrun(data, tiny_opts):
 def test_bad_input_is_named(data, tmp_path, arguments, message):
     opts = ("OUTPUT_DIR", tmp_path / "out") if arguments else ()
     done = run(*arguments, *opts, env=data)
-    assert done.returncode != 0
-    assert message in done.stderr.strip().splitlines()[-1]
+    assert message in refusal(done)
 
 
 def test_missing_data_folder_is_named(tmp_path):
@@ -116,22 +123,18 @@ def test_missing_data_folder_is_named(tmp_path):
         "--config-file", "configs/coco/panoptic/knet_r50_fpn_1x.yaml", "MODEL.WEIGHTS", "",
         "OUTPUT_DIR", tmp_path / "out", env={"DETECTRON2_DATASETS": str(tmp_path / "none")},
     )  # fmt: skip
-    assert done.returncode != 0
-    assert str(tmp_path / "none") in done.stderr
+    assert str(tmp_path / "none") in refusal(done)
 
 
 def test_checkpoint_of_nothing_in_common_is_refused(data, tiny_opts, tmp_path):
     torch.save({"model": {"some.weight": torch.zeros(3)}}, tmp_path / "other.pth")
     done = run(*CONFIG, *tiny_opts, "MODEL.WEIGHTS", tmp_path / "other.pth", env=data)
-    assert done.returncode != 0
-    assert "other.pth" in done.stderr and "some.weight" in done.stderr
+    assert re.search("other.pth.*some.weight", refusal(done))
 
 
 def test_error_in_training_is_one_line_and_the_trace_is_in_the_log(data, tiny_opts, tmp_path):
     opts = (*tiny_opts, "SOLVER.BASE_LR", 1e30, "SOLVER.WARMUP_FACTOR", 1.0, "DATASETS.TEST", "()")
-    done = run(*CONFIG, *opts, env={**data, "KNET_TRACEBACK": ""})
-    assert done.returncode == 2
-    assert "Traceback" not in done.stdout + done.stderr
-    lines = [line for line in done.stderr.splitlines() if "error" in line]
-    assert len(lines) == 1 and lines[0].startswith("train_net.py: error: losses became infinite")
+    done = run(*CONFIG, *opts, env=data)
+    assert "Traceback" not in done.stdout
+    assert refusal(done).startswith("train_net.py: error: losses became infinite")
     assert "Traceback" in (tmp_path / "out" / "log.txt").read_text()

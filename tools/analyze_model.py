@@ -20,22 +20,17 @@ import argparse
 import itertools
 import statistics
 import sys
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-if __name__ == "__main__":  # for authors of libraries
-    warnings.filterwarnings("ignore", r"`torch\.(jit|cuda\.amp)")
-
-import torch
-from fvcore.nn import flop_count_table, parameter_count, parameter_count_table
-
 import knet  # noqa: F401  (registers the model; has to come before detectron2)
 
 # isort: split
+import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
+from fvcore.nn import flop_count_table, parameter_count, parameter_count_table
 from torch import nn
 
 from knet.analysis.count import Count, activation_analysis, count_products, flop_analysis

@@ -15,10 +15,12 @@ import argparse
 import base64
 import hashlib
 import io
+import os
 import subprocess
 import sys
 import tarfile
 import tempfile
+import traceback
 import zipfile
 from pathlib import Path, PurePosixPath
 
@@ -215,9 +217,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         archive = args.archive or cached_archive(args.cache)
         print(build_wheel(archive, args.out, sha256=ARCHIVE_SHA256))
-    except BuildError as error:
+    except (BuildError, OSError) as error:  # as `knet.errors.run_command`, which is not there yet
+        if os.environ.get("KNET_TRACEBACK", "") not in ("", "0"):
+            traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2
     return 0
 
 

@@ -15,12 +15,8 @@ import logging
 import os
 import sys
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-
-if __name__ == "__main__":  # for authors of libraries
-    warnings.filterwarnings("ignore", r"`torch\.(jit|cuda\.amp)")
 
 import knet  # noqa: F401  (registers the model; has to come before detectron2)
 

@@ -12,12 +12,8 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-
-if __name__ == "__main__":  # for authors of libraries
-    warnings.filterwarnings("ignore", r"`torch\.(jit|cuda\.amp)")
 
 import knet  # noqa: F401  (registers the model; has to come before detectron2)
 

@@ -6,11 +6,7 @@ python tools/make_shapes.py --seed 0 --train 1600 --val 200
 import argparse
 import logging
 import sys
-import warnings
 from pathlib import Path
-
-if __name__ == "__main__":  # for authors of libraries
-    warnings.filterwarnings("ignore", r"`torch\.(jit|cuda\.amp)")
 
 from knet.data import datasets_root, write_shapes
 from knet.errors import run_command

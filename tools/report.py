@@ -17,14 +17,10 @@ import argparse
 import os
 import platform
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
-
-if __name__ == "__main__":  # for authors of libraries
-    warnings.filterwarnings("ignore", r"`torch\.(jit|cuda\.amp)")
 
 import knet  # before Detectron2
 

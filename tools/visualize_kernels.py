@@ -14,13 +14,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-if __name__ == "__main__":  # for authors of libraries
-    warnings.filterwarnings("ignore", r"`torch\.(jit|cuda\.amp)")
 
 import knet  # noqa: F401  (before Detectron2)
 

@@ -7,6 +7,8 @@ that need torch alone stay importable, such as ``knet.modeling.kernel_update``,
 
 from __future__ import annotations
 
+import warnings
+
 from knet.compat import apply_shims, detectron2_installed, require_detectron2
 
 __version__ = "0.1.0"
@@ -15,8 +17,12 @@ __all__ = ["KNet", "add_knet_config"]
 if detectron2_installed():
     apply_shims()  # before anything imports detectron2
 
-    from knet.config import add_knet_config
-    from knet.modeling.meta_arch import KNet
+    with warnings.catch_warnings():
+        # of decorators in Detectron2 and fvcore, for their authors
+        warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated")
+
+        from knet.config import add_knet_config
+        from knet.modeling.meta_arch import KNet
 else:
 
     def __getattr__(name: str) -> object:

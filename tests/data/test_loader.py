@@ -1,5 +1,6 @@
 """Batches that can be continued and shared."""
 
+import copy
 import itertools
 import logging
 import random
@@ -9,15 +10,18 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog
 from detectron2.structures import BitMasks, Instances
+from PIL import Image
 
-from knet.data.defects import DataError
+from knet.data.defects import DataError, MissingFileError
 from knet.data.loader import (
     ResumableBatchSampler,
     SeededDataset,
     _pinnable,
     build_train_loader,
 )
+from knet.data.mapper import KNetDatasetMapper
 from knet.data.skip_report import SkipReport
+from knet.errors import UserError, one_line
 
 
 def take(sampler, count):
@@ -213,8 +217,6 @@ def test_the_loader_says_where_it_starts(tiny_cfg):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_training_goes_on_past_broken_pictures(tiny_cfg, workers, caplog):
-    from knet.data.mapper import KNetDatasetMapper
-
     mapper = KNetDatasetMapper(tiny_cfg, is_train=True)
     records = DatasetCatalog.get(tiny_cfg.DATASETS.TRAIN[0])
     lost = {r["file_name"] for r in records[::3]}
@@ -225,14 +227,39 @@ def test_training_goes_on_past_broken_pictures(tiny_cfg, workers, caplog):
         return mapper(record)
 
     tiny_cfg.DATALOADER.NUM_WORKERS = workers
-    with pytest.raises(FileNotFoundError, match=r"\.gone"):
+    with pytest.raises(MissingFileError, match=r"^image \d+: no picture at .*\.gone; ") as caught:
         list(itertools.islice(build_train_loader(tiny_cfg, partly_broken, seed=3, start_step=0), 9))
+    # with workers as without: one line, and what is wrong
+    assert one_line(caught.value) == str(caught.value.defect)
+    assert "DataLoader" not in str(caught.value)
     tiny_cfg.DATASETS.ON_ERROR = "skip"
     loader = build_train_loader(tiny_cfg, partly_broken, seed=3, start_step=0)
     with caplog.at_level(logging.WARNING):
         batches = list(itertools.islice(loader, 9))
     assert all(len(batch) == 4 for batch in batches)
     assert loader.total > 0 and ".gone" in caplog.text
+
+
+def test_errors_of_workers_are_clear_in_an_evaluation_too(tiny_cfg, monkeypatch):
+    from knet.training.trainer import Trainer
+
+    records = copy.deepcopy(DatasetCatalog.get(tiny_cfg.DATASETS.TEST[0]))
+    records[2]["file_name"] += ".gone"
+    DatasetCatalog.register("gone", lambda: records)
+    tiny_cfg.DATALOADER.NUM_WORKERS = 2
+    loader = Trainer.build_test_loader(tiny_cfg, "gone")
+    assert len(loader) == len(records)
+    with pytest.raises(MissingFileError, match=r"^image \d+: no picture at .*\.gone; "):
+        list(loader)
+
+    def full(*_):
+        Image.open("/no/such/folder/file")
+
+    # of a library: not an error that it can be taken for ours
+    monkeypatch.setattr(KNetDatasetMapper, "__call__", full)
+    with pytest.raises(UserError, match=r"^\[Errno 2\].*\(FileNotFoundError; KNET_TRACE") as caught:
+        list(Trainer.build_test_loader(tiny_cfg, "gone"))
+    assert "in full" in str(caught.value.__cause__)
 
 
 def test_all_tensors_of_a_batch_can_be_pinned(monkeypatch):

@@ -225,7 +225,10 @@ def test_what_cannot_be_done_is_said(scenes, video, model_folder, tmp_path, caps
         ),
     ):  # fmt: skip
         assert run(*words) == 2, words
-        assert re.search(message, capsys.readouterr().err), words
+        assert re.search(f"demo.py: error: .*{message}", capsys.readouterr().err), words
+    monkeypatch.setenv("KNET_TRACEBACK", "1")
+    assert run(*model, "--input", picture) == 2
+    assert "Traceback" in capsys.readouterr().err
     for words in (("--input", picture), model, (*model, "--input", picture, "--webcam")):
         with pytest.raises(SystemExit) as stop:
             run(*words)
@@ -252,6 +255,13 @@ def test_a_failure_in_the_middle_keeps_what_was_finished(
     assert "000003.png cannot be written: No space left on device" in capsys.readouterr().err
     assert sorted(p.name for p in out.iterdir()) == ["000001.png", "000002.png"]
     assert [image["id"] for image in read(found / "images.json")["images"]] == [1, 2, 3]
+
+    def ctrl_c(self, path, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Image.Image, "save", ctrl_c)
+    assert run("--predictor", model_folder, "--input", scenes / "images", "--output", out) == 130
+    assert "demo.py: interrupted" in capsys.readouterr().err
 
 
 def test_a_video_that_breaks_off_is_an_error(video, model_folder, tmp_path, capsys, monkeypatch):

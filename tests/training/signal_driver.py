@@ -31,11 +31,13 @@ JOBS = {
     "term_to_all": ("works", signal.SIGTERM, True),
     "int": ("works", signal.SIGINT, False),
     "ctrl_c": ("works", signal.SIGINT, True),
+    "hang_up": ("works", signal.SIGHUP, True),
     "kill": ("works", signal.SIGKILL, False),
     "one_killed": ("is killed", 0, False),
     "one_fails": ("fails", 0, False),
     "one_refuses": ("refuses", 0, False),
 }
+SECONDS = 60  # that a job may take for what it does in less than one
 
 
 def work(folder: Path, second: str) -> None:
@@ -100,21 +102,30 @@ def is_alive(pid: int) -> bool:
 
 
 def wait_until(condition) -> None:
-    while not condition():
+    """A job that hangs fails its tests, with the whole driver."""
+    for _ in range(round(SECONDS / 0.02)):
+        if condition():
+            return
         time.sleep(0.02)
+    raise TimeoutError(f"nothing has happened for {SECONDS} seconds")
 
 
 def run(folder: Path, second: str, number: int, whole_group: bool) -> dict:
     """How a job ended: status, what it said, and the step after which each process stopped."""
     folder.mkdir()
     launcher = start(folder, second)
-    if number:
-        ready = [folder / f"step_{rank}" for rank in (0, 1)]
-        wait_until(lambda: all(path.is_file() and path.read_text() for path in ready))
-        (os.killpg if whole_group else os.kill)(launcher, number)
+    try:
+        if number:
+            ready = [folder / f"step_{rank}" for rank in (0, 1)]
+            wait_until(lambda: all(path.is_file() and path.read_text() for path in ready))
+            (os.killpg if whole_group else os.kill)(launcher, number)
+        wait_until(lambda: os.waitid(os.P_PID, launcher, os.WEXITED | os.WNOHANG | os.WNOWAIT))
+        pids = [int((folder / f"pid_{rank}").read_text()) for rank in (0, 1)]
+        wait_until(lambda: not any(map(is_alive, pids)))
+    except TimeoutError:
+        os.killpg(launcher, signal.SIGKILL)
+        raise
     status = os.waitstatus_to_exitcode(os.waitpid(launcher, 0)[1])
-    pids = [int((folder / f"pid_{rank}").read_text()) for rank in (0, 1)]
-    wait_until(lambda: not any(map(is_alive, pids)))
     stopped = sorted(path.read_text() for path in folder.glob("stopped_*"))
     return {"status": status, "errors": (folder / "errors").read_text(), "stopped": stopped}
 

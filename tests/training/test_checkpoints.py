@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def in_step(trainer, step, action):
 
 def send(*numbers):
     for number in numbers:
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)  # to this thread: two on the way to a process become one
 
 
 def files(folder):
@@ -101,11 +102,13 @@ def test_signal_ends_with_a_checkpoint_after_the_step(cfg, tmp_path, caplog, num
 def test_second_interrupt_ends_at_once(cfg, tmp_path):
     child = os.fork()
     if child == 0:
-        torch.set_num_threads(1)
-        trainer = make(cfg, tmp_path)
-        in_step(trainer, 1, lambda: send(signal.SIGINT, signal.SIGINT))
-        trainer.train()
-        os._exit(0)
+        try:
+            torch.set_num_threads(1)
+            trainer = make(cfg, tmp_path)
+            in_step(trainer, 1, lambda: send(signal.SIGINT, signal.SIGINT))
+            trainer.train()
+        finally:  # else the child would go on with the tests
+            os._exit(1)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGINT
     assert not files(tmp_path)
 
@@ -183,13 +186,48 @@ def test_one_training_a_folder(tmp_path):
     with folder_lock(folder):
         holder = f"{folder}: another training writes there (process {os.getpid()} on "
         assert _refusal(folder).startswith(holder)
+        with folder_lock(folder):  # train_net.py and the trainer
+            pass
+        assert _refusal(folder).startswith(holder)
     assert not _refusal(folder)
 
 
-def test_file_system_without_locks_is_named(tmp_path, monkeypatch, caplog):
+def test_a_trainer_locks_its_folder(cfg, tmp_path, monkeypatch):
+    """Also without train_net.py."""
+    answers = []
+    trainer = make(cfg, tmp_path)
+    trainer.max_iter = 1
+    in_step(trainer, 0, lambda: answers.append(_refusal(str(tmp_path))))
+    remove = "knet.training.trainer.remove_unfinished"
+    monkeypatch.setattr(remove, lambda folder: answers.append(_refusal(folder)))
+    trainer.resume_or_load(resume=False)  # where another one may be writing
+    trainer.train()
+    assert len(answers) == 2 and all("another training writes there" in a for a in answers)
+    assert not _refusal(str(tmp_path))
+
+
+def test_a_new_training_over_an_earlier_one_is_warned_of(cfg, tmp_path, caplog):
+    first = make(cfg, tmp_path)
+    assert "earlier training" not in caplog.text
+    first.max_iter = 1
+    first.train()
+    make(cfg, tmp_path, resume=True)
+    assert "earlier training" not in caplog.text
+    (tmp_path / "last_checkpoint").unlink()  # as after a kill
+    make(cfg, tmp_path)
+    said = caplog.records[-1].getMessage()
+    assert said.startswith(f"{tmp_path} holds checkpoints of an earlier training")
+    assert "--resume" in said
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_locks_that_are_not_there_are_named(tmp_path, monkeypatch, caplog, missing):
     def refuse(*_):
         raise OSError(38, "Function not implemented")
 
-    monkeypatch.setattr("fcntl.lockf", refuse)
+    if missing:  # on Windows
+        monkeypatch.setitem(sys.modules, "fcntl", None)
+    else:  # of a file system
+        monkeypatch.setattr("fcntl.lockf", refuse)
     with folder_lock(str(tmp_path)):
-        assert f"{tmp_path}: this file system has no locks" in caplog.text
+        assert f"{tmp_path}: no locks here (" in caplog.text

@@ -7,6 +7,8 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 from knet.data import loader
 from knet.evaluation.score_tables import format_classes, format_scores
 from knet.training.console import _is_news
@@ -99,8 +101,17 @@ def test_scores_are_tables():
     assert format_classes({"segm": {"AP": 1.0}}) == ""
 
 
-def test_commands_do_not_pass_on_warnings_for_authors_of_libraries():
-    done = subprocess.run(
-        [sys.executable, "tools/make_shapes.py", "--help"], capture_output=True, text=True
-    )
+@pytest.mark.parametrize(
+    "script", ["train_net.py", "tools/analyze_model.py", "datasets/prepare_label_pngs.py"]
+)
+def test_commands_do_not_pass_on_warnings_for_authors_of_libraries(script):
+    done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_filters_of_warnings_of_a_program_that_imports_us_stay():
+    code = "import warnings as w; before = list(w.filters); import knet; new = w.filters; "
+    # what PyTorch itself adds is not about its own deprecations
+    code += "print([f for f in new if f not in before and f[1] and 'script' in f[1].pattern])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("[]\n", "")

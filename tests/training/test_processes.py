@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,14 +18,16 @@ def ended(tmp_path_factory):
     done = subprocess.run(
         [sys.executable, "-W", "ignore", driver, folder], stdout=subprocess.PIPE, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "KNET_TRACEBACK": ""}, check=True,
+        timeout=240,
     )  # fmt: skip
     return json.loads(done.stdout)
 
 
 @pytest.mark.parametrize(
     "job, status",
-    [("term", 143), ("term_to_all", 143), ("int", 130), ("ctrl_c", 130), ("kill", -9)],
-)
+    [("term", 143), ("term_to_all", 143), ("int", 130), ("ctrl_c", 130), ("hang_up", 129),
+     ("kill", -9)],
+)  # fmt: skip
 def test_signal_to_the_launcher_stops_all_after_the_same_step(ended, job, status):
     result = ended[job]
     assert result["status"] == status
@@ -45,3 +49,49 @@ def test_error_of_a_process_is_told_once(ended):
     ]
     assert ended["one_fails"]["status"] == 1
     assert ended["one_fails"]["errors"].count("TypeError: a defect") == 1
+
+
+def _session(leader):
+    """Process ids in the session of a process."""
+    pids = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, session = path.read_text().rsplit(")", 1)[1].split()[:4]
+        except OSError:  # it has ended
+            continue
+        if int(session) == leader and state not in "ZX":
+            pids.append(int(path.parent.name))
+    return pids
+
+
+def test_sigterm_to_a_training_of_two_processes(tiny_opts, tiny_shapes, tmp_path):
+    """The whole of it: processes that are spawned, with loader workers of their own."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "shapes").symlink_to(tiny_shapes)
+    opts = [*tiny_opts, "SOLVER.MAX_ITER", "100000", "DATASETS.TEST", "()"]
+    command = [sys.executable, "train_net.py", "--config-file", "configs/shapes/panoptic.yaml"]
+    said, out = tmp_path / "said", tmp_path / "out"
+    with open(said, "w") as file:
+        job = subprocess.Popen(
+            [*command, "--num-gpus", "2", *opts], stdout=file, stderr=file, start_new_session=True,
+            env={**os.environ, "DETECTRON2_DATASETS": str(tmp_path / "data")},
+        )  # fmt: skip
+    try:
+        for _ in range(600):
+            if "step 5 of" in said.read_text() or job.poll() is not None:
+                break
+            time.sleep(0.2)
+        assert job.poll() is None and len(_session(job.pid)) >= 3, said.read_text()
+        job.send_signal(signal.SIGTERM)
+        assert job.wait(timeout=60) == 143, said.read_text()
+        for _ in range(50):  # loader workers and helpers of multiprocessing see it a moment later
+            if not _session(job.pid):
+                break
+            time.sleep(0.2)
+        assert not _session(job.pid)
+    finally:
+        for pid in _session(job.pid):
+            os.kill(pid, signal.SIGKILL)
+    name = (out / "last_checkpoint").read_text()
+    assert f"--resume goes on from {out / name}" in said.read_text() and (out / name).is_file()
+    assert "Traceback" not in said.read_text()

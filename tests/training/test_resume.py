@@ -130,12 +130,21 @@ def test_parameters_that_were_frozen_start_without_moments(tiny_cfg, caplog):
 
 
 def test_every_solver_key_has_an_answer(tiny_cfg):
+    newer = {"BASE_LR_END": 0.0, "NUM_DECAYS": 3, "RESCALE_INTERVAL": False}  # after v0.6
+    for key, value in newer.items():
+        if key not in tiny_cfg.SOLVER:
+            tiny_cfg.SOLVER[key] = value
     then = training_keys(tiny_cfg)
+    silent = {"CHECKPOINT_PERIOD", "CHECKPOINT_MINUTES", "REFERENCE_WORLD_SIZE"}
+    solver = {key.split(".")[1] for key in then if key.startswith("SOLVER.")}
+    assert solver == set(tiny_cfg.SOLVER) - silent
     assert {"SOLVER.MOMENTUM", "SOLVER.AMP.DTYPE", "INPUT.MIN_SIZE_TRAIN", "SEED",
             "DATASETS.TRAIN", "MODEL.KNET.LOSS.MASK_WEIGHT"} <= set(then)  # fmt: skip
     assert not {"SOLVER.CHECKPOINT_PERIOD", "INPUT.MIN_SIZE_TEST", "OUTPUT_DIR"} & set(then)
     changed = dict.fromkeys(then, "other")
     lines = format_changes(changed, then).splitlines()
     assert len(lines) == len(then) and all(len(line.split("  ")[-1]) > 10 for line in lines)
-    assert "no effect" in next(line for line in lines if "SOLVER.MOMENTUM" in line)
+    said = {line.split()[0]: line for line in lines}
+    assert "no effect" in said["SOLVER.MOMENTUM"]
+    assert all("new schedule" in said[f"SOLVER.{key}"] for key in newer)
     assert format_changes(then, {**then, "SOLVER.NEW": 1}) == ""

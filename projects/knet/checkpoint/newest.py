@@ -108,6 +108,11 @@ def last_run(folder: str | Path, *, trust: bool = False) -> int:
     return max(runs)
 
 
+def holds_training(folder: str | Path, *, trust: bool = False) -> bool:
+    """Whether a training has written checkpoints to a folder."""
+    return _last(folder) is not None or last_run(folder, trust=trust) > 0
+
+
 def _files(folder: str | Path) -> list[Path]:
     return sorted(p for p in Path(folder).glob("*.pth") if p.is_file() and UNFINISHED not in p.name)
 

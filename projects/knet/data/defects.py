@@ -184,8 +184,7 @@ class DataError(ValueError):
     """Data that cannot be used; its message is the line of its defect.
 
     Attributes:
-        defect: what is wrong; None if only the text came through (a DataLoader's worker process
-            hands on nothing else).
+        defect: what is wrong; None if there is only a text.
         others: further errors that were found with it.
     """
 
@@ -198,7 +197,7 @@ class DataError(ValueError):
 
     @property
     def defects(self) -> list[Defect]:
-        """The defect and the others; empty if only the text came through."""
+        """The defect and the others; empty if there is only a text."""
         return [] if self.defect is None else [self.defect, *self.others]
 
     def __reduce__(self) -> tuple[Any, ...]:

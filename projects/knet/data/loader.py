@@ -27,6 +27,7 @@ from knet.data.check.whole_set import nothing_to_learn
 from knet.data.defects import DataError, raise_first
 from knet.data.on_error import left_out
 from knet.data.skip_report import SKIPPED, SkipReport
+from knet.data.worker_errors import hand_over
 
 logger = logging.getLogger(__name__)
 
@@ -78,9 +79,12 @@ class SeededDataset(Dataset):
         """`key` is (position in the training, index of the record).
 
         Raises:
-            DataError: of the mapper, under "raise"; under "skip" if no record can be used.
+            DataError: of the mapper, under "raise"; under "skip" if no record can be used. In a
+                loader's worker `SkipReport` raises it.
         """
-        position, wanted = key
+        return hand_over(self._sample, *key)
+
+    def _sample(self, position: int, wanted: int) -> Record:
         skipped: list[str] = []
         for index in self._candidates(wanted, position):
             seed_everything(self.seed, position)

@@ -6,6 +6,8 @@ import logging
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from knet.data.worker_errors import raise_handed_over
+
 __all__ = ["SKIPPED", "SkipReport"]
 
 logger = logging.getLogger(__name__)
@@ -49,7 +51,7 @@ class SkipReport:
         self._unreported = 0  # samples since the last report
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        for batch in self.batches:
+        for batch in raise_handed_over(self.batches):
             for sample in batch:
                 self._count(sample.pop(SKIPPED, ()))
             self._seen += len(batch)

@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from knet.errors import MEANT, UserError, one_line
-from knet.training.stop import Stopped
+from knet.training.stop import Stopped, hangups
 
 __all__ = ["follow_parent", "run_processes"]
 
@@ -43,7 +43,8 @@ def follow_parent(parent: int) -> None:
 def run_processes(target: Callable[..., Any], arguments: Sequence[tuple]) -> None:
     """Run `target(*arguments[i])` in one new process each.
 
-    SIGTERM and SIGINT to this process reach all of them as SIGTERM, and a second SIGINT kills them.
+    SIGTERM, SIGINT and SIGHUP to this process reach all of them as SIGTERM, and a second SIGINT
+    kills them.
     An error in one process, or its death, ends the others.
 
     Raises:
@@ -106,14 +107,16 @@ def _passing_signals_on(processes: list[Any]) -> Iterator[list[int]]:
             process.start()
         yield received
         return
-    # they are born with it ignored: Ctrl-C reaches them too, and the launcher passes it on.
-    # Where it was ignored before, in the background of a script, it counts as well
-    before = {signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN)}
+    # they are born with these ignored: a terminal's reach them too, and the launcher passes on.
+    # Where SIGINT was ignored before, in the background of a script, it counts as well
+    passed_on = [signal.SIGINT, *hangups()]
+    before: dict[int, Any] = {n: signal.signal(n, signal.SIG_IGN) for n in passed_on}
     try:
         for process in processes:
             process.start()
         before[signal.SIGTERM] = signal.signal(signal.SIGTERM, pass_on)
-        signal.signal(signal.SIGINT, pass_on)
+        for each in passed_on:
+            signal.signal(each, pass_on)
         yield received
     finally:
         for number, handler in before.items():
@@ -133,7 +136,10 @@ def _wait_for_all(processes: list[Any], reports: Connection, received: list[int]
             if meant:
                 raise UserError(text) from RuntimeError(f"in process {index}\n{trace}")
             # it may follow from the end of another process
-            wait([sentinel for sentinel, i in running.items() if i != index], _DEATH_SEEN)
+            others = [sentinel for sentinel, i in running.items() if i != index]
+            for sentinel in wait(others, _DEATH_SEEN):
+                # its status comes after its files are closed, which is what has been seen
+                processes[running[sentinel]].join()
             for i, process in enumerate(processes):
                 if process.exitcode is not None and process.exitcode < 0 and not received:
                     _raise_status(i, len(processes), process.exitcode)

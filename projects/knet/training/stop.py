@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from detectron2.utils import comm
 
-__all__ = ["Agreement", "StopSignals", "Stopped", "spare_workers", "stop_at_once"]
+__all__ = ["Agreement", "StopSignals", "Stopped", "hangups", "spare_workers", "stop_at_once"]
 
 
 class Stopped(SystemExit):
@@ -27,11 +27,18 @@ class Stopped(SystemExit):
         self.number = number
 
 
-class StopSignals:
-    """Within the block SIGTERM and SIGINT are noted in `received`, for the end of the step.
+def hangups() -> list[signal.Signals]:
+    """SIGHUP, unless it is ignored, or unknown as on Windows."""
+    number = getattr(signal, "SIGHUP", None)
+    return [] if number is None or signal.getsignal(number) == signal.SIG_IGN else [number]
 
-    A second SIGINT (Ctrl-C) ends the process at once. In a process of `knet.training.launch` only
-    SIGTERM comes, since the launcher passes Ctrl-C on.
+
+class StopSignals:
+    """Within the block SIGTERM, SIGINT and SIGHUP are noted in `received`, for the end of the step.
+
+    A second SIGINT (Ctrl-C) ends the process at once. SIGHUP, of a terminal that closes, stays
+    ignored if it was (`nohup`). In a process of `knet.training.launch` only SIGTERM comes, since
+    the launcher passes the others on.
     """
 
     def __init__(self) -> None:
@@ -45,7 +52,8 @@ class StopSignals:
         self._owner = os.getpid()
         if threading.current_thread() is threading.main_thread():
             spawned = multiprocessing.parent_process() is not None
-            for number in (signal.SIGTERM,) if spawned else (signal.SIGTERM, signal.SIGINT):
+            numbers = [signal.SIGTERM] if spawned else [signal.SIGTERM, signal.SIGINT, *hangups()]
+            for number in numbers:
                 self._before[number] = signal.signal(number, self._note)
         return self
 
@@ -72,7 +80,8 @@ class StopSignals:
             more = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
             # no print: it may be just what has been interrupted
             text = f"{signal.Signals(number).name}: stops with a checkpoint after this step{more}\n"
-            os.write(2, text.encode())
+            with contextlib.suppress(OSError):  # the terminal is gone
+                os.write(2, text.encode())
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
@@ -104,8 +113,8 @@ def stop_at_once() -> contextlib.AbstractContextManager[None]:
 def spare_workers(loader: Any) -> Any:
     """Have the worker processes of a `DataLoader` obey SIGTERM of their parent alone, in place.
 
-    Whoever ends a job may send it to all of its processes at once, but the step that runs needs
-    its batch.
+    Whoever ends a job may send it (a closing terminal: SIGHUP) to all of its processes at once, but
+    the step that runs needs its batch.
     """
     loader.worker_init_fn = functools.partial(_obey_parent, loader.worker_init_fn)
     return loader
@@ -114,6 +123,8 @@ def spare_workers(loader: Any) -> Any:
 def _obey_parent(init: Callable[[int], None] | None, worker: int) -> None:
     if init is not None:
         init(worker)
+    for number in hangups():
+        signal.signal(number, signal.SIG_IGN)
     if not hasattr(signal, "sigwaitinfo"):  # macOS: the worker dies, and the step with it
         return
     parent = os.getppid()

@@ -8,6 +8,8 @@ import os
 import signal
 import weakref
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,14 +22,17 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from knet.checkpoint.checkpointer import KNetCheckpointer
+from knet.checkpoint.newest import holds_training
 from knet.data.loader import build_train_loader, usable_workers
 from knet.data.mapper import KNetDatasetMapper
 from knet.data.skip_report import SkipReport
+from knet.data.worker_errors import RaisingLoader, hand_over
 from knet.evaluation import build_evaluator
 from knet.evaluation.score_tables import format_classes, format_scores
 from knet.files import UNFINISHED, remove_unfinished
 from knet.modeling.test_time_augmentation import KNetWithTTA
 from knet.training.checkpoints import Checkpoints
+from knet.training.folder_lock import folder_lock
 from knet.training.optimizer import (
     build_lr_scheduler,
     build_optimizer,
@@ -155,12 +160,13 @@ class Trainer(DefaultTrainer):
         return self._batches
 
     def train(self) -> Any:
-        """As in Detectron2; SIGTERM or SIGINT ends it after a step, with a checkpoint.
+        """As in Detectron2; SIGTERM, SIGINT or SIGHUP ends it after a step, with a checkpoint.
 
         Raises:
             Stopped: by a signal; an exit of the program with its status, if nobody catches it.
+            UserError: another training writes to OUTPUT_DIR.
         """
-        with self._signals:
+        with self._alone(), self._signals:
             try:
                 return super().train()
             except Stopped as stop:
@@ -210,10 +216,29 @@ class Trainer(DefaultTrainer):
 
         What a killed training left half written is removed. If the checkpoint is of the last step
         but the training was killed before `model_final.pth` was whole, that is written.
+
+        Raises:
+            UserError: another training writes to OUTPUT_DIR.
+            ValueError: as of the checkpointer.
         """
+        with self._alone():
+            self._resume_or_load(resume)
+
+    def _alone(self) -> AbstractContextManager[None]:
+        return folder_lock(self.cfg.OUTPUT_DIR) if comm.is_main_process() else nullcontext()
+
+    def _resume_or_load(self, resume: bool) -> None:
+        folder = self.cfg.OUTPUT_DIR
         if comm.is_main_process():
             for pattern in (f"*{UNFINISHED}*", f"inference*/**/*{UNFINISHED}*"):
-                remove_unfinished(self.cfg.OUTPUT_DIR, pattern)
+                remove_unfinished(folder, pattern)
+            if not resume and holds_training(folder, trust=self.checkpointer.trust):
+                logger.warning(
+                    "%s holds checkpoints of an earlier training, which this one replaces. To go "
+                    "on with that one, press Ctrl-C twice now and start with --resume; to keep "
+                    "both, choose another OUTPUT_DIR",
+                    folder,
+                )
         self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
         if not self.checkpointer.resumed:
             return
@@ -267,12 +292,12 @@ class Trainer(DefaultTrainer):
         return report
 
     @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> RaisingLoader:
         """Detectron2's test loader with K-Net's mapper."""
-        mapper = KNetDatasetMapper(cfg, is_train=False)
+        mapper = partial(hand_over, KNetDatasetMapper(cfg, is_train=False))
         workers = usable_workers(cfg.DATALOADER.NUM_WORKERS)
         loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper, num_workers=workers)
-        return spare_workers(loader)
+        return RaisingLoader(spare_workers(loader))
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> Any:
