@@ -174,7 +174,8 @@ def _refusal(folder):
                 pass
         except UserError as error:
             os.write(writer, str(error).encode())
-        os._exit(0)
+        finally:
+            os._exit(0)
     os.waitpid(child, 0)
     os.close(writer)
     with open(reader) as answer:
@@ -199,10 +200,10 @@ def test_a_trainer_locks_its_folder(cfg, tmp_path, monkeypatch):
     trainer.max_iter = 1
     in_step(trainer, 0, lambda: answers.append(_refusal(str(tmp_path))))
     remove = "knet.training.trainer.remove_unfinished"
-    monkeypatch.setattr(remove, lambda folder: answers.append(_refusal(folder)))
+    monkeypatch.setattr(remove, lambda folder, _: answers.append(_refusal(folder)))
     trainer.resume_or_load(resume=False)  # where another one may be writing
     trainer.train()
-    assert len(answers) == 2 and all("another training writes there" in a for a in answers)
+    assert len(answers) == 3 and all("another training writes there" in a for a in answers)
     assert not _refusal(str(tmp_path))
 
 
