@@ -8,10 +8,11 @@ import check_dataset as tool
 import numpy as np
 import pytest
 import yaml
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from PIL import Image
 
+from knet.data import register_coco_instances as register_ours
 from knet.data.check import record as record_module
 from knet.data.check.data_set import DatasetReport, check_dataset
 from knet.data.check.report import format_report, kernel_advice
@@ -192,10 +193,17 @@ def test_wrong_configs(tmp_path, capsys):
 
 def test_data_sets_that_others_registered(tmp_path):
     bad = broken_sets.make_broken(case("instances-unknown-category"), tmp_path / "bad")
+    good = broken_sets.make_good(broken_sets.FORMATS[0], tmp_path / "good")
+    paths = {"image_root": good["IMAGE_ROOT"], "json_file": good["JSON_FILE"]}
+    register_ours("theirs", **paths)
+    DatasetCatalog.remove("theirs")  # and somebody else takes the name
+    MetadataCatalog.remove("theirs")
     register_coco_instances("theirs", {}, bad["JSON_FILE"], bad["IMAGE_ROOT"])
     report = check_dataset("theirs")
     assert [defect.kind for defect in report.defects] == ["unknown-category"]
     assert report.class_names == ["stem", "leaf"] and report.num_images == 3
+    with pytest.raises(ValueError, match="'theirs' is taken by a data set registered elsewhere"):
+        register_ours("theirs", **paths)
     records = [{"file_name": str(tmp_path / "gone.png"), "image_id": 4, "annotations": []}]
     DatasetCatalog.register("function", lambda: records)
     (defect,) = check_dataset("function").defects

@@ -47,7 +47,8 @@ class Scan:
 
 # The policy is no part of what a data set is: it may be changed after the registration.
 _on_error: dict[str, str] = {}
-_scanners: dict[str, Callable[[], Scan]] = {}
+# with the loader that reads the same: others may register a name anew
+_scanners: dict[str, tuple[Callable[[], list[dict[str, Any]]], Callable[[], Scan]]] = {}
 _left_out: dict[str, int] = {}
 
 
@@ -65,15 +66,20 @@ def set_on_error(name: str, on_error: str) -> None:
 
 def register_scan(name: str, arguments: dict[str, Any], scan: Callable[[], Scan]) -> None:
     """Registers a data set whose records are those of a scan, under the policy of its name."""
-    register_loader(name, arguments, lambda: usable_records(scan(), _on_error[name], name))
-    _scanners[name] = scan
+
+    def load() -> list[dict[str, Any]]:
+        return usable_records(scan(), _on_error[name], name)
+
+    register_loader(name, arguments, load)
+    _scanners[name] = (load, scan)
 
 
 def scan_dataset(name: str) -> Scan | None:
     """Every record and defect of a data set registered here; None for those of others."""
-    if name not in DatasetCatalog or name not in _scanners:
+    load, scan = _scanners.get(name, (None, None))
+    if scan is None or name not in DatasetCatalog or DatasetCatalog[name] is not load:
         return None
-    return _scanners[name]()
+    return scan()
 
 
 def left_out(names: Iterable[str]) -> int:

@@ -22,7 +22,10 @@ __all__ = [
 PathLike = Union[str, "os.PathLike[str]"]
 
 # What each name was registered with, so that registering twice is told from a name clash.
-_registered: dict[str, dict[str, Any]] = {}
+Loader = Callable[[], list[dict[str, Any]]]
+
+# arguments, and the loader they led to: others may remove a name and register their own under it
+_registered: dict[str, tuple[dict[str, Any], Loader]] = {}
 
 
 def datasets_root() -> Path:
@@ -38,11 +41,11 @@ def is_registered(name: str, arguments: dict[str, Any]) -> bool:
     """
     if name not in DatasetCatalog:
         return False
-    before = _registered.get(name)
+    before, loader = _registered.get(name, ({}, None))
+    if loader is not DatasetCatalog[name]:
+        raise ValueError(f"the name {name!r} is taken by a data set registered elsewhere")
     if before == arguments:
         return True
-    if before is None:
-        raise ValueError(f"the name {name!r} is taken by a data set registered elsewhere")
     changed = [
         f"{key}: {before.get(key)} → {value}"
         for key, value in arguments.items()
@@ -51,15 +54,13 @@ def is_registered(name: str, arguments: dict[str, Any]) -> bool:
     raise ValueError(f"{name!r} is registered already, with other arguments ({'; '.join(changed)})")
 
 
-def register_loader(
-    name: str, arguments: dict[str, Any], loader: Callable[[], list[dict[str, Any]]]
-) -> None:
+def register_loader(name: str, arguments: dict[str, Any], loader: Loader) -> None:
     """Adds a data set to Detectron2's catalog, remembering the arguments it was made from."""
     # A name that somebody took out of the catalog may leave metadata that would contradict ours.
     if name in MetadataCatalog.list():
         MetadataCatalog.remove(name)
     DatasetCatalog.register(name, loader)
-    _registered[name] = arguments
+    _registered[name] = (arguments, loader)
 
 
 def optional_folder(path: PathLike | None, what: str, name: str) -> str | None:
