@@ -60,6 +60,7 @@ def _import(path: str) -> ModuleType:
 
 _sets = _import("tests/data/good_sets.py")
 _models = _import("tests/export/models.py")
+_bombs = _import("tests/checkpoint/bombs.py")
 run_onnx = _import("tools/run_onnx.py")
 
 
@@ -75,7 +76,8 @@ class Base:
         self.cfg.INPUT.MIN_SIZE_TRAIN, self.cfg.INPUT.MIN_SIZE_TEST = (40,), 40
         self.predictor = _models.small_predictor(self.cfg, "panoptic")
         self.predictor.save_pretrained(folder / "saved")
-        self.weights = WeightFiles(self.predictor.model, build_model(self.cfg).eval(), folder)
+        twin = build_model(self.cfg).eval()
+        self.weights = WeightFiles(self.predictor.model, twin, folder, _bombs)
         self.picture = folder / "picture.png"
         Image.fromarray(_models.scene(48, 64, 0)).save(self.picture)
         self.metadata = describe(
