@@ -12,13 +12,15 @@ from typing import Any
 
 import torch
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import COCOEvaluator
+from detectron2.evaluation import COCOEvaluator, coco_evaluation
 from detectron2.structures import BoxMode, Instances
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from pycocotools import mask as mask_util
+from pycocotools.coco import COCO
 from torch import Tensor
 
+from knet.data.annotations.coco_file import load_json
 from knet.data.annotations.coco_json import instance_file_defects
 from knet.data.defects import first_of, raise_first
 from knet.data.labels import repeated_masks
@@ -32,6 +34,16 @@ logger = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 32 << 20
 _RESULTS = "coco_instances_results.json"
+
+
+class _Coco(COCO):
+    """Reads UTF-8 whatever the locale, with or without a byte order mark, as training does."""
+
+    def __init__(self, annotation_file: str | None = None) -> None:
+        super().__init__()
+        if annotation_file is not None:
+            self.dataset = load_json(annotation_file)
+            self.createIndex()
 
 
 class InstanceEvaluator(COCOEvaluator):
@@ -78,6 +90,7 @@ class InstanceEvaluator(COCOEvaluator):
             classes = metadata.get("thing_dataset_id_to_contiguous_id")
             json_file = PathManager.get_local_path(metadata.json_file)
             raise_first(instance_file_defects(json_file, classes))
+        coco_evaluation.COCO = _Coco
         super().__init__(
             dataset_name,
             tasks=("segm",),
