@@ -19,14 +19,22 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BitMasks, Instances
 from door import Base, Door
-from mutations import damage_file, damage_json, damage_picture
+from mutations import damage_file, damage_json, damage_picture, pick
 from numpy.random import Generator
 from PIL import Image
 
 from knet.data import KNetDatasetMapper, register_custom
 from knet.evaluation import build_evaluator
+from knet.report.predictions import FilePredictions
+from knet.results.categories import Category
+from knet.results.coco_files import ResultFiles
 
 __all__ = ["DATA_DOORS"]
+
+# of the panoptic set
+_CATEGORIES = [
+    Category(0, 3, "stem", True), Category(1, 7, "leaf", True), Category(2, 1, "soil", False)
+]  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -167,6 +175,50 @@ class Evaluation(_DataSet):
         return cfg
 
 
+class Predictions(Evaluation):
+    """Results as files, as the report judges them."""
+
+    name, weight = "predictions", 8
+
+    def __init__(self, base: Base) -> None:
+        super().__init__(base)
+        self.good = base.folder / "results"
+        shutil.rmtree(self.good, ignore_errors=True)
+        with ResultFiles(self.good, categories=_CATEGORIES) as files:
+            for number, (stem, output) in enumerate(self.perfect["coco_panoptic"].items()):
+                files.add(output, image_id=number, file_name=f"{stem}.png")
+
+    def prepare(self, rng, folder, number):
+        results = folder / "results"
+        shutil.copytree(self.good, results)
+        path = pick(rng, sorted(file for file in results.rglob("*") if file.is_file()))
+        what = path.name
+        if path.suffix == ".png":
+            what += f" {damage_picture(rng, path)}"
+        elif rng.random() < 0.1:
+            what += f" {damage_file(rng, path)}"
+        else:
+            path.write_bytes(damage_json(rng, json.loads(path.read_text())))
+        return what, [str(results)], lambda: self.judge(results, folder)
+
+    def judge(self, results: Path, folder: Path) -> None:
+        entry = self.base.sets["coco_panoptic"]
+        cfg = self._config(entry)
+        with _registered(cfg):
+            predictions = FilePredictions(results, categories=_CATEGORIES)
+            cfg.MODEL.KNET.TEST.PANOPTIC_ON = "panoptic" in predictions.tasks
+            cfg.MODEL.KNET.TEST.INSTANCE_ON = "instance" in predictions.tasks
+            cfg.MODEL.KNET.TEST.SEMANTIC_ON = "semantic" in predictions.tasks
+            evaluator = build_evaluator(cfg, entry["NAME"], str(folder / "out"))
+            evaluator.reset()
+            records = DatasetCatalog.get(entry["NAME"])
+            if predictions.missing(records):
+                return
+            for record in records:
+                evaluator.process([record], [predictions.output_of(record)])
+            evaluator.evaluate()
+
+
 def _perfect(record: dict[str, Any]) -> dict[str, Any]:
     """What a model says that knows the annotations of a picture, of three classes."""
     size = record["height"], record["width"]
@@ -187,7 +239,7 @@ def _perfect(record: dict[str, Any]) -> dict[str, Any]:
     return {
         "panoptic_seg": (
             torch.from_numpy(ids),
-            [{key: s[key] for key in ("id", "category_id", "isthing")} for s in segments],
+            [{**segment, "score": 1.0} for segment in segments],
         ),
         "sem_seg": torch.from_numpy(sem_seg),
         "instances": _instances(
@@ -212,4 +264,4 @@ def _mask(segmentation: Any, height: int, width: int) -> np.ndarray:
     return mask_util.decode(segmentation) > 0
 
 
-DATA_DOORS = (PanopticJson, InstanceJson, PanopticPng, LabelPng, Photo, Evaluation)
+DATA_DOORS = (PanopticJson, InstanceJson, PanopticPng, LabelPng, Photo, Evaluation, Predictions)

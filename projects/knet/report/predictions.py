@@ -13,6 +13,7 @@ import pycocotools.mask as mask_util
 import torch
 from detectron2.structures import Boxes, Instances
 
+from knet.data.annotations.coco_file import is_box, is_count, is_id, is_number
 from knet.data.annotations.image_files import BROKEN_FILE, MAX_PIXELS, open_image
 from knet.data.annotations.panoptic_png import read_panoptic_png
 from knet.data.annotations.segmentations import segmentation_errors
@@ -50,8 +51,8 @@ class FilePredictions:
             stem = Path(str(image.get("file_name"))).stem
             if stem in self._images:
                 raise ValueError(f"{self.folder / 'images.json'}: '{stem}' is there twice")
-            for key in ("id", "height", "width"):
-                if not isinstance(image.get(key), int):
+            for key, fits in (("id", is_id), ("height", is_count), ("width", is_count)):
+                if not fits(image.get(key)):
                     raise ValueError(
                         f"{self.folder / 'images.json'}: the image '{stem}' has no {key} that is "
                         "a whole number"
@@ -63,11 +64,12 @@ class FilePredictions:
         if (self.folder / "panoptic.json").exists():
             self.tasks.append("panoptic")
             for a in self._list(self._read("panoptic.json"), "annotations", "panoptic.json"):
-                self._panoptic[a.get("image_id")] = a
+                self._panoptic[self._image_id(a, "panoptic.json")] = a
         if (self.folder / "instances.json").exists():
             self.tasks.append("instance")
             for found in self._list({"": self._read("instances.json")}, "", "instances.json"):
-                self._instances.setdefault(found.get("image_id"), []).append(found)
+                image_id = self._image_id(found, "instances.json")
+                self._instances.setdefault(image_id, []).append(found)
             unknown = self._instances.keys() - {image["id"] for image in self._images.values()}
             if unknown:
                 raise ValueError(
@@ -134,6 +136,12 @@ class FilePredictions:
                     "area": info.get("area"),
                 }
             )
+        listed, there = {segment["id"] for segment in segments}, set(np.unique(ids).tolist()) - {0}
+        if listed != there:
+            raise ValueError(
+                f"{path} does not fit panoptic.json beside it: one of them alone has segment "
+                f"{min(listed ^ there, key=str)}; write the results anew"
+            )
         return torch.as_tensor(ids), segments
 
     def _instances_of(self, image_id: Any, size: tuple[int, int]) -> Instances:
@@ -142,10 +150,15 @@ class FilePredictions:
         for k, one in enumerate(found):
             where = f"image {image_id}, instance {k + 1} of {len(found)}"
             raise_first(segmentation_errors(one["segmentation"], size, path, where))
+            if not is_box(one["bbox"]) or not is_number(one["score"]):
+                raise ValueError(
+                    f"{path}: {where}: bbox must be four numbers, score a number; they are "
+                    f"{one['bbox']!r:.60} and {one['score']!r:.60}"
+                )
         masks = [mask_util.decode(one["segmentation"]).astype(bool) for one in found]
         instances = Instances(size)
         instances.pred_masks = torch.as_tensor(np.array(masks).reshape(-1, *size))
-        boxes = torch.tensor([one["bbox"] for one in found]).reshape(-1, 4)
+        boxes = torch.tensor([one["bbox"] for one in found], dtype=torch.float32).reshape(-1, 4)
         instances.pred_boxes = Boxes(torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1))
         instances.scores = torch.tensor([float(one["score"]) for one in found])
         labels = [self._labels[one["category_id"], True] for one in found]
@@ -177,12 +190,12 @@ class FilePredictions:
 
     def _check_categories(self, content: Any, categories: Sequence[Category]) -> None:
         theirs = {
-            (c.get("id"), c.get("name"), c.get("label"))
+            repr((c.get("id"), c.get("name"), c.get("label"))): str(c.get("name"))
             for c in self._list(content, "categories", "images.json")
         }
-        ours = {(c.id, c.name, c.label) for c in categories}
-        if theirs != ours:
-            other = sorted(str(c[1]) for c in theirs ^ ours)
+        ours = {repr((c.id, c.name, c.label)): c.name for c in categories}
+        if theirs.keys() != ours.keys():
+            other = sorted({**theirs, **ours}[key] for key in theirs.keys() ^ ours.keys())
             raise ValueError(
                 f"{self.folder / 'images.json'} has other classes than the data set: "
                 f"{', '.join(other[:5])}{' …' if len(other) > 5 else ''}"
@@ -190,6 +203,8 @@ class FilePredictions:
 
     def _read(self, name: str) -> Any:
         path = self.folder / name
+        if path.exists() and not path.is_file():
+            raise ValueError(f"{path} is no regular file")  # a named pipe would never end
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
@@ -197,7 +212,7 @@ class FilePredictions:
                 f"--predictions {self.folder}: no {name} in it; demo/demo.py --results writes "
                 "such folders"
             ) from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} cannot be read as JSON: {error}") from error
 
     def _list(self, content: Any, key: str, name: str) -> list[dict[str, Any]]:
@@ -206,3 +221,11 @@ class FilePredictions:
             what = f"no list of {key}" if key else "no list of records"
             raise ValueError(f"{self.folder / name} has {what}")
         return found
+
+    def _image_id(self, record: dict[str, Any], name: str) -> Any:
+        image_id = record.get("image_id")
+        if not is_id(image_id, text=True):
+            raise ValueError(
+                f"{self.folder / name}: image_id {image_id!r:.60} is no whole number or text"
+            )
+        return image_id
