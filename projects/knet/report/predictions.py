@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -136,11 +137,13 @@ class FilePredictions:
                     "area": info.get("area"),
                 }
             )
-        listed, there = {segment["id"] for segment in segments}, set(np.unique(ids).tolist()) - {0}
+        listed = Counter(segment["id"] for segment in segments)
+        there = Counter(set(np.unique(ids).tolist()) - {0})
         if listed != there:
+            odd = min((listed - there) + (there - listed), key=str)
             raise ValueError(
-                f"{path} does not fit panoptic.json beside it: one of them alone has segment "
-                f"{min(listed ^ there, key=str)}; write the results anew"
+                f"{path}: the segment {odd} is in it {there[odd]} times, in panoptic.json beside "
+                f"it {listed[odd]} times; write the results anew"
             )
         return torch.as_tensor(ids), segments
 
