@@ -171,9 +171,9 @@ def _held_keys(text: bytes) -> list[str]:
     """Keys that a YAML has, known or not."""
     try:
         tree = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
+        return list(_flat(tree)) if isinstance(tree, dict) else []
+    except (yaml.YAMLError, ValueError, RecursionError):  # an alias may hold itself
         return []
-    return list(_flat(tree)) if isinstance(tree, dict) else []
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> Iterable[str]:
