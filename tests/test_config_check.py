@@ -4,11 +4,13 @@ import random
 import re
 
 import pytest
+import torch
 from detectron2.modeling import build_model
 
 from knet.config import get_cfg_from_file
 from knet.config_check import _RULES, check_config
 from knet.config_file import flat_keys
+from knet.training.optimizer import build_lr_scheduler
 
 PANOPTIC = "configs/shapes/panoptic.yaml"
 
@@ -44,6 +46,12 @@ PANOPTIC = "configs/shapes/panoptic.yaml"
     ("SOLVER.IMS_PER_BATCH", 0, "at least 1"),
     ("SOLVER.BASE_LR", -1.0, "above 0"),
     ("SOLVER.STEPS", (5, 3), "must rise"),
+    ("SOLVER.CHECKPOINT_PERIOD", 0, "at least 1"),
+    ("SOLVER.CHECKPOINT_MINUTES", -1.0, "at least 0"),
+    ("SOLVER.CHECKPOINT_MINUTES", float("nan"), "at least 0"),
+    ("SOLVER.AMP.DTYPE", "float8", "'auto', 'bfloat16', 'float16'"),
+    ("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "value", "full_model"),
+    ("SOLVER.CLIP_GRADIENTS.NORM_TYPE", 1.0, "2.0"),
     ("SOLVER.LR_SCHEDULER_NAME", "Cosine", "'WarmupCosineLR'"),
     ("INPUT.CROP.SIZE", [0, 0], "2 values"),
     ("INPUT.MIN_SIZE_TRAIN", (), "at least 1"),
@@ -54,6 +62,20 @@ def test_what_cannot_work_is_named_with_what_can(key, value, allowed):
         get_cfg_from_file(PANOPTIC, [key, value])
     text = str(error.value)
     assert text.startswith(f"{PANOPTIC}: ") and key in text and allowed in text
+
+
+def test_every_schedule_that_is_offered_is_there(tiny_cfg):
+    names = re.findall(r"'(\w+)'", _RULES["SOLVER.LR_SCHEDULER_NAME"].text)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1)
+    for name in names:
+        tiny_cfg.SOLVER.LR_SCHEDULER_NAME = name
+        build_lr_scheduler(tiny_cfg, optimizer)
+    assert {"WarmupMultiStepLR", "WarmupCosineLR", "WarmupPolyLR"} <= set(names)
+
+
+def test_gradients_that_are_not_clipped_have_no_kind():
+    off = ["SOLVER.CLIP_GRADIENTS.ENABLED", False]
+    get_cfg_from_file(PANOPTIC, [*off, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "value"])
 
 
 def test_all_problems_come_at_once_and_also_by_hand(tiny_cfg):

@@ -277,7 +277,7 @@ def test_results_that_no_memory_holds_are_refused(predictor, monkeypatch):
     # 8 classes of 4 bytes, 20 of the panoptic map, and an instance mask a byte
     everything = predictor(picture())
     bytes_a_pixel = 32 + 20 + len(everything["instances"])
-    monkeypatch.setattr(knet.predictor, "_machine_memory", lambda: 50 * 70 * bytes_a_pixel)
+    monkeypatch.setattr(knet.predictor, "free_memory", lambda: 50 * 70 * bytes_a_pixel)
     predictor(picture())
     with pytest.raises(ValueError, match=r"70x51 pixels take .* SEMANTIC_ON 32, PANOPTIC_ON 20"):
         predictor(picture(51))

@@ -150,6 +150,7 @@ def test_all_doors_draw_from_one_score_on():
     import inspect
 
     import report
+    import run_onnx
     import visualize_results
 
     from knet.kernel_trace import average_masks
@@ -158,8 +159,12 @@ def test_all_doors_draw_from_one_score_on():
     for function in (draw_result, draw_sheet, write_sheets, average_masks, ReportCollector):
         default = inspect.signature(function).parameters["score_threshold"].default
         assert default == DRAWN_SCORE, function
-    assert report.get_parser().get_default("score_threshold") == DRAWN_SCORE
-    assert "default=DRAWN_SCORE" in inspect.getsource(visualize_results)
+    for tool, option in (
+        (report, "score_threshold"),
+        (visualize_results, "score_threshold"),
+        (run_onnx, "confidence_threshold"),
+    ):
+        assert tool.get_parser().get_default(option) == DRAWN_SCORE, tool
 
 
 def test_write_sheets(records, tmp_path):

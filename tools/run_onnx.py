@@ -6,7 +6,8 @@ Writes for every picture an overlay and, as the model gives them, panoptic PNGs 
 (COCO's formats), instances.json (COCO results), and semantic PNGs of class ids.
 
 Exit status: 0 if every picture went through, 1 if some did not (the others are kept), 2 if nothing
-could be done. Files are written whole or not at all.
+could be done, 130 after Ctrl-C (what is finished is kept). Files are written whole or not at all.
+KNET_TRACEBACK=1 shows where an error came from.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ import contextlib
 import glob
 import itertools
 import json
+import mimetypes
 import os
 import re
 import sys
+import traceback
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +31,11 @@ import numpy as np
 import onnxruntime
 from PIL import Image, ImageOps
 
-_PICTURES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+with contextlib.suppress(ImportError):  # reads HEIC, if it is installed
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+
 _MAX_PIXELS = 100_000_000
 _DRAWN_SCORE = 0.3
 _ALPHA = 0.55
@@ -55,16 +63,10 @@ _METADATA = {
 
 
 class Model:
-    """An exported file with its description.
+    """An exported file with its description; ValueError naming the file if it is none.
 
-    Args:
-        path: of the ONNX file.
-        providers: of onnxruntime, in order of preference; by default all that it has.
-        max_pixels: of a picture, also once it has the model's size.
-
-    Raises:
-        ValueError: naming the file, if it cannot be read, holds no exported results, or its
-            metadata are broken.
+    `providers` are onnxruntime's, the best first, by default all that it has; `max_pixels` is the
+    limit of a picture, also once it has the model's size.
     """
 
     def __init__(
@@ -99,8 +101,7 @@ class Model:
     def __call__(self, image: Image.Image) -> dict[str, np.ndarray]:
         """Results of an RGB picture at its own size, by the names of the outputs.
 
-        Raises:
-            ValueError: the picture is too small or too large for the model, or the runtime fails.
+        ValueError if it is too small or too large for the model, or the runtime fails.
         """
         size = (image.height, image.width)
         height, width = self.input_size(*size)
@@ -230,15 +231,10 @@ def overlay(image: np.ndarray, regions: Sequence[tuple[np.ndarray, Sequence[int]
 
 
 class Writer:
-    """Files of all pictures in one folder; the JSON files are written by `close`.
+    """Files of all pictures in a folder; the JSON files are written by `close`.
 
-    Args:
-        folder: is made if need be.
-        model: whose results are written.
-        threshold: instances under this score are not drawn; instances.json has them.
-
-    Raises:
-        OSError: the folder cannot be written.
+    Instances under the score `threshold` are not drawn; instances.json has them. OSError if the
+    folder cannot be made or written.
     """
 
     def __init__(self, folder: str, model: Model, threshold: float) -> None:
@@ -247,9 +243,9 @@ class Writer:
         probe = self.folder / ".write_test"
         probe.touch()
         probe.unlink()
-        self.model = model
-        self.threshold = threshold
+        self.model, self.threshold = model, threshold
         self._names: set[str] = set()
+        # of panoptic.json and instances.json
         self._images: list[dict[str, Any]] = []
         self._panoptic: list[dict[str, Any]] = []
         self._instances: list[dict[str, Any]] = []
@@ -258,22 +254,21 @@ class Writer:
         self, path: Path, image: Image.Image, results: dict[str, np.ndarray], *, image_id: int
     ) -> None:
         """Write the files of one picture and keep its records."""
-        name = self._free_name(path.stem)
-        pixels = np.asarray(image)
-        drawn: np.ndarray | None = None
+        names = itertools.chain([path.stem], (f"{path.stem}_{i}" for i in itertools.count(2)))
+        name = next(name for name in names if name not in self._names)
+        self._names.add(name)
+        regions: list[tuple[np.ndarray, int]] = []
         if "semantic_classes" in results:
             labels = results["semantic_classes"]
             wide = max(self.model.classes) > 255
             _save(self.folder / f"{name}_semantic.png", labels.astype("u2" if wide else "u1"))
-            drawn = overlay(pixels, [(labels == c, self._color(c)) for c in np.unique(labels)])
+            regions = [(labels == c, c) for c in np.unique(labels)]
         if "instance_scores" in results:
             regions = self._add_instances(image_id, path.name, results)
-            drawn = overlay(pixels, regions)
         if "panoptic_ids" in results:
             regions = self._add_panoptic(name, image_id, results)
-            drawn = overlay(pixels, regions)
-        assert drawn is not None  # a model gives one result at least
-        _save(self.folder / f"{name}_overlay.png", drawn)
+        colored = [(mask, self.model.classes[int(label)]["color"]) for mask, label in regions]
+        _save(self.folder / f"{name}_overlay.png", overlay(np.asarray(image), colored))
         self._images.append(
             {"id": image_id, "file_name": path.name, "height": image.height, "width": image.width}
         )
@@ -285,100 +280,84 @@ class Writer:
                 {"id": c["dataset_id"], "name": c["name"], "isthing": int(c["isthing"]),
                  "color": c["color"]} for c in self.model.info["classes"]
             ]  # fmt: skip
-            content = {
-                "images": self._images, "annotations": self._panoptic, "categories": categories,
-            }  # fmt: skip
+            content = {"images": self._images, "annotations": self._panoptic,
+                       "categories": categories}  # fmt: skip
             _write_json(self.folder / "panoptic.json", content)
         if "instance" in self.model.info["results"]:
             _write_json(self.folder / "instances.json", self._instances)
 
     def _add_instances(
         self, image_id: int, file_name: str, results: dict[str, np.ndarray]
-    ) -> list[tuple[np.ndarray, Sequence[int]]]:
+    ) -> list[tuple[np.ndarray, int]]:
         regions = []
-        columns = ("scores", "classes", "masks", "boxes")
-        rows = list(zip(*(results[f"instance_{column}"] for column in columns)))
-        for score, label, mask, (x0, y0, x1, y1) in rows:
-            self._instances.append(
-                {
-                    "image_id": image_id,
-                    "file_name": file_name,
-                    "category_id": self.model.classes[int(label)]["dataset_id"],
-                    "bbox": [float(x0), float(y0), float(x1 - x0), float(y1 - y0)],
-                    "score": float(score),
-                    "segmentation": encode_rle(mask),
-                }
-            )
+        for score, label, mask, (x0, y0, x1, y1) in _rows(results, "instance"):
+            self._instances.append({
+                "image_id": image_id, "file_name": file_name, "category_id": self._category(label),
+                "bbox": [float(x0), float(y0), float(x1 - x0), float(y1 - y0)],
+                "score": float(score), "segmentation": encode_rle(mask),
+            })  # fmt: skip
             if score >= self.threshold:
-                regions.append((mask, self._color(int(label))))
+                regions.append((mask, label))
         return regions[::-1]  # the best last, on top
 
     def _add_panoptic(
         self, name: str, image_id: int, results: dict[str, np.ndarray]
-    ) -> list[tuple[np.ndarray, Sequence[int]]]:
+    ) -> list[tuple[np.ndarray, int]]:
         ids = results["panoptic_ids"]
         rgb = np.stack([ids & 255, ids >> 8 & 255, ids >> 16], axis=-1).astype(np.uint8)
         _save(self.folder / f"{name}_panoptic.png", rgb)
         segments, regions = [], []
-        columns = ("ids", "classes", "isthing", "scores", "areas")
-        for i, label, isthing, score, area in zip(*(results[f"segment_{c}"] for c in columns)):
-            segments.append(
-                {
-                    "id": int(i),
-                    "category_id": self.model.classes[int(label)]["dataset_id"],
-                    "isthing": bool(isthing),
-                    "score": float(score),
-                    "area": int(area),
-                    "bbox": _box(ids == i),
-                    "iscrowd": 0,
-                }
-            )
-            regions.append((ids == i, self._color(int(label))))
-        self._panoptic.append(
-            {
-                "image_id": image_id,
-                "file_name": f"{name}_panoptic.png",
-                "segments_info": segments,
-            }
-        )
+        for i, label, isthing, score, area in _rows(results, "panoptic"):
+            regions.append((ids == i, label))
+            segments.append({
+                "id": int(i), "category_id": self._category(label), "isthing": bool(isthing),
+                "score": float(score), "area": int(area), "bbox": _box(ids == i), "iscrowd": 0,
+            })  # fmt: skip
+        self._panoptic.append({"image_id": image_id, "file_name": f"{name}_panoptic.png",
+                               "segments_info": segments})  # fmt: skip
         return regions
 
-    def _color(self, label: int) -> Sequence[int]:
-        return self.model.classes[int(label)]["color"]
+    def _category(self, label: int) -> int:
+        return self.model.classes[int(label)]["dataset_id"]
 
-    def _free_name(self, stem: str) -> str:
-        name, number = stem, 1
-        while name in self._names:
-            number += 1
-            name = f"{stem}_{number}"
-        self._names.add(name)
-        return name
+
+def _rows(results: dict[str, np.ndarray], result: str) -> Iterator[Any]:
+    """What the model says of each segment or instance, in the order of `_OUTPUTS`."""
+    names = [name for name in _OUTPUTS[result] if name != "panoptic_ids"]
+    return zip(*(results[name] for name in names))
 
 
 def find_pictures(inputs: Sequence[str]) -> list[Path]:
-    """Files, globs and folders as a list of files.
-
-    Raises:
-        ValueError: an input that leads to no picture.
-    """
-    return [path for entry in inputs for path in _pictures(entry)]
-
-
-def _pictures(entry: str) -> Iterator[Path]:
-    if Path(entry).is_dir():
-        found = sorted(p for p in Path(entry).iterdir() if p.suffix.lower() in _PICTURES)
-        if not found:
-            raise ValueError(
-                f"{entry}: the folder holds no picture ({' '.join(sorted(_PICTURES))})"
-            )
-        yield from found
-    elif Path(entry).exists() or not glob.has_magic(entry):
-        yield Path(entry)  # a missing file is reported when its turn comes
-    else:
-        matches = sorted(glob.glob(entry))
+    """Files, globs and folders as a list of files; ValueError for one that leads to no picture."""
+    found: list[Path] = []
+    for entry in inputs:
+        if Path(entry).is_dir():
+            files = sorted(Path(entry).iterdir())
+            matches = [file for file in files if _is_read(file)]
+            _tell_left_out(entry, set(files) - set(matches))
+            problem = "the folder holds no picture that Pillow reads"
+        elif Path(entry).exists() or not glob.has_magic(entry):
+            matches = [Path(entry)]  # a missing file is reported when its turn comes
+        else:
+            matches, problem = [Path(p) for p in sorted(glob.glob(entry))], "no file matches"
         if not matches:
-            raise ValueError(f"{entry}: no file matches")
-        yield from map(Path, matches)
+            raise ValueError(f"{entry}: {problem}")
+        found += matches
+    return found
+
+
+def _is_read(file: Path) -> bool:
+    form = Image.registered_extensions().get(file.suffix.lower(), "")
+    return form in Image.OPEN and Image.MIME.get(form, "").startswith("image/")
+
+
+def _tell_left_out(folder: str, files: set[Path]) -> None:
+    counts = Counter(file.suffix.lower() for file in files if file.is_file())
+    for suffix, count in sorted(counts.items()):
+        kind = mimetypes.guess_type(f"x{suffix}")[0] or ""
+        if suffix in (".avif", ".heic", ".heif", ".jp2") or kind.startswith(("image/", "video/")):
+            reason = "Pillow does not read them here" + " without pillow-heif" * (".hei" in suffix)
+            print(f"run_onnx.py: {folder}: {count} {suffix} left out: {reason}", file=sys.stderr)
 
 
 def image_ids(pictures: Sequence[Path]) -> list[int]:
@@ -395,65 +374,73 @@ def image_ids(pictures: Sequence[Path]) -> list[int]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse arguments and run; returns the exit status."""
+    try:
+        return _run(get_parser().parse_args(arguments))
+    except KeyboardInterrupt:
+        print("run_onnx.py: interrupted", file=sys.stderr)
+        return 130
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", help="ONNX file of tools/export.py")
-    parser.add_argument("--input", nargs="+", required=True, help="files, globs, folders")
-    parser.add_argument("--output", required=True, help="folder for the results")
-    parser.add_argument(
-        "--confidence-threshold", type=float, default=_DRAWN_SCORE, help="of drawn instances"
-    )
-    parser.add_argument(
-        "--max-pixels", type=int, default=_MAX_PIXELS, help="larger pictures are left out"
-    )
-    parser.add_argument(
-        "--providers", nargs="+", help="of onnxruntime, such as CUDAExecutionProvider"
-    )
-    args = parser.parse_args(arguments)
+    add = parser.add_argument
+    add("model", help="ONNX file of tools/export.py")
+    add("--input", nargs="+", required=True, help="files, globs, folders")
+    add("--output", required=True, help="folder for the results")
+    add("--confidence-threshold", type=float, default=_DRAWN_SCORE, help="of drawn instances")
+    add("--max-pixels", type=int, default=_MAX_PIXELS, help="larger pictures are left out")
+    add("--providers", nargs="+", help="of onnxruntime, such as CUDAExecutionProvider")
+    return parser
+
+
+def _run(args: argparse.Namespace) -> int:
+    done = failed = 0
     try:
         pictures = find_pictures(args.input)
         model = Model(args.model, args.providers, max_pixels=args.max_pixels)
         writer = Writer(args.output, model, args.confidence_threshold)
-    except (OSError, ValueError) as error:
-        print(f"run_onnx.py: error: {error}", file=sys.stderr)
-        return 2
-    done = failed = 0
-    try:
         try:
-            ids = image_ids(pictures)
-            for number, (path, image_id) in enumerate(zip(pictures, ids), start=1):
-                problem = _process(path, image_id, model, writer)
-                done += problem is None
-                failed += problem is not None
-                if problem is None:
-                    print(f"{number} of {len(pictures)}: {path}")
+            for path, image_id in zip(pictures, image_ids(pictures)):
+                try:
+                    image = _read(path, model.max_pixels)
+                    writer.add(path, image, model(image), image_id=image_id)
+                except (ValueError, MemoryError) as error:
+                    failed += 1
+                    _tell(f"{path}: {str(error) or 'not enough memory'}")
                 else:
-                    print(f"run_onnx.py: error: {problem}", file=sys.stderr)
+                    done += 1
+                    print(f"{done + failed} of {len(pictures)}: {path}")
         finally:
             writer.close()  # what is finished is kept, whatever stopped the rest
-    except OSError as error:
-        print(f"run_onnx.py: error: {error}", file=sys.stderr)
+    except (OSError, ValueError) as error:
+        _tell(error)
         return 1 if done else 2
     print(f"results of {done} pictures in {args.output}")
     return int(failed > 0)
 
 
-def _process(path: Path, image_id: int, model: Model, writer: Writer) -> str | None:
-    """Run one picture and write its files; the problem if it cannot be read, fed or drawn."""
-    try:
-        image = _read(path, model.max_pixels)
-    except Exception as error:  # Pillow's readers raise anything at broken files
-        return f"{path} cannot be read as a picture: {str(error) or type(error).__name__}"
-    try:
-        writer.add(path, image, model(image), image_id=image_id)
-    except (ValueError, MemoryError) as error:
-        return f"{path}: {str(error) or 'not enough memory'}"
-    return None
+def _tell(problem: object) -> None:
+    """The error that is being handled, in one line; after its trace, if that is wanted."""
+    if os.environ.get("KNET_TRACEBACK", "") not in ("", "0"):
+        traceback.print_exc()
+    print(f"run_onnx.py: error: {' '.join(str(problem).split())}", file=sys.stderr)
 
 
 def _read(path: Path, max_pixels: int) -> Image.Image:
-    """An RGB picture, turned as its EXIF tag says; its header is judged before it is decoded."""
+    """An RGB picture, turned as its EXIF tag says; ValueError if it cannot be read."""
+    try:
+        return _decode(path, max_pixels)
+    except Exception as error:  # Pillow's readers raise anything at broken files
+        raise ValueError(
+            f"cannot be read as a picture: {str(error) or type(error).__name__}"
+        ) from error
+
+
+def _decode(path: Path, max_pixels: int) -> Image.Image:
+    """The header is judged before the rest is decoded."""
     if path.exists() and not path.is_file():
         raise ValueError("it is no regular file")  # a named pipe would wait for its writer
     Image.MAX_IMAGE_PIXELS = None  # the limit is ours

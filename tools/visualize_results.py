@@ -29,8 +29,8 @@ from knet.modeling.test_time_augmentation import KNetWithTTA
 from knet.visualization import DRAWN_SCORE, TASKS, write_sheets
 
 
-def main(arguments: Sequence[str] | None = None) -> list[str]:
-    """Parse arguments, run the model, write and list the sheets."""
+def get_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -54,7 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> list[str]:
     )
     parser.add_argument("--output", default="sheets", help="folder for the PNGs")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config keys and values")
-    args = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> list[str]:
+    """Parse arguments, run the model, write and list the sheets."""
+    args = get_parser().parse_args(arguments)
     if args.images:
         args.images, keys = split_config_keys(args.images)
         args.opts = keys + args.opts

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import META_ARCH_REGISTRY
 
 from knet.config_file import flat_keys, shown
@@ -89,6 +89,10 @@ _BATCH_NORMS = ("BN", "SyncBN", "FrozenBN", "nnSyncBN", "naiveSyncBN", "naiveSyn
 _NORM = _choice("", *_BATCH_NORMS, "GN", "LN")
 _STAGES = _list(Rule("a name", lambda v: isinstance(v, str) and bool(v)), least=1)
 
+_SCHEDULES = ["WarmupMultiStepLR", "WarmupCosineLR", "WarmupPolyLR"]
+if "NUM_DECAYS" in get_cfg().SOLVER:  # Detectron2 after v0.6
+    _SCHEDULES.append("WarmupStepWithFixedGammaLR")
+
 # key, or pattern of keys -> what its value must be
 _RULES: dict[str, Rule] = {
     "VERSION": _choice(2),
@@ -158,9 +162,7 @@ _RULES: dict[str, Rule] = {
     "SOLVER.BACKBONE_MULTIPLIER": _WEIGHT,
     "SOLVER.WEIGHT_DECAY": _WEIGHT,
     "SOLVER.NO_DECAY": _NAMES,
-    "SOLVER.LR_SCHEDULER_NAME": _choice(
-        "WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR", "WarmupPolyLR"
-    ),
+    "SOLVER.LR_SCHEDULER_NAME": _choice(*_SCHEDULES),
     "SOLVER.GAMMA": _number(0, above=True),
     "SOLVER.POLY_LR_POWER": _number(0),
     "SOLVER.NUM_DECAYS": _whole(1),
@@ -173,6 +175,8 @@ _RULES: dict[str, Rule] = {
     "SOLVER.REFERENCE_WORLD_SIZE": _whole(0),
     "SOLVER.ACCUMULATION_STEPS": _whole(1),
     "SOLVER.CHECKPOINT_PERIOD": _whole(1),
+    "SOLVER.CHECKPOINT_MINUTES": _number(0),
+    "SOLVER.AMP.DTYPE": _choice("auto", "bfloat16", "float16"),
     "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": _number(0, above=True),
     "DATALOADER.NUM_WORKERS": _whole(0, 4096),
     "DATASETS.TRAIN": _NAMES,
@@ -243,6 +247,13 @@ def _relations(cfg: CfgNode) -> Iterator[str]:
             f"INPUT.CROP.SIZE is {shown(inputs.CROP.SIZE)}; with CROP.TYPE {inputs.CROP.TYPE} it "
             f"must be {crop.text}"
         )
+    clip = solver.CLIP_GRADIENTS
+    for key, value in (("CLIP_TYPE", "full_model"), ("NORM_TYPE", 2.0)):
+        if clip.ENABLED and clip[key] != value:
+            yield (
+                f"SOLVER.CLIP_GRADIENTS.{key} is {shown(clip[key])}; with ENABLED it must be "
+                f"{shown(value)}: K-Net clips the L2 norm of all gradients together"
+            )
     window = cfg.MODEL.KNET.TEST.WINDOW
     if any(stride > size for stride, size in zip(window.STRIDE, window.SIZE)):
         yield (

@@ -9,7 +9,6 @@ A folder holds `model.safetensors`, `config.yaml` and `classes.json`.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -40,6 +39,7 @@ from knet.data.annotations.pictures import read_picture
 from knet.data.augmentation import build_knet_augmentation
 from knet.data.registration.builtin import register_builtin
 from knet.files import write_text
+from knet.free_memory import free_memory
 from knet.model_folder import (
     CLASSES,
     CONFIG,
@@ -191,7 +191,7 @@ class KNetPredictor:
             model_task.options = replace(model_task.options, **kinds)
 
     def _require_memory(self, height: int, width: int) -> None:
-        """Refuse results that the machine cannot hold, which would end the process."""
+        """Refuse results that memory cannot hold, which would end the process."""
         if self._plain.device.type != "cpu":  # a GPU raises an error of its own
             return
         ids = class_ids_from_config(self.cfg, semantic=is_semantic(self.cfg))
@@ -204,12 +204,12 @@ class KNetPredictor:
         if options is not None and options.instance and options.score_threshold <= 0:
             pairs = self.cfg.MODEL.KNET.NUM_KERNELS * len(ids.things)
             parts["INSTANCE_ON"] = min(options.top_k, pairs)
-        needed, there = sum(parts.values()) * height * width, _machine_memory()
+        needed, there = sum(parts.values()) * height * width, free_memory()
         if needed > there:
             text = ", ".join(f"{key} {count}" for key, count in parts.items())
             raise ValueError(
                 f"results of a picture of {width}x{height} pixels take {needed / 2**30:.1f} GB, "
-                f"and this machine has {there / 2**30:.1f} GB: scale it down or cut it into tiles, "
+                f"and {there / 2**30:.1f} GB of memory are free: scale it down or cut it, "
                 f"or turn off results under MODEL.KNET.TEST (bytes a pixel: {text})"
             )
 
@@ -231,14 +231,6 @@ def _with_labels(cfg: CfgNode, metadata: Metadata) -> CfgNode:
     cfg = cfg.clone()
     cfg.MODEL.KNET.TEST.CLASSES = [[*ids.things, *ids.stuff][row] for row in chosen]
     return cfg
-
-
-def _machine_memory() -> float:
-    """Bytes of the machine; infinite where the system does not say."""
-    try:
-        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    except (AttributeError, OSError, ValueError):
-        return math.inf
 
 
 def _read(image: Picture, max_pixels: int) -> np.ndarray:

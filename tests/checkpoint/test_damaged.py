@@ -2,6 +2,7 @@
 
 import pickle
 import random
+import resource
 from collections import OrderedDict
 
 import numpy as np
@@ -13,6 +14,8 @@ from knet.checkpoint.checkpointer import KNetCheckpointer
 from knet.checkpoint.read_file import read_file
 from knet.checkpoint.write_file import write_openmmlab, write_weights
 from knet.training.step import TrainStep
+
+from .bombs import KINDS, write_bomb
 
 KERNELS = "heads.kernel_head.init_kernels.weight"
 
@@ -139,6 +142,16 @@ def test_a_pickle_that_would_fill_the_memory(tmp_path):
     path.write_bytes(b"\x80\x02}r\xff\xff\xff\x7f.")
     with pytest.raises(ValueError, match=r"w\.pkl: truncated or damaged.*impossible number"):
         read_file(str(path))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_small_file_that_claims_to_be_large(tmp_path, kind):
+    path = write_bomb(tmp_path, kind, KERNELS)
+    assert path.stat().st_size < 1 << 20
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match=rf"^\S*{path.name}: "):
+        KNetCheckpointer(Tiny()).load(str(path))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 30 << 10  # kilobytes
 
 
 def sparse():

@@ -115,7 +115,7 @@ def test_what_is_finished_is_kept(panoptic, pictures, tmp_path, capsys):
     assert status == 1
     errors = capsys.readouterr().err
     for name in ("002.png", "missing.png"):
-        assert f"{name} cannot be read as a picture" in errors
+        assert f"{name}: cannot be read as a picture" in errors
     assert "300 x 2 pixels become 1333 x 9 for the model, which takes sides of 17" in errors
     content = json.loads((out / "panoptic.json").read_text())
     names = [image["file_name"] for image in content["images"]]
@@ -177,10 +177,10 @@ def test_hostile_and_deep_pictures_are_named(pictures, tmp_path, capsys, monkeyp
     assert run_onnx.main(["model", "--input", str(pictures), "--output", str(out)]) == 1
     errors = capsys.readouterr().err
     refused = "cannot be read as a picture: it"
-    assert f"000.png {refused} has 20000 x 20000 pixels, more than --max-pixels" in errors
-    assert f"deep.png {refused} has more than 8 bits a channel" in errors
-    assert f"deep_colours.png {refused} has more than 8 bits a channel" in errors
-    assert f"pipe.png {refused} is no regular file" in errors
+    assert f"000.png: {refused} has 20000 x 20000 pixels, more than --max-pixels" in errors
+    assert f"deep.png: {refused} has more than 8 bits a channel" in errors
+    assert f"deep_colours.png: {refused} has more than 8 bits a channel" in errors
+    assert f"pipe.png: {refused} is no regular file" in errors
     content = json.loads((out / "panoptic.json").read_text())
     assert [image["id"] for image in content["images"]] == [1, 2, 3]
 
@@ -344,6 +344,43 @@ def test_a_failing_picture_does_not_end_the_others(pictures, tmp_path, capsys, m
     assert "002.png: not enough memory" in capsys.readouterr().err
     assert len(list(out.glob("*_overlay.png"))) == 2
     assert not list(out.glob("*unfinished*"))
+
+
+def test_pictures_that_pillow_does_not_read_are_told(pictures, tmp_path, capsys, monkeypatch):
+    Image.new("RGB", (40, 40)).save(pictures / "new.jp2")
+    for name in ("a.heic", "b.HEIC", "film.mp4", "notes.txt"):
+        (pictures / name).write_bytes(b"x")
+    monkeypatch.setattr(run_onnx, "Model", StandIn)
+    monkeypatch.delitem(Image.EXTENSION, ".heic", raising=False)
+    assert run_onnx.main(["model", "--input", str(pictures), "--output", str(tmp_path)]) == 0
+    errors = capsys.readouterr().err.splitlines()
+    assert [line.partition(": ")[2].partition(" left out")[0] for line in errors] == [
+        f"{pictures}: 2 .heic", f"{pictures}: 1 .mp4",
+    ]  # fmt: skip
+    assert (tmp_path / "new_overlay.png").exists()
+
+
+def test_an_interrupt_keeps_what_is_finished(pictures, tmp_path, capsys, monkeypatch):
+    class Interrupted(StandIn):
+        def __call__(self, image):
+            if image.width == 130:
+                raise KeyboardInterrupt
+            return super().__call__(image)
+
+    monkeypatch.setattr(run_onnx, "Model", Interrupted)
+    assert run_onnx.main(["model", "--input", str(pictures), "--output", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "run_onnx.py: interrupted\n"
+    assert len(json.loads((tmp_path / "panoptic.json").read_text())["images"]) == 1
+
+
+@pytest.mark.parametrize("wanted", ["0", "1"])
+def test_the_trace_is_shown_if_it_is_wanted(tmp_path, capsys, monkeypatch, wanted):
+    monkeypatch.setenv("KNET_TRACEBACK", wanted)
+    missing = str(tmp_path / "no.onnx")
+    assert run_onnx.main([missing, "--input", "x.png", "--output", str(tmp_path)]) == 2
+    errors = capsys.readouterr().err
+    assert ("Traceback" in errors) == (wanted == "1")
+    assert errors.endswith(f"run_onnx.py: error: {missing}: no such file\n")
 
 
 def test_a_grey_model_is_fed_grey_pixels(panoptic):

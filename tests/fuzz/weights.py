@@ -7,6 +7,7 @@ import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -30,10 +31,12 @@ class WeightFiles:
         model: whose weights they are.
         other: its twin, into which they are read.
         folder: for the files.
+        bombs: the module of small files that claim to be large.
     """
 
-    def __init__(self, model: nn.Module, other: nn.Module, folder: Path) -> None:
+    def __init__(self, model: nn.Module, other: nn.Module, folder: Path, bombs: ModuleType) -> None:
         self.other = other
+        self.bombs = {kind: _read_bomb(bombs, kind, folder) for kind in bombs.KINDS}
         self.state = copy.deepcopy(model.state_dict())
         self.optimizer = _optimizer(model)
         for parameter in model.parameters():
@@ -56,6 +59,11 @@ class WeightFiles:
         if rng.random() < 0.4:
             what, path = self._odd(rng, folder)
             return what, path, lambda: self._read(path, resume=bool(rng.integers(2)))
+        if rng.random() < 0.1:
+            kind = pick(rng, list(self.bombs))
+            path = folder / self.bombs[kind][0]
+            path.write_bytes(self.bombs[kind][1])
+            return f"bomb, {kind}", path, lambda: self._read(path, resume=False)
         name = pick(rng, list(self.files))
         path = folder / name
         path.write_bytes(self.files[name])
@@ -114,6 +122,11 @@ class WeightFiles:
             text = json.dumps(header).encode()
         path.write_bytes(len(text).to_bytes(8, "little") + text + rest)
         return what
+
+
+def _read_bomb(bombs: ModuleType, kind: str, folder: Path) -> tuple[str, bytes]:
+    path = bombs.write_bomb(folder, kind, "heads.x", megabytes=3072)
+    return path.name, path.read_bytes()
 
 
 def _optimizer(model: nn.Module) -> torch.optim.Optimizer:

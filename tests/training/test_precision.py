@@ -53,14 +53,11 @@ def test_named_types(cfg, monkeypatch, caplog):
     monkeypatch.setattr(precision, "computes_in_bfloat16", lambda: False)
     cfg.SOLVER.AMP.DTYPE = "bfloat16"
     assert autocast_dtype(cfg) is torch.bfloat16
-    assert "1.9 times" in caplog.text
+    assert "has no instructions for it" in caplog.text
     cfg.SOLVER.AMP.DTYPE = "float16"
     with pytest.raises(ValueError, match="float16 needs a GPU"):
         autocast_dtype(cfg)
     cfg.MODEL.DEVICE = "cuda"
     assert autocast_dtype(cfg) is torch.float16
-    cfg.SOLVER.AMP.DTYPE = "float8"
-    with pytest.raises(ValueError, match="'float8'"):
-        autocast_dtype(cfg)
     cfg.SOLVER.AMP.ENABLED = False
     assert autocast_dtype(cfg) is None

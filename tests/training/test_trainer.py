@@ -13,7 +13,7 @@ from detectron2.utils.events import EventStorage
 from knet.config import get_cfg_from_file
 from knet.training.launch import launch
 from knet.training.optimizer import scale_to_processes
-from knet.training.trainer import Trainer, clip_norm, distribute
+from knet.training.trainer import Trainer, distribute
 
 
 def unwrap(trainer):
@@ -321,15 +321,6 @@ def test_numbers_that_are_multiplied_are_said(caplog):
     cfg.SOLVER.REFERENCE_WORLD_SIZE, cfg.SOLVER.IMS_PER_BATCH = 8, 4
     with pytest.raises(ValueError, match=r"IMS_PER_BATCH is 4.*REFERENCE_WORLD_SIZE"):
         scale_to_processes(cfg, 1)
-
-
-def test_clipping_keys(tiny_cfg):
-    assert clip_norm(tiny_cfg) == 1.0
-    tiny_cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "value"
-    with pytest.raises(ValueError, match="'value'"):
-        clip_norm(tiny_cfg)
-    tiny_cfg.SOLVER.CLIP_GRADIENTS.ENABLED = False
-    assert clip_norm(tiny_cfg) is None
 
 
 def test_views_are_scored_under_their_own_name(semantic_cfg):

@@ -28,9 +28,9 @@ def torch_globals() -> list[Any]:
     dtypes = {type(np.dtype(code)) for code in "?bBhHiIlLqQefdSU"}
     return [
         # numbers that training code logged, such as the best score so far
-        *((multiarray.scalar, f"{module}.scalar") for module in _MULTIARRAYS),
+        *((_scalar, f"{module}.scalar") for module in _MULTIARRAYS),
         # arrays, such as the colours of classes
-        *((multiarray._reconstruct, f"{module}._reconstruct") for module in _MULTIARRAYS),
+        *((_empty_array, f"{module}._reconstruct") for module in _MULTIARRAYS),
         np.ndarray,
         np.dtype,
         *sorted(dtypes, key=lambda dtype: dtype.__name__),
@@ -60,6 +60,11 @@ def _empty_array(subtype: Any, shape: Any, dtype: Any) -> np.ndarray:
     return multiarray._reconstruct(np.ndarray, (0,), b"b")
 
 
+def _scalar(dtype: Any, value: Any) -> Any:
+    """Without a value it would be as many zeros as its type asks for."""
+    return multiarray.scalar(dtype, value)
+
+
 def _dtype(*arguments: Any) -> np.dtype:
     dtype = np.dtype(*arguments)
     if dtype.kind in "OV":  # Python objects and records are no weights
@@ -80,7 +85,7 @@ _PICKLE_GLOBALS: Mapping[tuple[str, str], Any] = {
     ("numpy", "dtype"): _dtype,
     ("_codecs", "encode"): _encode,
     **{(module, "_reconstruct"): _empty_array for module in _MULTIARRAYS},
-    **{(module, "scalar"): multiarray.scalar for module in _MULTIARRAYS},
+    **{(module, "scalar"): _scalar for module in _MULTIARRAYS},
 }
 
 

@@ -9,6 +9,7 @@ before PyTorch 1.6 and others' .safetensors have no checksum: only their structu
 
 from __future__ import annotations
 
+import os
 import pickletools
 import zipfile
 import zlib
@@ -22,6 +23,7 @@ from torch import Tensor
 # the entry of a saved dict, or of a safetensors file's metadata, that holds the digest
 DIGEST = "knet_digest"
 
+_LARGE = 1 << 30  # bytes; a small tensor may repeat its values
 _IS_FOLDER = 0x10  # MS-DOS's attribute
 _MEMO = ("PUT", "BINPUT", "LONG_BINPUT")
 _PLAIN = (str, bytes, int, float, complex, type(None), torch.dtype, torch.device)
@@ -41,19 +43,27 @@ def digest(saved: Any) -> str:
 
 
 def check_zip(path: str) -> None:
-    """Read an archive and compare its checksums.
+    """Read an archive and compare its checksums, which takes no more memory than a buffer.
 
     Raises:
-        ValueError: what does not match; other errors of `zipfile`, which a damaged archive can
-            cause, are of any kind.
+        ValueError: what does not match, or would be larger than the file; other errors of
+            `zipfile`, which a damaged archive can cause, are of any kind.
     """
     with zipfile.ZipFile(path) as archive:
-        for entry in archive.infolist():
+        entries = archive.infolist()
+        for entry in entries:
             # what PyTorch's reader goes by, which would read nothing, and Python's does not
             folder = bool(entry.external_attr & _IS_FOLDER) != entry.is_dir()
             stored = entry.compress_type == zipfile.ZIP_STORED
             if folder or (stored and entry.compress_size != entry.file_size):
                 raise ValueError(f"its entry {entry.filename!r} is marked wrongly")
+            if not stored:
+                raise ValueError(
+                    f"its entry {entry.filename!r} is compressed, torch.save's are not"
+                )
+        claimed, size = sum(entry.file_size for entry in entries), os.path.getsize(path)
+        if claimed > size:
+            raise ValueError(f"its entries claim {claimed:,} bytes")
         broken = archive.testzip()
     if broken is not None:
         raise ValueError(f"the checksum of its entry {broken!r} does not match")
@@ -75,6 +85,39 @@ def check_pickle(path: str, size: int) -> None:
                 raise ValueError(f"impossible number {argument} at byte {position}")
     if position + 1 != size:
         raise ValueError(f"it ends at byte {position + 1}")
+
+
+def check_sizes(saved: Any, size: int) -> None:
+    """Compare what tensors say of their sizes with the size of the file that they are from.
+
+    Args:
+        saved: containers of tensors and others, whose values are not touched.
+        size: of the file in bytes.
+
+    Raises:
+        ValueError: they would be larger than the file.
+    """
+    seen: dict[int, Any] = {}
+    storages: dict[int, int] = {}
+    waiting = [saved]
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        if isinstance(value, Mapping):
+            seen[id(value)] = value
+            waiting += [*value.keys(), *value.values()]
+        elif isinstance(value, (list, tuple, set, frozenset)):
+            seen[id(value)] = value
+            waiting += value
+        elif isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta:
+            storage = value.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+            needed = value.numel() * value.element_size()
+            if needed > max(_LARGE, storage.nbytes()):
+                raise ValueError(f"a tensor is of {needed:,} bytes, which the file does not hold")
+    if sum(storages.values()) > size:
+        raise ValueError(f"its tensors claim {sum(storages.values()):,} bytes of {size:,}")
 
 
 def _parts(value: Any) -> Iterator[bytes | memoryview]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from knet.checkpoint.allowed_globals import PlainUnpickler, RefusedGlobal, torch_globals
-from knet.checkpoint.integrity import DIGEST, check_pickle, check_zip, digest
+from knet.checkpoint.integrity import DIGEST, check_pickle, check_sizes, check_zip, digest
 
 logger = logging.getLogger(__name__)
 
@@ -49,9 +49,15 @@ def read_file(path: str, *, name: str = "", trust: bool = False) -> Any:
         raise ValueError(f"{name}: the file is empty: copy or download it again")
     if head.startswith(_ZIP):
         try:
-            check_zip(path)
+            program = _is_program(path)
+            if not program:
+                check_zip(path)
         except Exception as error:  # a damaged archive can fail in any way
             raise _damaged(name, size, error) from error
+        if program:
+            raise ValueError(
+                f"{name}: refused, it is a TorchScript program: save the model's state_dict instead"
+            )
         read = _read_torch(path, name, size, trust)
     elif head.startswith(_OLD_TORCH):
         read = _read_torch(path, name, size, trust)
@@ -61,6 +67,10 @@ def read_file(path: str, *, name: str = "", trust: bool = False) -> Any:
         read = _read_pickle(path, name, size, trust)
     else:
         raise ValueError(f"{name}: {_what_it_is(head)}")
+    try:
+        check_sizes(read, size)
+    except ValueError as error:
+        raise ValueError(f"{name}: refused, {error}") from error
     if isinstance(read, dict) and DIGEST in read:
         _check_digest(read, name)
     elif not head.startswith(_ZIP):
@@ -123,22 +133,18 @@ def _read_torch(path: str, name: str, size: int, trust: bool) -> Any:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         if found and not trust:
             raise _refused(name, found.group(1)) from None
-        unusual = _unusual(path, error)
-        if unusual and not trust:
-            raise _refused(name, unusual) from error
+        if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path) and not trust:
+            # the archive is whole
+            what = (
+                "what PyTorch reads only with trust (such as another pickle protocol than its own)"
+            )
+            raise _refused(name, what) from error
         raise _damaged(name, size, error) from error
 
 
-def _unusual(path: str, error: Exception) -> str:
-    """What a whole archive needs trust for; empty for a damaged file."""
-    if not zipfile.is_zipfile(path):
-        return ""
+def _is_program(path: str) -> bool:
     with zipfile.ZipFile(path) as archive:
-        if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-            return "a TorchScript program (save the model's state_dict instead)"
-    if isinstance(error, pickle.UnpicklingError):
-        return "what PyTorch reads only with trust (such as another pickle protocol than its own)"
-    return ""
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def _read_pickle(path: str, name: str, size: int, trust: bool) -> Any:

@@ -23,7 +23,6 @@ _CAFFE2 = re.compile(r"conv1_[wb]$|res\d_\d+_branch")
 _PREFIXES = ("module.", "_orig_mod.")  # of models wrapped for several GPUs, or compiled
 _NUMBERS = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool}
 _NUMBERS |= {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
-_LARGE = 1 << 30  # bytes; a small tensor may repeat its values
 _PUBLISHED = ("decode_head.", "auxiliary_head.", "rpn_head.", "roi_head.", "neck.")
 
 
@@ -132,9 +131,6 @@ def _tensor(name: Any, value: Any) -> Tensor:
         raise _odd(name, f"a sparse or nested tensor ({value.layout})")
     if value.is_quantized or value.dtype not in _NUMBERS:
         raise _odd(name, f"of type {value.dtype}")
-    size = value.numel() * value.element_size()
-    if size > max(_LARGE, value.untyped_storage().nbytes()):
-        raise _odd(name, f"of {size:,} bytes, which the file does not hold")
     return value
 
 

@@ -55,7 +55,7 @@ class InstanceEvaluator(COCOEvaluator):
     says so.
 
     Args:
-        dataset_name: a data set with ``json_file``, or one that Detectron2 can convert.
+        dataset_name: a data set with ``json_file``.
         output_dir: of the results file; None writes nothing.
         max_dets_per_image: detections of an image and category that AP counts; None for COCO's
             100.

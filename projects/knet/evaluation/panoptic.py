@@ -17,7 +17,9 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
 from knet.data.annotations.coco_file import load_json
+from knet.data.annotations.derive import read_panoptic
 from knet.data.annotations.panoptic_png import read_panoptic_png, write_panoptic_png
+from knet.data.registration.categories import read_categories
 
 from .background import Background
 from .panoptic_quality import CategoryStatistics, PanopticStatistics, first_few, image_statistics
@@ -63,7 +65,10 @@ class PanopticEvaluator(COCOPanopticEvaluator):
         self._absent = [kind for kind, ids in (("_th", things), ("_st", stuff)) if not ids]
         self._json_file = PathManager.get_local_path(metadata.panoptic_json)
         self._folder = PathManager.get_local_path(metadata.panoptic_root)
-        content = self._read_json()
+        content = load_json(self._json_file)
+        read_categories(self._json_file, panoptic=True)  # checks them
+        if "annotations" in content:  # those of test sets are with their owners
+            content = read_panoptic(self._json_file, self._folder).content
         self._categories = {
             category["id"]: {"isthing": category["isthing"]} for category in content["categories"]
         }
@@ -213,14 +218,11 @@ class PanopticEvaluator(COCOPanopticEvaluator):
     def _write_predictions(self, spool: Spool) -> None:
         before = ""
         if comm.is_main_process():
-            content = self._read_json()
+            content = load_json(self._json_file)
             content.pop("annotations", None)
             before = f'{json.dumps(content)[:-1]}, "annotations": ['
         path = os.path.join(self._output_dir, "predictions.json")
         spool.write(path, before=before, after="]}")
-
-    def _read_json(self) -> dict[str, Any]:
-        return load_json(self._json_file)
 
 
 def _counted(segment: Mapping[str, Any]) -> dict[str, Any]:

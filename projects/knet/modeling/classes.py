@@ -164,7 +164,7 @@ def _class_ids(name: str) -> ClassIds:
     return ClassIds(things, tuple(i for i in stuff if i not in set(things)))
 
 
-def _ids(metadata, mapping: str, names: str) -> tuple[int, ...]:
+def _ids(metadata: Metadata, mapping: str, names: str) -> tuple[int, ...]:
     if metadata.get(mapping):
         return tuple(sorted(set(metadata.get(mapping).values())))
     # COCO-style data sets get their id map only once their JSON is read

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pycocotools.mask as mask_util
 import torch
 from detectron2.structures import Boxes, Instances
 
+from knet.data.annotations.coco_file import is_box, is_count, is_id, is_number
 from knet.data.annotations.image_files import BROKEN_FILE, MAX_PIXELS, open_image
 from knet.data.annotations.panoptic_png import read_panoptic_png
 from knet.data.annotations.segmentations import segmentation_errors
@@ -51,8 +53,8 @@ class FilePredictions:
             stem = Path(str(image.get("file_name"))).stem
             if stem in self._images:
                 raise ValueError(f"{self.folder / 'images.json'}: '{stem}' is there twice")
-            for key in ("id", "height", "width"):
-                if not isinstance(image.get(key), int):
+            for key, fits in (("id", is_id), ("height", is_count), ("width", is_count)):
+                if not fits(image.get(key)):
                     raise ValueError(
                         f"{self.folder / 'images.json'}: the image '{stem}' has no {key} that is "
                         "a whole number"
@@ -64,11 +66,12 @@ class FilePredictions:
         if (self.folder / "panoptic.json").exists():
             self.tasks.append("panoptic")
             for a in self._list(self._read("panoptic.json"), "annotations", "panoptic.json"):
-                self._panoptic[a.get("image_id")] = a
+                self._panoptic[self._image_id(a, "panoptic.json")] = a
         if (self.folder / "instances.json").exists():
             self.tasks.append("instance")
             for found in self._list({"": self._read("instances.json")}, "", "instances.json"):
-                self._instances.setdefault(found.get("image_id"), []).append(found)
+                image_id = self._image_id(found, "instances.json")
+                self._instances.setdefault(image_id, []).append(found)
             unknown = self._instances.keys() - {image["id"] for image in self._images.values()}
             if unknown:
                 raise ValueError(
@@ -135,6 +138,14 @@ class FilePredictions:
                     "area": info.get("area"),
                 }
             )
+        listed = Counter(segment["id"] for segment in segments)
+        there = Counter(set(np.unique(ids).tolist()) - {0})
+        if listed != there:
+            odd = min((listed - there) + (there - listed), key=str)
+            raise ValueError(
+                f"{path}: the segment {odd} is in it {there[odd]} times, in panoptic.json beside "
+                f"it {listed[odd]} times; write the results anew"
+            )
         return torch.as_tensor(ids), segments
 
     def _instances_of(self, image_id: Any, size: tuple[int, int]) -> Instances:
@@ -143,10 +154,15 @@ class FilePredictions:
         for k, one in enumerate(found):
             where = f"image {image_id}, instance {k + 1} of {len(found)}"
             raise_first(segmentation_errors(one["segmentation"], size, path, where))
+            if not is_box(one["bbox"]) or not is_number(one["score"]):
+                raise ValueError(
+                    f"{path}: {where}: bbox must be four numbers, score a number; they are "
+                    f"{one['bbox']!r:.60} and {one['score']!r:.60}"
+                )
         masks = [mask_util.decode(one["segmentation"]).astype(bool) for one in found]
         instances = Instances(size)
         instances.pred_masks = torch.as_tensor(np.array(masks).reshape(-1, *size))
-        boxes = torch.tensor([one["bbox"] for one in found]).reshape(-1, 4)
+        boxes = torch.tensor([one["bbox"] for one in found], dtype=torch.float32).reshape(-1, 4)
         instances.pred_boxes = Boxes(torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1))
         instances.scores = torch.tensor([float(one["score"]) for one in found])
         labels = [self._labels[one["category_id"], True] for one in found]
@@ -178,12 +194,12 @@ class FilePredictions:
 
     def _check_categories(self, content: Any, categories: Sequence[Category]) -> None:
         theirs = {
-            (c.get("id"), c.get("name"), c.get("label"))
+            repr((c.get("id"), c.get("name"), c.get("label"))): str(c.get("name"))
             for c in self._list(content, "categories", "images.json")
         }
-        ours = {(c.id, c.name, c.label) for c in categories}
-        if theirs != ours:
-            other = sorted(str(c[1]) for c in theirs ^ ours)
+        ours = {repr((c.id, c.name, c.label)): c.name for c in categories}
+        if theirs.keys() != ours.keys():
+            other = sorted({**theirs, **ours}[key] for key in theirs.keys() ^ ours.keys())
             raise ValueError(
                 f"{self.folder / 'images.json'} has other classes than the data set: "
                 f"{', '.join(other[:5])}{' …' if len(other) > 5 else ''}"
@@ -191,6 +207,8 @@ class FilePredictions:
 
     def _read(self, name: str) -> Any:
         path = self.folder / name
+        if path.exists() and not path.is_file():
+            raise ValueError(f"{path} is no regular file")  # a named pipe would never end
         try:
             return json.loads(read_text(path))
         except FileNotFoundError as error:
@@ -198,7 +216,7 @@ class FilePredictions:
                 f"--predictions {self.folder}: no {name} in it; demo/demo.py --results writes "
                 "such folders"
             ) from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} cannot be read as JSON: {error}") from error
 
     def _list(self, content: Any, key: str, name: str) -> list[dict[str, Any]]:
@@ -207,3 +225,11 @@ class FilePredictions:
             what = f"no list of {key}" if key else "no list of records"
             raise ValueError(f"{self.folder / name} has {what}")
         return found
+
+    def _image_id(self, record: dict[str, Any], name: str) -> Any:
+        image_id = record.get("image_id")
+        if not is_id(image_id, text=True):
+            raise ValueError(
+                f"{self.folder / name}: image_id {image_id!r:.60} is no whole number or text"
+            )
+        return image_id

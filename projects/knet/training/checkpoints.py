@@ -53,19 +53,7 @@ class Checkpoints(HookBase):
     def from_config(
         cls, cfg: CfgNode, checkpointer: KNetCheckpointer, signals: StopSignals
     ) -> Checkpoints:
-        """With the periods of a config.
-
-        Raises:
-            ValueError: a period that cannot be.
-        """
-        if cfg.SOLVER.CHECKPOINT_PERIOD < 1:
-            raise ValueError(
-                f"SOLVER.CHECKPOINT_PERIOD is {cfg.SOLVER.CHECKPOINT_PERIOD}: 1 or more"
-            )
-        if not cfg.SOLVER.CHECKPOINT_MINUTES >= 0:
-            raise ValueError(
-                f"SOLVER.CHECKPOINT_MINUTES is {cfg.SOLVER.CHECKPOINT_MINUTES}: 0 (off) or more"
-            )
+        """With the periods of a config."""
         return cls(
             checkpointer,
             signals,

@@ -48,23 +48,6 @@ from knet.training.stop import Stopped, StopSignals, spare_workers, stop_at_once
 logger = logging.getLogger(__name__)
 
 
-def clip_norm(cfg: CfgNode) -> float | None:
-    """The limit of the norm of all gradients together, or None.
-
-    Raises:
-        ValueError: clipping of another kind.
-    """
-    clip = cfg.SOLVER.CLIP_GRADIENTS
-    if not clip.ENABLED:
-        return None
-    if clip.CLIP_TYPE != "full_model" or clip.NORM_TYPE != 2.0:
-        raise ValueError(
-            f"SOLVER.CLIP_GRADIENTS: CLIP_TYPE {clip.CLIP_TYPE!r} with NORM_TYPE "
-            f"{clip.NORM_TYPE} is not supported; K-Net clips the L2 norm of the full_model"
-        )
-    return clip.CLIP_VALUE
-
-
 def distribute(model: nn.Module) -> nn.Module:
     """Wrap a model for several processes, on GPUs or CPUs; one process keeps it as it is."""
     if comm.get_world_size() == 1:
@@ -132,6 +115,7 @@ class Trainer(DefaultTrainer):
         optimizer = self.build_optimizer(cfg, model)
         model = distribute(model)
         seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+        clip = cfg.SOLVER.CLIP_GRADIENTS
         self._batches: SkipReport | None = None
         self._trainer = TrainStep(
             model,
@@ -140,7 +124,7 @@ class Trainer(DefaultTrainer):
             seed=seed,
             accumulation_steps=cfg.SOLVER.ACCUMULATION_STEPS,
             autocast_dtype=autocast_dtype(cfg),
-            clip_norm=clip_norm(cfg),
+            clip_norm=clip.CLIP_VALUE if clip.ENABLED else None,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = KNetCheckpointer.from_config(

@@ -26,7 +26,7 @@ from knet.data.labels import check_label_size
 from knet.data.registration.categories import panoptic_metadata, read_categories
 from knet.files import write_json
 
-__all__ = ["panoptic_to_instances", "panoptic_to_semantic"]
+__all__ = ["panoptic_to_instances", "panoptic_to_semantic", "read_panoptic"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def panoptic_to_instances(panoptic_json: str, panoptic_root: str, out_json: str)
         DataError: naming file and record, for every error that training stops at too: another
             size, a segment that is in the PNG only, an unknown category …
     """
-    source = _read(panoptic_json, panoptic_root)
+    source = read_panoptic(panoptic_json, panoptic_root)
     annotations: list[dict[str, Any]] = []
     sizes: dict[Any, dict[str, int]] = {}
     for record, rows in _iterate(source):
@@ -113,7 +113,7 @@ def panoptic_to_semantic(
             raise ValueError(
                 f"label {label} of category {category} must be in 0 … 255 and not {ignore_label}"
             )
-    source = _read(panoptic_json, panoptic_root)
+    source = read_panoptic(panoptic_json, panoptic_root)
     folder = Path(out_root)
     folder.mkdir(parents=True, exist_ok=True)
     count = 0
@@ -127,7 +127,7 @@ def panoptic_to_semantic(
 
 
 @dataclass(frozen=True)
-class _Source:
+class PanopticSource:
     """Panoptic annotations without an error.
 
     Attributes:
@@ -145,8 +145,12 @@ class _Source:
     category_ids: dict[int, int]
 
 
-def _read(panoptic_json: str, panoptic_root: str) -> _Source:
-    """What training reads too: whatever trains can be evaluated."""
+def read_panoptic(panoptic_json: str, panoptic_root: str) -> PanopticSource:
+    """What training reads too: whatever trains can be evaluated.
+
+    Raises:
+        FileNotFoundError, DataError: as :func:`panoptic_to_instances`, for what the JSON tells.
+    """
     meta = panoptic_metadata(read_categories(panoptic_json, panoptic=True))
     content = load_json(panoptic_json)
     scan = scan_coco_panoptic(
@@ -160,10 +164,10 @@ def _read(panoptic_json: str, panoptic_root: str) -> _Source:
     raise_first(scan.defects)
     class_ids = meta["stuff_dataset_id_to_contiguous_id"]
     category_ids = {index: category for category, index in class_ids.items()}
-    return _Source(panoptic_json, content, panoptic_root, scan.records, category_ids)
+    return PanopticSource(panoptic_json, content, panoptic_root, scan.records, category_ids)
 
 
-def _iterate(source: _Source) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+def _iterate(source: PanopticSource) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
     """Yields each record with its map of segment rows (see `ids_to_rows`).
 
     Segments without a pixel are in the record, but nowhere in the map.
