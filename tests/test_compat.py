@@ -363,9 +363,7 @@ def test_message_without_detectron2() -> None:
 CORE = [
     *(f"modeling.{name}" for name in ("layers", "position_encoding", "neck", "grouping",
       "kernel_head", "kernel_update", "kernel_rounds", "pixel_decoders", "pixel_classifier",
-      "heads")),
-    *(f"training.{name}" for name in ("targets", "losses", "matcher", "criterion",
-      "semantic_criterion")),
+      "heads", "images", "targets", "losses", "matcher", "criterion")),
     *(f"inference.{name}" for name in ("resize", "predictions", "instances", "panoptic",
       "semantic", "postprocess", "sliding_window", "merge_views")),
 ]  # fmt: skip

@@ -15,10 +15,9 @@ from torch import Tensor
 from knet.checkpoint.published_names import import_published, to_published_name
 from knet.inference.postprocess import InferenceOptions, postprocess
 from knet.inference.predictions import Frame, MaskPredictions, PixelPredictions
-from knet.training.criterion import KNetCriterion, LossWeights
-from knet.training.matcher import MaskMatcher
-from knet.training.semantic_criterion import SemanticCriterion
-from knet.training.targets import build_targets
+from knet.modeling.criterion import KNetCriterion, LossWeights, SemanticCriterion
+from knet.modeling.matcher import MaskMatcher
+from knet.modeling.targets import BatchTargets, build_targets
 
 from . import reference, reference_training
 from .reference import Setup
@@ -79,7 +78,6 @@ def targets_of(annotations: dict, stuff: int, padded_size: tuple[int, int]):
         stuff_ids=torch.tensor(ids, dtype=torch.int64),
         padded_size=padded_size,
         stride=4,
-        device=torch.device("cpu"),
     )
     truth = reference_training.ground_truth(
         annotations["labels"], annotations["masks"], annotations["sem_seg"], ids, padded_size
@@ -120,7 +118,8 @@ def test_training_agrees(seed, stuff, size, objects):
         matcher=MaskMatcher(),
         weights=LossWeights(rank=0.1 if stuff else 0.0),
     )
-    losses = criterion(initial, outputs, [ours for ours, _ in pairs])
+    targets = BatchTargets.collate([ours for ours, _ in pairs], torch.device("cpu"))
+    losses = criterion(initial, outputs, targets)
     expected = reference_training.losses(
         start, rounds, [truth for _, truth in pairs], THINGS, with_rank=stuff > 0
     )
@@ -201,7 +200,7 @@ def test_semantic_agrees(width, updater):
         close(ours.kernels, expected.kernels)
     labels = torch.randint(0, dims["K"], (2, 36, 48))
     labels[0, :5] = 255
-    losses = SemanticCriterion()(initial._replace(auxiliary=None), outputs, list(labels))
+    losses = SemanticCriterion()(initial._replace(auxiliary=None), outputs, labels)
     expected = reference_training.semantic_losses(start, rounds, labels)
     assert set(losses) == set(expected)
     for name, value in expected.items():

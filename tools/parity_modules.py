@@ -16,16 +16,10 @@ from knet.inference.instances import InstanceSelection
 from knet.inference.panoptic import PanopticFusion, kernel_scores
 from knet.inference.resize import MaskResizer
 from knet.modeling.kernel_update import KernelUpdater, UpdateRound
+from knet.modeling.losses import AllPixels, class_focal_sum, owner_sum, pixel_focal_sum
+from knet.modeling.matcher import MaskMatcher
 from knet.modeling.neck import SemanticFPNNeck
 from knet.modeling.position_encoding import SinePositionEncoding
-from knet.training.enlarged import enlarged_sums
-from knet.training.losses import (
-    class_focal_loss,
-    mask_losses,
-    owner_loss,
-    pixel_focal_loss,
-)
-from knet.training.matcher import MaskMatcher
 
 Arrays = Mapping[str, Tensor]
 _ROUND = "roi_head.mask_head.0."
@@ -168,7 +162,15 @@ def _assigner(name, arrays, meta, report):
         logits = case["cls_logits"] if case["use_cls"] else None
         labels, masks = case["gt_labels"], case["gt_masks"].float()
         matcher = MaskMatcher()
-        matcher_cost = matcher.cost(logits, case["mask_logits"], labels, masks)
+        overlaps = AllPixels().overlaps(case["mask_logits"][None], masks[None])
+
+        def cost_of(matcher, logits=logits, labels=labels, overlaps=overlaps):
+            cost = matcher.mask_cost(overlaps)[0]
+            if logits is None:
+                return cost
+            return cost + matcher.class_cost(logits[None], labels[None])[0]
+
+        matcher_cost = cost_of(matcher)
         if "cost_total" in case:
             report.compare(f"{name}/{t}.cost_total", matcher_cost, case["cost_total"])
             terms = {"mask": (0.0, 1.0, 0.0), "dice": (0.0, 0.0, 4.0), "cls": (2.0, 0.0, 0.0)}
@@ -176,11 +178,10 @@ def _assigner(name, arrays, meta, report):
                 if term == "cls" and logits is None:
                     continue
                 only = MaskMatcher(class_weight=w_cls, mask_weight=w_mask, dice_weight=w_dice)
-                cost = only.cost(logits, case["mask_logits"], labels, masks)
-                report.compare(f"{name}/{t}.cost_{term}", cost, case[f"cost_{term}"])
-        (match,) = matcher.match([matcher_cost])
+                report.compare(f"{name}/{t}.cost_{term}", cost_of(only), case[f"cost_{term}"])
+        (match,) = matcher.match([matcher_cost.numpy()])
         assigned = torch.full((len(case["mask_logits"]),), -1)
-        assigned[match.kernels] = match.objects
+        assigned[match.kernels] = torch.from_numpy(match.objects)
         report.compare(f"{name}/{t}.assigned", assigned, case["assigned_gt_index"], "exact")
         label = torch.full_like(assigned, -1)
         label[match.kernels] = labels[match.objects]
@@ -198,8 +199,8 @@ def _losses(name, arrays, meta, report):
     pred, target = arrays["mask_pred"], arrays["mask_target"]
 
     def mask_loss(index: int, factor: Tensor | float) -> Callable[[Tensor], Tensor]:
-        terms = mask_losses(lambda part: target[part])
-        return lambda x: factor * enlarged_sums(x, x.shape[-2:], terms, count=2)[index]
+        rows = torch.arange(len(target))
+        return lambda x: factor * AllPixels().mask_sums(x, target, rows)[index]
 
     check("dice", mask_loss(1, 4 / len(target)), pred, arrays["dice.value"],
           arrays["dice.grad_pred"])  # fmt: skip
@@ -207,23 +208,20 @@ def _losses(name, arrays, meta, report):
           arrays["mask_bce.grad_pred"])  # fmt: skip
     labels, weights = arrays["focal_cls.labels"], arrays["focal_cls.weights"]
     divisor = arrays["focal_cls.avg_factor"]
-    check("focal_cls", lambda x: 2 * class_focal_loss(x, labels, weights) / divisor,
+    check("focal_cls", lambda x: 2 * class_focal_sum(x, labels, weights) / divisor,
           arrays["focal_cls.logits"], arrays["focal_cls.value_w2"],
           arrays["focal_cls.grad"])  # fmt: skip
     logits, labels_seg = arrays["focal_seg.logits_flat"], arrays["focal_seg.targets"]
     foreground = (labels_seg < logits.shape[1]).sum().clamp(min=1)
 
     def seg(x: Tensor) -> Tensor:
-        terms = pixel_focal_loss(labels_seg[None, :, None])
-        maps = x.T[None, :, :, None]
-        return enlarged_sums(maps, maps.shape[-2:], terms, whole=True)[0] / foreground
+        return pixel_focal_sum(x.T[None], labels_seg[None]) / foreground
 
     check("focal_seg", seg, logits, arrays["focal_seg.value_w1"], arrays["focal_seg.grad"])
     owners = torch.where(arrays["rank.target"] == 255, -1, arrays["rank.target"])
 
     def rank(x: Tensor) -> Tensor:
-        sums = enlarged_sums(x, x.shape[-2:], owner_loss(owners), whole=True)
-        return 0.1 * sums[0] / owners.numel()
+        return 0.1 * owner_sum(x, owners) / owners.numel()
 
     check("rank", rank, arrays["rank.logits"], arrays["rank.value_w0.1"], arrays["rank.grad"])
 
@@ -268,7 +266,7 @@ def _panoptic_merge(name, arrays, meta, report):
             num_thing_classes=sizes["num_thing_classes"],
             size=probabilities.shape[-2:],
         )
-        fusion.add(range(len(probabilities)), probabilities)
+        fusion.add(0, probabilities)
         id_map, segments = fusion.finish()
         num_classes = sizes["num_thing_classes"] + sizes["num_stuff_classes"]
         golden = arrays[f"{t}.panoptic_id_map"]
@@ -291,7 +289,7 @@ def _panoptic_merge(name, arrays, meta, report):
         f"{name}/full.probs", probabilities.half(), arrays["full.probs_at_original"], "half"
     )
     for index in range(len(probabilities)):  # one at a time: the running argmax is what is tested
-        fusion.add([index], probabilities[index : index + 1])
+        fusion.add(index, probabilities[index : index + 1])
     num_classes = full["num_thing_classes"] + full["num_stuff_classes"]
     compare_panoptic(
         f"{name}/full", fusion.finish(), num_classes, arrays["full.panoptic_id_map"], report

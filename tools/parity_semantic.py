@@ -13,13 +13,13 @@ from torch import nn
 
 from knet.checkpoint.published_names import import_published, to_published_name
 from knet.inference.predictions import Frame, PixelPredictions
+from knet.modeling.criterion import SemanticCriterion
 from knet.modeling.grouping import soft_groups
 from knet.modeling.heads import SemanticHeads
 from knet.modeling.kernel_rounds import KernelRounds
 from knet.modeling.kernel_update import UpdateRound
 from knet.modeling.pixel_classifier import PixelClassifier
 from knet.modeling.pixel_decoders import PIXEL_DECODERS, FCNDecoder
-from knet.training.semantic_criterion import SemanticCriterion
 
 _ROUNDS = 3
 # gradients below this share of the largest are rounding noise: softmax cancels some biases
@@ -95,7 +95,7 @@ def _check_training(case, meta, heads, features, labels, golden, report):
     heads.train()
     initial, rounds = heads(features)
     _check_predictions(name, initial, rounds, golden, report)
-    losses = SemanticCriterion()(initial, rounds, list(labels))
+    losses = SemanticCriterion()(initial, rounds, labels)
     published = {"init": "decode.loss_ce.s0", "auxiliary": "aux.loss_ce"}
     published.update({f"round{s}": f"decode.loss_ce.s{s}" for s in range(1, _ROUNDS + 1)})
     for loss, value in losses.items():

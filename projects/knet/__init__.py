@@ -2,7 +2,7 @@
 
 Importing ``knet`` registers the meta-architecture with Detectron2. Without Detectron2 the parts
 that need torch alone stay importable, such as ``knet.modeling.kernel_update``,
-``knet.training.losses`` and ``knet.inference.panoptic``.
+``knet.modeling.losses`` and ``knet.inference.panoptic``.
 """
 
 from __future__ import annotations

@@ -6,10 +6,10 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-__all__ = ["MEANT", "TRACEBACK", "UserError", "is_shown", "one_line", "run_command"]
+__all__ = ["MEANT", "TRACEBACK", "UserError", "first_of", "is_shown", "one_line", "run_command"]
 
 # environment variable: 1 shows where an error came from
 TRACEBACK = "KNET_TRACEBACK"
@@ -37,6 +37,12 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, UserError) or (frames and frames[-1].filename.startswith(_PACKAGE)):
         return text
     return f"{text} ({type(error).__name__}; {TRACEBACK}=1 shows where)"
+
+
+def first_of(names: Sequence[object], limit: int = 5) -> str:
+    """The first of some names, and how many more there are."""
+    more = len(names) - limit
+    return ", ".join(map(str, names[:limit])) + (f" and {more} more" if more > 0 else "")
 
 
 def run_command(name: str, main: Callable[[], int | None]) -> int:

@@ -69,8 +69,8 @@ def _table(path: Path, end: str = "") -> dict[str, float]:
 
 
 def _lines(path: Path) -> list[str]:
-    """None where the file cannot be read: other systems, and containers, lack some."""
+    """Empty where the file cannot be read: other systems, and containers, lack some."""
     try:
-        return path.read_text().splitlines()
+        return path.read_text(encoding="utf-8").splitlines()
     except OSError:
         return []

@@ -24,6 +24,7 @@ from detectron2.modeling import build_model
 from PIL import Image
 from torch import nn
 
+from knet.accel import accelerate
 from knet.checkpoint.checkpointer import KNetCheckpointer
 from knet.checkpoint.class_names import ClassNames
 from knet.checkpoint.write_file import write_weights
@@ -70,7 +71,7 @@ class KNetPredictor:
     def __init__(self, cfg: CfgNode, model: nn.Module, metadata: Metadata) -> None:
         self.cfg = cfg
         self.metadata = metadata
-        self._plain = model.eval()
+        self._plain = accelerate(model.eval())
         self.model = KNetWithTTA(cfg, model).eval() if cfg.TEST.AUG.ENABLED else self._plain
         self._resize = T.AugmentationList(
             [] if cfg.TEST.AUG.ENABLED else build_knet_augmentation(cfg, is_train=False)

@@ -109,7 +109,10 @@ def test_saved_program_equals_onnx(exported):
         for name, values in results.items():
             assert tuple(values.shape) == others[name].shape
             assert str(values.dtype).split(".")[1] == str(others[name].dtype)
-            same = np.isclose(values.numpy().astype(float), others[name].astype(float), atol=1e-4)
+            # a pixel on the border of two segments counts for either
+            rtol = 5e-3 if name.endswith("areas") else 1e-5
+            ours, theirs = values.numpy().astype(float), others[name].astype(float)
+            same = np.isclose(ours, theirs, rtol=rtol, atol=1e-4)
             assert same.mean() >= 0.999, name
 
 

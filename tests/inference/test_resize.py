@@ -42,12 +42,12 @@ def test_matrix_rows_are_weights(size_in, size_out):
     assert matrix.min() >= 0 and (matrix > 0).sum(1).max() <= 2
 
 
-def test_stream_covers_the_chosen_kernels_in_chunks(monkeypatch):
-    monkeypatch.setattr("knet.inference.resize._CHUNK_BYTES", 4 * 30 * 40 * 2)
+@pytest.mark.parametrize("band", [1, 7, 64])
+def test_stream_covers_the_chosen_kernels_in_chunks(band):
     logits = torch.randn(7, 6, 8)
     resizer = MaskResizer(
         grid_size=(12, 16), padded_size=(48, 64), image_size=(40, 60), output_size=(30, 40),
-        device=logits.device,
+        device=logits.device, band=band, chunk_bytes=4 * 30 * 40 * 2,
     )  # fmt: skip
 
     def probabilities(index):

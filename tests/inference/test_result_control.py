@@ -4,7 +4,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from knet.inference.postprocess import InferenceOptions, postprocess
+from knet.inference.postprocess import InferenceOptions, Streaming, postprocess
 from knet.inference.predictions import Frame, MaskPredictions
 from knet.modeling.class_choice import find_classes
 from knet.modeling.classes import ClassIds
@@ -17,7 +17,7 @@ SCORES = torch.tensor(
 BOXES = [(0, 4, 0, 5), (0, 4, 5, 10), (6, 8, 0, 1), (4, 8, 0, 10), (0, 8, 0, 10)]
 
 
-def run(**options):
+def run(streaming=Streaming(), **options):  # noqa: B008  (it is frozen)
     masks = torch.full((5, H, W), 0.05)
     for mask, (top, bottom, left, right) in zip(masks, BOXES):
         mask[top:bottom, left:right] = 0.9
@@ -26,7 +26,7 @@ def run(**options):
     predictions = MaskPredictions(SCORES, masks, Frame((H, W), (H, W)), are_logits=False)
     return postprocess(
         predictions, num_thing_classes=2, num_stuff_classes=2, output_size=(H, W),
-        options=InferenceOptions(**options),
+        options=InferenceOptions(**options), streaming=streaming,
     )  # fmt: skip
 
 
@@ -124,9 +124,9 @@ def test_a_chosen_class_does_not_flood_the_image():
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 5])
-def test_all_classes_chosen_is_no_choice(chunk, monkeypatch):
-    monkeypatch.setattr("knet.inference.resize._CHUNK_BYTES", chunk * 4 * H * W)
-    every, plain = run(classes=(0, 1, 2, 3)), run()
+def test_all_classes_chosen_is_no_choice(chunk):
+    streaming = Streaming(chunk_bytes=chunk * 4 * H * W)
+    every, plain = run(streaming, classes=(0, 1, 2, 3)), run(streaming)
     assert torch.equal(every.panoptic[0], plain.panoptic[0])
     assert every.panoptic[1] == plain.panoptic[1]
     assert torch.equal(every.instances.masks, plain.instances.masks)

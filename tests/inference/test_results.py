@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from knet.accel.fusion import StreamedFusion
 from knet.inference.instances import InstanceSelection, mask_boxes
 from knet.inference.panoptic import PanopticFusion, kernel_scores
 from knet.inference.postprocess import InferenceOptions, postprocess
@@ -11,14 +12,13 @@ from knet.inference.predictions import Frame, MaskPredictions, PixelPredictions
 from knet.inference.semantic import SemanticScores
 
 
-def fuse(probabilities, scores, labels, things=2, chunk=1, **kwargs):
-    fusion = PanopticFusion(
+def fuse(probabilities, scores, labels, things=2, chunk=1, kind=PanopticFusion, **kwargs):
+    fusion = kind(
         torch.tensor(scores), torch.tensor(labels), num_thing_classes=things,
         size=probabilities.shape[-2:], **kwargs,
     )  # fmt: skip
     for start in range(0, len(probabilities), chunk):
-        index = range(start, min(start + chunk, len(probabilities)))
-        fusion.add(index, probabilities[start : start + chunk])
+        fusion.add(start, probabilities[start : start + chunk])
     return fusion.finish()
 
 
@@ -52,14 +52,19 @@ def test_overlap_rule_counts_won_pixels_against_own_mask():
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 5, 9])
-def test_running_argmax_does_not_depend_on_the_chunks(chunk):
+@pytest.mark.parametrize("kind", [PanopticFusion, StreamedFusion])
+@pytest.mark.parametrize("chosen", [None, [0, 2, 4, 6, 7, 8]])
+def test_running_argmax_does_not_depend_on_the_chunks(chunk, kind, chosen):
     p = torch.rand(9, 13, 17)
     p[4] = p[2]  # a tie goes to the first, as argmax has it
     scores, labels = torch.rand(9).tolist(), [0, 1, 0, 1, 0, 1, 2, 3, 4]
     scores[4] = scores[2]
-    reference, _ = fuse(p, scores, labels, chunk=9, thing_threshold=0, overlap_threshold=0)
-    id_map, _ = fuse(p, scores, labels, chunk=chunk, thing_threshold=0, overlap_threshold=0)
-    assert torch.equal(id_map, reference)
+    options = {"thing_threshold": 0, "overlap_threshold": 0}
+    if chosen is not None:
+        options["chosen"] = torch.isin(torch.arange(9), torch.tensor(chosen))
+    reference, segments = fuse(p, scores, labels, chunk=9, **options)
+    id_map, found = fuse(p, scores, labels, chunk=chunk, kind=kind, **options)
+    assert torch.equal(id_map, reference) and found == segments
 
 
 def test_kernel_scores_of_things_and_stuff():
@@ -103,7 +108,7 @@ def test_semantic_argmax_is_the_label_of_the_panoptic_winner():
     p, scores = torch.rand(7, 5, 6), torch.rand(7)
     labels = torch.tensor([0, 1, 0, 1, 0, 2, 3])
     semantic = SemanticScores(scores, labels, num_classes=4, size=(5, 6))
-    semantic.add(range(7), p)
+    semantic.add(0, p)
     winner = (scores[:, None, None] * p).argmax(0)
     assert torch.equal(semantic.finish().argmax(0), labels[winner])
 

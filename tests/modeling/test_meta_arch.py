@@ -127,9 +127,8 @@ def test_labels_of_the_data_set_are_translated(tiny_cfg):
     x = example()
     x["instances"].gt_classes = torch.tensor([8, 5])
     x["sem_seg"] = torch.full((48, 64), 3)
-    targets = model.task.targets(x, (48, 64), model.device)
-    assert targets.thing_labels.tolist() == [2, 0]
-    assert targets.stuff_labels.tolist() == [2]
+    targets = model.task.targets([x], (48, 64), model.device)
+    assert targets.things[0].tolist() == [2, 0] and targets.stuff[0].tolist() == [2]
     (out,) = model.eval()([example()])
     assert set(out["instances"].pred_classes.tolist()) <= {5, 6, 8, 9}
     assert out["sem_seg"].shape[0] == 10 and out["sem_seg"][4].abs().sum() == 0

@@ -127,7 +127,7 @@ def test_padding_does_not_teach(semantic_cfg):
     semantic_cfg.MODEL.KNET.SIZE_DIVISIBILITY = 1
     model = build_model(semantic_cfg)
     x = example(48, 64)
-    target = model.task.targets(x, (96, 64), model.device)
+    target = model.task.targets([x], (96, 64), model.device)[0]
     assert (target[48:] == 255).all() and torch.equal(target[:48], x["sem_seg"])
 
 

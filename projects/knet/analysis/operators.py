@@ -134,13 +134,14 @@ FREE: tuple[str, ...] = _names(
     "fill_ flip full_like im2col index_copy index_fill index_put index_select lift lift_fresh "
     "linspace mT masked_fill_ masked_scatter masked_select meshgrid moveaxis movedim new_ones "
     "numpy_T one_hot ones_like pad pixel_shuffle pixel_unshuffle repeat repeat_interleave "
-    "reshape_as resize_ resolve_conj resolve_neg scalar_tensor scatter scatter_ swapaxes swapdims "
+    "reshape_as resize_ resolve_conj resolve_neg scalar_tensor scatter scatter_ scatter_reduce_ "
+    "swapaxes swapdims "
     "take take_along_dim tensor tensor_split tile tril triu unflatten unfold unsafe_chunk "
     "unsafe_split upsample_nearest2d view_as where zero_",
     # comparing, choosing, rounding, signs
     "all amax amin aminmax any argmax argmin argsort ceil clamp_max clamp_max_ clamp_min "
-    "clamp_min_ count_nonzero floor_ hardtanh hardtanh_ isfinite isinf isnan le lt max_pool2d "
-    "maximum min minimum ne nonzero_numpy relu6 round searchsorted sign sort topk trunc",
+    "clamp_min_ count_nonzero floor_ hardtanh hardtanh_ isfinite isinf isnan le lt "
+    "max_pool2d maximum min minimum ne nonzero_numpy relu6 round searchsorted sign sort topk trunc",
     # integers and truth values
     "Bool Float FloatImplicit IntImplicit __or__ __xor__ bincount bitwise_and bitwise_or "
     "is_nonzero item logical_and logical_not logical_or logical_xor numel",

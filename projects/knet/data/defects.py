@@ -19,7 +19,6 @@ __all__ = [
     "MissingFileError",
     "data_error",
     "describe",
-    "first_of",
     "make_defect",
     "raise_first",
 ]
@@ -241,9 +240,3 @@ def describe(record: Mapping[str, Any], annotation: object = None) -> str:
     if annotation is not None:
         parts.append(f"annotation {annotation}")
     return ", ".join(parts)
-
-
-def first_of(names: Sequence[object], limit: int = 5) -> str:
-    """The first of some names, and how many more there are."""
-    more = len(names) - limit
-    return ", ".join(map(str, names[:limit])) + (f" and {more} more" if more > 0 else "")

@@ -13,8 +13,8 @@ import numpy as np
 from detectron2.evaluation import DatasetEvaluators, SemSegEvaluator
 from PIL import Image
 
-from knet.data.defects import first_of
 from knet.data.labels import read_label_png
+from knet.errors import first_of
 
 from .spool import Spool
 

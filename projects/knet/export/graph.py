@@ -88,7 +88,7 @@ class MaskGraph(ImageGraph):
         for chunk, probabilities in resized(predictions.probabilities, kernels, frame, size,
                                              predictions.grid_size):  # fmt: skip
             for fusion in fusions.values():
-                fusion.add(chunk, probabilities)
+                fusion.add(chunk[0], probabilities)
             if wants_masks and chunk[0] < first_stuff:
                 of_things = probabilities[: first_stuff - chunk[0]]
                 masks.append(of_things > options.mask_threshold)

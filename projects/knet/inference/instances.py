@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from knet.modeling.targets import to_device
 
 
 @dataclass
@@ -113,21 +116,19 @@ class InstanceSelection:
 
     def add(self, kernels: Sequence[int], probabilities: Tensor) -> None:
         """Take the masks of chosen kernels out of (n, H, W) probabilities of kernels."""
-        rows = [row for row, kernel in enumerate(kernels) if kernel in self._slots]
+        found = enumerate(self._slots.get(kernel, ()) for kernel in kernels)
+        pairs = [(slot, row) for row, slots in found for slot in slots]
+        if not pairs:
+            return
+        slot, row = to_device(np.array(pairs).T.copy(), probabilities.device).unbind()
         masks = probabilities > self.mask_threshold
-        if len(rows) < len(masks):
-            masks = masks[rows]
-        places = [(slot, i) for i, row in enumerate(rows) for slot in self._slots[kernels[row]]]
-        for slot, i in places:
-            self._masks[slot] = masks[i]
-            if self.min_area > 0 or self._sums is not None:
-                # of one mask: sums along axes are slow
-                self._areas[slot] = masks[i].count_nonzero()
-            if self._sums is not None:
-                self._sums[slot] = torch.dot(
-                    probabilities[rows[i]].flatten(), masks[i].flatten().float()
-                )
-        self._boxes[[slot for slot, _ in places]] = mask_boxes(masks)[[i for _, i in places]]
+        self._masks[slot] = masks[row]
+        self._boxes[slot] = mask_boxes(masks)[row]
+        if self.min_area > 0 or self._sums is not None:
+            # floats of a line first: sums of booleans are slow, and of whole maps inexact
+            self._areas[slot] = masks.float().sum(2).long().sum(1)[row]
+        if self._sums is not None:
+            self._sums[slot] = (probabilities * masks).flatten(1).sum(1)[row]
 
     def finish(self) -> InstanceResult:
         """The instances, by descending score."""

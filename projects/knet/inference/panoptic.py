@@ -96,42 +96,19 @@ class PanopticFusion:
             self._certain = torch.zeros(size, device=device)
         self.own_areas = torch.zeros(len(scores), dtype=torch.int64, device=scores.device)
 
-    def add(self, kernels: Sequence[int], probabilities: Tensor) -> None:
-        """Let some kernels (n indices, ascending over all calls) compete with (n, H, W)."""
-        if torch.compiler.is_compiling():
-            self._add_at_once(kernels, probabilities)
-            return
-        # one kernel at a time: its map and the running ones stay in the caches
-        value, better = torch.empty_like(self.best), torch.empty_like(self.best)
-        areas = []
-        for kernel, p in zip(kernels, probabilities):
-            own = torch.ge(p, 0.5, out=better)
-            areas.append(own.sum(dtype=torch.float64))
-            if self._rivals is not None:
-                torch.mul(p, self._rivals[kernel], out=value)
-                torch.maximum(self._best_rival, value, out=self._best_rival)
-                own = own.clone()
-            torch.mul(p, self._competing[kernel], out=value)
-            torch.gt(value, self.best, out=better)
-            torch.maximum(self.best, value, out=self.best)
-            self._winner.lerp_(better.new_tensor(float(kernel)), better)  # exact for 0 and 1
-            if self._rivals is not None:
-                self._certain.lerp_(own, better)
-        self.own_areas[list(kernels)] = torch.stack(areas).long()
-
-    def _add_at_once(self, kernels: Sequence[int], probabilities: Tensor) -> None:
-        """The same in few operations, for graphs that are compiled or exported."""
-        index = torch.as_tensor(kernels, device=self.scores.device)
-        self.own_areas[index] = (probabilities >= 0.5).flatten(1).sum(1)
-        value, winner = (probabilities * self._competing[index, None, None]).max(dim=0)
+    def add(self, first: int, probabilities: Tensor) -> None:
+        """Let the kernels from `first` on compete with (n, H, W); ascending over all calls."""
+        part = slice(first, first + probabilities.shape[0])
+        self.own_areas[part] = (probabilities >= 0.5).flatten(1).sum(1)
+        value, winner = (probabilities * self._competing[part, None, None]).max(dim=0)
         better = value > self.best
         if self._rivals is not None:
-            rival = (probabilities * self._rivals[index, None, None]).amax(dim=0)
+            rival = (probabilities * self._rivals[part, None, None]).amax(dim=0)
             torch.maximum(self._best_rival, rival, out=self._best_rival)
             certain = (probabilities.gather(0, winner[None])[0] >= 0.5).float()
             self._certain = torch.where(better, certain, self._certain)
         self.best = torch.where(better, value, self.best)
-        self._winner = torch.where(better, index[winner].float(), self._winner)
+        self._winner = torch.where(better, (winner + first).float(), self._winner)
 
     def winner(self) -> Tensor:
         """(H, W) int64: the kernel that wins each pixel; M where nobody does."""
@@ -171,10 +148,10 @@ class PanopticFusion:
     def finish(self) -> tuple[Tensor, list[PanopticSegment]]:
         """The id map (H, W) int32 and its segments, by descending score."""
         winner = self.winner()
-        # one copy to the CPU: everything that decides about the segments
-        table = torch.stack([self.labels, self.areas(winner), self.own_areas]).cpu()
-        labels, areas, own_areas = table
-        scores = self.scores.cpu()
+        # one copy to the CPU: everything that decides about the segments, exact in float64
+        decisive = [self.scores, self.labels, self.areas(winner), self.own_areas]
+        table = torch.stack([values.double() for values in decisive]).cpu()
+        scores, (labels, areas, own_areas) = table[0], table[1:].long()
         ids, kernels = self.segments(scores, labels, areas, own_areas)
         segments = [
             PanopticSegment(number, label, label < self.num_thing_classes, score, area)

@@ -61,9 +61,10 @@ class InferenceOptions:
         num_thing_classes: int,
         num_stuff_classes: int,
         size: Sequence[int],
+        kind: type[PanopticFusion] = PanopticFusion,
     ) -> PanopticFusion:
         """The panoptic fusion that these options ask for."""
-        return PanopticFusion(
+        return kind(
             scores,
             labels,
             num_thing_classes=num_thing_classes,
@@ -73,6 +74,20 @@ class InferenceOptions:
             min_area=self.min_area,
             chosen=self.chosen_kernels(labels, num_classes=num_thing_classes + num_stuff_classes),
         )
+
+
+@dataclass(frozen=True)
+class Streaming:
+    """How kernels are brought to the size of the image and fused; changes no result.
+
+    Attributes:
+        fusion: `PanopticFusion`, or the same with another inner loop.
+        band, chunk_bytes: see `MaskResizer`.
+    """
+
+    fusion: type[PanopticFusion] = PanopticFusion
+    band: int = 2**13
+    chunk_bytes: int = 2**30
 
 
 @dataclass
@@ -98,6 +113,7 @@ def postprocess(
     num_stuff_classes: int,
     output_size: Sequence[int],
     options: InferenceOptions,
+    streaming: Streaming = Streaming(),
 ) -> ImageResult:
     """Final results of one image.
 
@@ -106,10 +122,17 @@ def postprocess(
         num_thing_classes, num_stuff_classes: T and S.
         output_size: (height, width) of the original image.
         options: what to compute.
+        streaming: how.
     """
     class_scores = predictions.class_scores
     num_things = len(class_scores) - num_stuff_classes
-    resizer = predictions.frame.resizer(predictions.grid_size, output_size, class_scores.device)
+    resizer = predictions.frame.resizer(
+        predictions.grid_size,
+        output_size,
+        class_scores.device,
+        band=streaming.band,
+        chunk_bytes=streaming.chunk_bytes,
+    )
     size = resizer.output_size
     scores, labels = kernel_scores(
         class_scores, num_things=num_things, num_thing_classes=num_thing_classes
@@ -134,17 +157,19 @@ def postprocess(
             num_thing_classes=num_thing_classes,
             num_stuff_classes=num_stuff_classes,
             size=size,
+            kind=streaming.fusion,
         )
     if options.semantic:
         semantic = SemanticScores(
             scores, labels, num_classes=num_thing_classes + num_stuff_classes, size=size
         )
-    consumers = [c for c in (instances, fusion, semantic) if c is not None]
-    everything = fusion is not None or semantic is not None
-    kernels = range(len(scores)) if everything else (instances.kernels if instances else [])
+    of_all = [c for c in (fusion, semantic) if c is not None]
+    kernels = range(len(scores)) if of_all else (instances.kernels if instances else [])
     for index, probabilities in resizer.stream(kernels, predictions.probabilities):
-        for consumer in consumers:
-            consumer.add(index, probabilities)
+        if instances:
+            instances.add(index, probabilities)
+        for consumer in of_all:
+            consumer.add(index[0], probabilities)
     return ImageResult(
         instances=instances.finish() if instances else None,
         panoptic=fusion.finish() if fusion else None,

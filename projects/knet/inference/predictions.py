@@ -25,15 +25,24 @@ class Frame:
     image_size: Sequence[int]
 
     def resizer(
-        self, grid_size: Sequence[int], output_size: Sequence[int], device: torch.device
+        self,
+        grid_size: Sequence[int],
+        output_size: Sequence[int],
+        device: torch.device,
+        **arguments: int,
     ) -> MaskResizer:
-        """Brings maps on a grid over the padded batch to the image at `output_size`."""
+        """Brings maps on a grid over the padded batch to the image at `output_size`.
+
+        Args:
+            grid_size, output_size, device, arguments: of `MaskResizer`.
+        """
         return MaskResizer(
             grid_size=grid_size,
             padded_size=self.padded_size,
             image_size=self.image_size,
             output_size=output_size,
             device=device,
+            **arguments,
         )
 
 
@@ -64,7 +73,10 @@ class MaskPredictions:
 
     def probabilities(self, kernels: Sequence[int]) -> Tensor:
         """(n, h * upsample, w * upsample) of some kernels, on the grid over the padded batch."""
-        masks = self.masks[list(kernels)].float()
+        first, count = (kernels[0], len(kernels)) if len(kernels) else (0, 0)
+        # neighbours without a list of indices, which would have to be copied to a GPU
+        neighbours = list(kernels) == list(range(first, first + count))
+        masks = self.masks[slice(first, first + count) if neighbours else list(kernels)].float()
         if self.upsample > 1 and len(masks):
             masks = F.interpolate(
                 masks[None], scale_factor=self.upsample, mode="bilinear", align_corners=False

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-# length of a band of the output, and the number of bands from which on they are longer
-_BAND, _MOST_BANDS = 64, 256
-
-# at most this much resized probability is held at a time
-_CHUNK_BYTES = 32 << 20
+# a resizing matrix is made and used in so many bands at most
+_MOST_BANDS = 256
 
 
 def bilinear_matrix(size_in: int, size_out: int) -> Tensor:
@@ -51,9 +49,11 @@ def composed_matrix(size_in: int, padded: int, cropped: int, size_out: int) -> T
     return (bilinear_matrix(cropped, size_out).double() @ enlarge.double()).float()
 
 
+# images of a data set share few sizes, and the matrices of one take less than a MB
+@lru_cache(maxsize=64)
 def _bands(
-    size_in: int, padded: int, cropped: int, size_out: int, device: torch.device
-) -> list[tuple[slice, slice, Tensor]]:
+    size_in: int, padded: int, cropped: int, size_out: int, device: torch.device, band: int
+) -> tuple[tuple[slice, slice, Tensor], ...]:
     """The blocks of `composed_matrix` that are not zero: neighbours come from neighbours.
 
     A product with the whole matrix would spend most of its time on zeros, and of a picture with a
@@ -65,17 +65,16 @@ def _bands(
     """
     enlarge = bilinear_matrix(size_in, padded)[:cropped].double()
     positions = _positions(cropped, size_out).clamp(min=0)
-    bands, step = [], max(_BAND, -(-size_out // _MOST_BANDS))
+    bands, step = [], max(band, -(-size_out // _MOST_BANDS))
     for start in range(0, size_out, step):
         position = positions[start : start + step]
         first, last = int(position[0]), min(int(position[-1]) + 2, cropped)
         resize = interpolation_matrix(position - first, last - first)
-        block = (resize.double() @ enlarge[first:last]).float()
-        used = block.any(0).nonzero()[:, 0]
+        used = enlarge[first:last].any(0).nonzero()[:, 0]
         read = slice(int(used[0]), int(used[-1]) + 1)
-        weights = block[:, read].contiguous().to(device)
-        bands.append((slice(start, start + len(block)), read, weights))
-    return bands
+        weights = (resize.double() @ enlarge[first:last, read]).float().to(device)
+        bands.append((slice(start, start + len(position)), read, weights))
+    return tuple(bands)
 
 
 class MaskResizer:
@@ -90,6 +89,9 @@ class MaskResizer:
         image_size: (height, width) of the image within it.
         output_size: (height, width) wanted.
         device: of the masks.
+        band: rows or columns of the output that one matrix product makes. Short ones spare a CPU
+            most of the zeros, long ones a GPU most of the calls.
+        chunk_bytes: at most this much resized probability is held at a time by `stream`.
     """
 
     def __init__(
@@ -100,11 +102,15 @@ class MaskResizer:
         image_size: Sequence[int],
         output_size: Sequence[int],
         device: torch.device,
+        band: int = 2**13,
+        chunk_bytes: int = 2**30,
     ) -> None:
         sizes = zip(grid_size, padded_size, image_size, output_size)
-        self._rows, self._columns = (_bands(*axis, device) for axis in sizes)
+        # ints, also while a tracer looks on: the matrices of a size are made once
+        self._rows, self._columns = (_bands(*map(int, axis), device, band) for axis in sizes)
         (h, w), (height, width) = grid_size, output_size
         self.output_size = (int(height), int(width))
+        self._chunk_bytes = chunk_bytes
         # the order that passes fewer numbers on
         self._rows_first = height * w <= h * width
 
@@ -140,7 +146,7 @@ class MaskResizer:
             The indices of a chunk and its probabilities (n, H, W).
         """
         height, width = self.output_size
-        chunk = max(1, _CHUNK_BYTES // (4 * height * width))
+        chunk = max(1, self._chunk_bytes // (4 * height * width))
         for start in range(0, len(kernels), chunk):
             index = list(kernels[start : start + chunk])
             yield index, self(probabilities(index))

@@ -22,15 +22,15 @@ class SemanticScores:
     def __init__(
         self, scores: Tensor, labels: Tensor, *, num_classes: int, size: Sequence[int]
     ) -> None:
-        self.scores = scores
-        self._labels = labels.tolist()
+        self.scores, self.labels = scores, labels
         self._map = torch.zeros((num_classes, *size), device=scores.device)
 
-    def add(self, kernels: Sequence[int], probabilities: Tensor) -> None:
-        """Take (n, H, W) probabilities of some kernels into account."""
-        for kernel, probability in zip(kernels, probabilities):
-            best = self._map[self._labels[kernel]]
-            torch.maximum(best, probability * self.scores[kernel], out=best)
+    def add(self, first: int, probabilities: Tensor) -> None:
+        """Take (n, H, W) probabilities of the kernels from `first` on into account."""
+        part = slice(first, first + probabilities.shape[0])
+        values = probabilities * self.scores[part, None, None]
+        index = self.labels[part, None, None].expand_as(values)
+        self._map.scatter_reduce_(0, index, values, "amax")
 
     def finish(self) -> Tensor:
         """(T + S, H, W) scores in [0, 1]."""

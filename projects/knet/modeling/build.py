@@ -14,19 +14,18 @@ from knet.inference.postprocess import InferenceOptions
 from knet.modeling.build_neck import build_neck
 from knet.modeling.class_choice import chosen_classes
 from knet.modeling.classes import ClassIds
+from knet.modeling.criterion import KNetCriterion, LossWeights, SemanticCriterion
 from knet.modeling.grouping import soft_groups
 from knet.modeling.heads import KNetHeads, SemanticHeads
 from knet.modeling.kernel_head import KernelHead
 from knet.modeling.kernel_rounds import KernelRounds
 from knet.modeling.kernel_update import UpdateRound
+from knet.modeling.losses import AllPixels, SampledPoints
+from knet.modeling.matcher import MaskMatcher
 from knet.modeling.pixel_classifier import PixelClassifier
 from knet.modeling.pixel_decoders import PIXEL_DECODERS, FCNDecoder
 from knet.modeling.places import PlaceEncoding
 from knet.modeling.task import MaskTask, SemanticTask
-from knet.training.criterion import KNetCriterion, LossWeights
-from knet.training.matcher import MaskMatcher
-from knet.training.pixels import AllPixels, SampledPoints
-from knet.training.semantic_criterion import SemanticCriterion
 
 
 def is_semantic(cfg: CfgNode) -> bool:
@@ -120,7 +119,7 @@ def _mask_parts(
             rank=knet.LOSS.RANK_WEIGHT,
             seg=knet.LOSS.SEG_WEIGHT,
         ),
-        pixels=SampledPoints(knet.LOSS.NUM_POINTS) if knet.LOSS.NUM_POINTS else AllPixels(),
+        places=SampledPoints(knet.LOSS.NUM_POINTS) if knet.LOSS.NUM_POINTS else AllPixels(),
     )
     task = MaskTask(
         class_ids=class_ids,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
-from knet.data.defects import first_of
+from knet.errors import first_of
 
 _SHOWN = 10  # classes that a message names
 

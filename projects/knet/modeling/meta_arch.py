@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.modeling.backbone import FPN
-from detectron2.structures import ImageList
 from detectron2.utils.logger import log_first_n
 from torch import Tensor, nn
 
@@ -24,6 +23,7 @@ from knet.modeling.build_neck import require_registered
 from knet.modeling.classes import class_ids_from_config
 from knet.modeling.fast_convolutions import use_fast_convolutions
 from knet.modeling.fast_path import FastPath
+from knet.modeling.images import normalised_batch, padded_size
 from knet.modeling.kernel_update import RoundOutput
 from knet.modeling.narrow_convolutions import pick_pixels_before_narrow_convolutions
 from knet.modeling.recompute import recompute_stages
@@ -195,16 +195,15 @@ class KNet(nn.Module):
                 "MODEL.KNET.TEST.WINDOW.SIZE ()"
             )
         images = self._images(batched_inputs)
-        padded_size = tuple(images.tensor.shape[-2:])
-        frames = [Frame(padded_size, size) for size in images.image_sizes]
-        return *self._rounds(images.tensor), frames
+        frames = [Frame(images.shape[-2:], x["image"].shape[-2:]) for x in batched_inputs]
+        return *self._rounds(images), frames
 
     def _losses(self, batched_inputs: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         images = self._images(batched_inputs)
-        padded_size = tuple(images.tensor.shape[-2:])
+        height, width = images.shape[-2:]
         # before the forward pass, so that preparing them does not wait for it
-        targets = [self.task.targets(x, padded_size, self.device) for x in batched_inputs]
-        initial, rounds = self._rounds(images.tensor)
+        targets = self.task.targets(batched_inputs, (height, width), self.device)
+        initial, rounds = self._rounds(images)
         return self.criterion(initial, rounds, targets)
 
     def _predict_in_windows(self, x: Mapping[str, Any]) -> PixelPredictions:
@@ -212,7 +211,8 @@ class KNet(nn.Module):
 
         def predict(windows: Tensor) -> Tensor:
             height, width = windows.shape[-2:]
-            images = ImageList.from_tensors(list(windows), self.size_divisibility).tensor
+            padded = padded_size((height, width), self.size_divisibility)
+            images = F.pad(windows, (0, padded[1] - width, 0, padded[0] - height))
             images = images.contiguous(memory_format=self.memory_format)
             logits = self._rounds(images)[1][-1].masks.float()
             logits = F.interpolate(
@@ -220,8 +220,8 @@ class KNet(nn.Module):
             )
             return logits[..., :height, :width]
 
-        image = self._normalised(x)
-        size = tuple(image.shape[-2:])
+        size = tuple(x["image"].shape[-2:])
+        (image,) = normalised_batch([x["image"]], self.pixel_mean, self.pixel_std, size)
         return PixelPredictions(slide(image, predict, self.window), Frame(size, size))
 
     def _rounds(self, images: Tensor) -> tuple[Any, list[RoundOutput]]:
@@ -231,20 +231,16 @@ class KNet(nn.Module):
         features = self.backbone(images)
         return self.heads([features[name] for name in self.in_features])
 
-    def _normalised(self, x: Mapping[str, Any]) -> Tensor:
-        image = x["image"].to(self.device, non_blocking=True)
-        return (image - self.pixel_mean) / self.pixel_std
-
-    def _images(self, batched_inputs: Sequence[Mapping[str, Any]]) -> ImageList:
-        images = [self._normalised(x) for x in batched_inputs]
-        batch = ImageList.from_tensors(images, self.size_divisibility)
+    def _images(self, batched_inputs: Sequence[Mapping[str, Any]]) -> Tensor:
+        """(B, C, H, W), normalised and padded."""
+        images = [x["image"] for x in batched_inputs]
+        largest = [max(image.shape[axis] for image in images) for axis in (-2, -1)]
+        height, width = padded_size(largest, self.size_divisibility)
         if self.training:
-            height, width = batch.tensor.shape[-2:]
             least_height, least_width = self.min_train_size
             if 4 * height * width < least_height * least_width:
                 # crops of the published recipes are never that small
                 log_first_n(logging.WARNING, _MOSTLY_PADDING % (height, width, self.min_train_size))
-            pad = (0, max(0, least_width - width), 0, max(0, least_height - height))
-            batch.tensor = F.pad(batch.tensor, pad)
-        batch.tensor = batch.tensor.contiguous(memory_format=self.memory_format)
-        return batch
+            height, width = max(height, least_height), max(width, least_width)
+        batch = normalised_batch(images, self.pixel_mean, self.pixel_std, (height, width))
+        return batch.contiguous(memory_format=self.memory_format)

@@ -10,23 +10,31 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from knet.inference.merge_views import View, finest_first, merge_views
-from knet.inference.postprocess import ImageResult, InferenceOptions, postprocess
+from knet.inference.postprocess import ImageResult, InferenceOptions, Streaming, postprocess
 from knet.inference.predictions import Frame, MaskPredictions, PixelPredictions
 from knet.modeling.classes import ClassIds
 from knet.modeling.kernel_update import RoundOutput
-from knet.training.targets import ImageTargets, build_semantic_targets, build_targets
+from knet.modeling.targets import (
+    BatchTargets,
+    ImageTargets,
+    build_semantic_targets,
+    build_targets,
+)
 
 
 class Task(Protocol):
     """The part of `KNet` that depends on the task.
 
-    `targets` turns an input dict of Detectron2 into what the criterion takes; `predictions` reads
+    `targets` turns input dicts of Detectron2 into what the criterion takes; `predictions` reads
     one image off the last round; `results` brings that to the size wanted, as Detectron2's
     output dict, and `merged_results` does so with several views of the image.
     """
 
     def targets(
-        self, x: Mapping[str, Any], padded_size: tuple[int, int], device: torch.device
+        self,
+        batch: Sequence[Mapping[str, Any]],
+        padded_size: tuple[int, int],
+        device: torch.device,
     ) -> Any: ...
 
     def predictions(self, last: RoundOutput, index: int, frame: Frame) -> Any: ...
@@ -60,14 +68,22 @@ class MaskTask:
         self.options = options
         self.mask_upsample = mask_upsample
         self.loss_stride = loss_stride
+        self.streaming = Streaming()
         # on the CPU, where the loader's labels are
         self._thing_ids = torch.tensor(class_ids.things, dtype=torch.int64)
         self._stuff_ids = torch.tensor(class_ids.stuff, dtype=torch.int64)
 
     def targets(
-        self, x: Mapping[str, Any], padded_size: tuple[int, int], device: torch.device
-    ) -> ImageTargets:
-        """Soft masks and labels of an image's things and stuff."""
+        self,
+        batch: Sequence[Mapping[str, Any]],
+        padded_size: tuple[int, int],
+        device: torch.device,
+    ) -> BatchTargets:
+        """Soft masks and labels of things and stuff."""
+        images = [self._image_targets(x, padded_size) for x in batch]
+        return BatchTargets.collate(images, device)
+
+    def _image_targets(self, x: Mapping[str, Any], padded_size: tuple[int, int]) -> ImageTargets:
         _require(x, "instances")
         if len(self.class_ids.stuff):
             _require(x, "sem_seg")
@@ -75,12 +91,11 @@ class MaskTask:
         labels = torch.searchsorted(self._thing_ids, x["instances"].gt_classes.cpu())
         return build_targets(
             thing_labels=labels,
-            thing_masks=x["instances"].gt_masks.tensor,
+            thing_masks=x["instances"].gt_masks.tensor.cpu(),
             sem_seg=x.get("sem_seg"),
             stuff_ids=self._stuff_ids,
             padded_size=padded_size,
             stride=self.loss_stride,
-            device=device,
         )
 
     def predictions(self, last: RoundOutput, index: int, frame: Frame) -> MaskPredictions:
@@ -101,6 +116,7 @@ class MaskTask:
             num_stuff_classes=len(self.class_ids.stuff),
             output_size=output_size,
             options=self.options,
+            streaming=self.streaming,
         )
         return self._to_detectron2(result)
 
@@ -143,11 +159,16 @@ class SemanticTask:
     """Semantic segmentation: every pixel gets one of K classes."""
 
     def targets(
-        self, x: Mapping[str, Any], padded_size: tuple[int, int], device: torch.device
+        self,
+        batch: Sequence[Mapping[str, Any]],
+        padded_size: tuple[int, int],
+        device: torch.device,
     ) -> Tensor:
-        """The padded class map of an image."""
-        _require(x, "sem_seg")
-        return build_semantic_targets(x["sem_seg"], padded_size=padded_size, device=device)
+        """The padded class maps."""
+        for x in batch:
+            _require(x, "sem_seg")
+        maps = [build_semantic_targets(x["sem_seg"], padded_size=padded_size) for x in batch]
+        return torch.stack(maps).to(device, non_blocking=True)
 
     def predictions(self, last: RoundOutput, index: int, frame: Frame) -> PixelPredictions:
         """Class logits of one image."""

@@ -5,9 +5,11 @@ import socket
 import struct
 import warnings
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from knet.data.annotations.image_files import MAX_PIXELS, TooManyPixelsError, open_image
@@ -21,7 +23,8 @@ from knet.predictor import KNetPredictor
 @pytest.fixture
 def read(tiny_cfg):
     """The predictor's reader; no model is needed."""
-    predictor = KNetPredictor(tiny_cfg, type("", (), {"eval": lambda self: self})(), None)
+    nothing = SimpleNamespace(eval=lambda: nothing, device=torch.device("meta"))
+    predictor = KNetPredictor(tiny_cfg, nothing, None)
     return lambda image: predictor.prepare(image)["image"]
 
 

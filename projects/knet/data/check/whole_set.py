@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from detectron2.data import Metadata
 
-from knet.data.defects import KINDS, Defect, first_of, make_defect
+from knet.data.defects import KINDS, Defect, make_defect
 from knet.data.labels import IGNORE_LABEL
+from knet.errors import first_of
 
 if TYPE_CHECKING:
     from knet.data.check.data_set import DatasetReport

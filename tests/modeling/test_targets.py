@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from knet.training.targets import build_semantic_targets, build_targets, shrink_masks
+from knet.modeling.targets import build_semantic_targets, build_targets, shrink_masks
 
 
 @pytest.mark.parametrize("factor", [1, 2, 3, 4, 8])
@@ -42,7 +42,6 @@ def test_targets_of_one_image():
         stuff_ids=torch.tensor([5, 6, 7, 8]),
         padded_size=(8, 16),
         stride=4,
-        device=torch.device("cpu"),
     )
     assert targets.thing_labels.tolist() == [3, 1]
     assert targets.thing_masks[0].tolist() == [[1, 0, 0, 0], [0, 0, 0, 0]]
@@ -60,14 +59,13 @@ def test_targets_without_objects_or_stuff():
         stuff_ids=torch.tensor([], dtype=torch.int64),
         padded_size=(16, 8),
         stride=4,
-        device=torch.device("cpu"),
     )
     assert targets.thing_masks.shape == (0, 4, 2) and targets.stuff_masks.shape == (0, 4, 2)
 
 
 def test_padding_of_a_class_map_is_ignored():
     labels = torch.randint(0, 19, (5, 7))
-    target = build_semantic_targets(labels, padded_size=(8, 16), device=torch.device("cpu"))
+    target = build_semantic_targets(labels, padded_size=(8, 16))
     assert target.shape == (8, 16) and target.dtype == torch.int64
     assert torch.equal(target[:5, :7], labels)
     assert (target[5:] == 255).all() and (target[:, 7:] == 255).all()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from knet.training.enlargement import Enlargement, enlarge
+from knet.accel.enlargement import Enlargement
+from knet.modeling.losses import enlarge
 
 # doubled, as they are, tripled, to no multiple, one line, one column
 SIZES = [

@@ -3,25 +3,24 @@
 import torch
 import torch.nn.functional as F
 
-from knet.training.enlargement import enlarge
-from knet.training.pixels import AllPixels, SampledPoints, sample
+from knet.modeling.losses import AllPixels, SampledPoints, enlarge, sample
 
 
 def test_sampling_at_pixel_centres_reads_the_pixels():
     maps = torch.randn(3, 4, 6)
     y, x = torch.meshgrid((torch.arange(4) + 0.5) / 4, (torch.arange(6) + 0.5) / 6, indexing="ij")
     points = torch.stack([x, y], -1).flatten(0, 1)[None]
-    torch.testing.assert_close(sample(maps, points)[:, 0], maps.flatten(1))
+    torch.testing.assert_close(sample(maps[None], points)[0], maps.flatten(1))
     each = points.expand(3, -1, -1)
-    torch.testing.assert_close(sample(maps, each), sample(maps, points))
-    assert sample(maps[:0], points).shape == (0, 1, 24)
+    torch.testing.assert_close(sample(maps[:, None], each)[:, 0], maps.flatten(1))
+    assert sample(maps[None, :0], points).shape == (1, 0, 24)
 
 
 def test_sampling_is_bilinear_enlargement_up_to_the_edges():
     maps = torch.randn(2, 4, 4)
     y, x = torch.meshgrid(*[(torch.arange(8) + 0.5) / 8] * 2, indexing="ij")
     points = torch.stack([x, y], -1).flatten(0, 1)[None]
-    torch.testing.assert_close(sample(maps, points)[:, 0], enlarge(maps, (8, 8)).flatten(1))
+    torch.testing.assert_close(sample(maps[None], points)[0], enlarge(maps, (8, 8)).flatten(1))
 
 
 def test_uncertain_points_lie_where_the_mask_changes():
@@ -61,12 +60,15 @@ def test_sampled_rank_loss_estimates_the_dense_one():
     torch.testing.assert_close(found, expected, rtol=0.05, atol=0.02)
 
 
-def test_costs_see_one_set_of_points():
-    objects = (torch.rand(3, 16, 16) > 0.5).half()
-    masks = torch.cat([objects.float() * 2 - 1, torch.randn(2, 16, 16)])
-    sampled, logits = SampledPoints(50).for_costs(objects, masks)
-    assert sampled.shape == (3, 1, 50) and logits.shape == (5, 1, 50)
-    torch.testing.assert_close(logits[:3], sampled * 2 - 1)
+def test_costs_see_one_set_of_points_an_image():
+    objects = torch.eye(4)[:3].view(1, 3, 2, 2).repeat(2, 1, 1, 1)
+    objects = F.interpolate(objects, scale_factor=8).half()  # a quarter of the image each
+    masks = torch.cat([objects.float() * 200 - 100, torch.randn(2, 4, 16, 16)], dim=1)
+    found = SampledPoints(50).overlaps(masks, objects)
+    assert found.inner.shape == (2, 7, 3) and found.places == 50
+    inner = found.inner.diagonal(dim1=1, dim2=2)
+    # a mask that is its object meets it wherever it is looked at, but for the object's border
+    torch.testing.assert_close(inner, found.mask_sum[:, :3], rtol=0.2, atol=0.5)
 
 
 def test_a_model_trains_on_points(tiny_cfg):
@@ -77,7 +79,7 @@ def test_a_model_trains_on_points(tiny_cfg):
 
     tiny_cfg.MODEL.KNET.LOSS.NUM_POINTS = 64
     model = build_model(tiny_cfg).train()
-    assert isinstance(model.criterion.pixels, SampledPoints)
+    assert isinstance(model.criterion.places, SampledPoints)
     mapper = KNetDatasetMapper(tiny_cfg, is_train=True)
     losses = model([mapper(record) for record in DatasetCatalog.get("tiny_val")[:2]])
     sum(losses.values()).backward()

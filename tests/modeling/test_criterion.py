@@ -3,15 +3,18 @@
 import json
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 
+from knet.accel.streamed import StreamedPixels
+from knet.modeling.criterion import KNetCriterion, LossWeights
 from knet.modeling.kernel_head import InitialKernels
 from knet.modeling.kernel_update import RoundOutput
-from knet.training.criterion import KNetCriterion, LossWeights
-from knet.training.matcher import MaskMatcher
-from knet.training.targets import ImageTargets
+from knet.modeling.losses import AllPixels, SampledPoints
+from knet.modeling.matcher import MaskMatcher
+from knet.modeling.targets import BatchTargets, ImageTargets
 
 ROUNDS = 3
 
@@ -56,14 +59,18 @@ def _targets(objects, things, stuff, size):
     )
 
 
+def _batch(*images):
+    return BatchTargets.collate(images, torch.device("cpu"))
+
+
 def test_a_random_subset_trains_where_objects_exceed_kernels():
     criterion = _criterion(2, 1)
     initial, rounds = _predictions(2, 3, 2, 1, (8, 8))
-    targets = [_targets(10, 2, 1, (16, 16)), _targets(2, 2, 1, (16, 16))]
+    targets = _batch(_targets(10, 2, 1, (16, 16)), _targets(2, 2, 1, (16, 16)))
     masks = [initial.masks[:, :3], *(r.masks for r in rounds)]
     seen = set()
     for _ in range(12):
-        matches = criterion.match(masks, rounds, targets, 3)
+        matches = criterion.match(masks, rounds, targets)
         assert len(matches) == ROUNDS
         # one subset a step: all rounds train the same objects
         chosen = {tuple(sorted(of_round[0].objects.tolist())) for of_round in matches}
@@ -76,10 +83,10 @@ def test_a_random_subset_trains_where_objects_exceed_kernels():
 def test_pixels_of_surplus_objects_keep_their_class():
     criterion = _criterion(2, 1)
     initial, rounds = _predictions(1, 3, 2, 1, (8, 8))
-    targets = [_targets(10, 2, 1, (16, 16))]
+    targets = _batch(_targets(10, 2, 1, (16, 16)))
     masks = [initial.masks[:, :3], *(r.masks for r in rounds)]
-    matches = criterion.match(masks, rounds, targets, 3)
-    labels = criterion.seg_labels(criterion.rows(matches[0], targets, None), targets)[0]
+    matches = criterion.match(masks, rounds, targets)
+    labels = criterion.seg_labels(matches[0], targets)[0]
     for row in range(10):
         assert labels[row, row % 7 :].tolist() == [row % 2] * (16 - row % 7)
     assert (labels[10:] == 2).all()
@@ -87,13 +94,15 @@ def test_pixels_of_surplus_objects_keep_their_class():
 
 @pytest.mark.parametrize(("kernels", "things", "stuff"), [(4, 2, 0), (0, 0, 3), (4, 2, 3)])
 @pytest.mark.parametrize("objects", [0, 2])
-def test_every_loss_is_there_and_reaches_every_prediction(kernels, things, stuff, objects):
+@pytest.mark.parametrize("places", [AllPixels, StreamedPixels, partial(SampledPoints, 40)])
+def test_every_loss_is_there_and_reaches_every_prediction(kernels, things, stuff, objects, places):
     initial, rounds = _predictions(2, kernels, things, stuff, (8, 8))
-    targets = [
-        _targets(objects if things else 0, things, stuff, (16, 16)),
-        _targets(0, 0, 0, (16, 16)),
-    ]
-    losses = _criterion(things, stuff)(initial, rounds, targets)
+    targets = _batch(
+        _targets(objects if things else 0, things, stuff, (16, 16)), _targets(0, 0, 0, (16, 16))
+    )
+    criterion = _criterion(things, stuff)
+    criterion.places = places()
+    losses = criterion(initial, rounds, targets)
     names = ["init_mask", "init_dice", "init_rank", "init_seg"]
     names += [f"round{s}_{t}" for s in (1, 2, 3) for t in ("mask", "dice", "rank", "cls")]
     assert sorted(losses) == sorted(f"loss_{name}" for name in names)
@@ -105,14 +114,17 @@ def test_every_loss_is_there_and_reaches_every_prediction(kernels, things, stuff
 
 _MEMORY = """
 import json, resource, torch
-from tests.training.test_criterion import _criterion, _predictions, _targets
+from knet.accel.streamed import StreamedPixels
+from tests.modeling.test_criterion import _batch, _criterion, _predictions, _targets
 torch.manual_seed(0)
 initial, rounds = _predictions(2, 300, 1, 0, (128, 128))
-targets = [_targets(375, 1, 0, (256, 256)) for _ in range(2)]
+targets = _batch(*(_targets(375, 1, 0, (256, 256)) for _ in range(2)))
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 before = peak()
-losses = _criterion(1, 0, rank=0.0)(initial, rounds, targets)
+criterion = _criterion(1, 0, rank=0.0)
+criterion.places = StreamedPixels()
+losses = criterion(initial, rounds, targets)
 sum(losses.values()).backward()
 print(json.dumps({"grown": peak() - before, "dense": 2 * 300 * 256 * 256 * 4 / 2**30}))
 """

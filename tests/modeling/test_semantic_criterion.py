@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from knet.modeling.criterion import SemanticCriterion
 from knet.modeling.kernel_head import InitialKernels
 from knet.modeling.kernel_update import RoundOutput
-from knet.training.semantic_criterion import SemanticCriterion
 
 
 def outputs(size=(2, 3, 4, 6), rounds=2, auxiliary=True):
@@ -24,7 +24,7 @@ def test_ignored_pixels_count_in_the_divisor():
     initial, rounds = outputs(auxiliary=False)
     labels = torch.randint(0, 3, (2, 4, 6))
     labels[0, :2] = 255
-    losses = SemanticCriterion(weight=2.0)(initial, rounds, list(labels))
+    losses = SemanticCriterion(weight=2.0)(initial, rounds, labels)
     log_p = initial.masks.log_softmax(1)
     total = sum(
         -log_p[b, labels[b, y, x], y, x]
@@ -36,7 +36,7 @@ def test_ignored_pixels_count_in_the_divisor():
 def test_names_weights_and_enlargement():
     initial, rounds = outputs()
     labels = torch.randint(0, 3, (2, 8, 12))
-    losses = SemanticCriterion(weight=0.5, auxiliary_weight=0.3)(initial, rounds, list(labels))
+    losses = SemanticCriterion(weight=0.5, auxiliary_weight=0.3)(initial, rounds, labels)
     logits = {
         "loss_init_seg": (0.5, initial.masks),
         "loss_round1_seg": (0.5, rounds[0].masks),
@@ -47,13 +47,13 @@ def test_names_weights_and_enlargement():
     for name, (weight, small) in logits.items():
         large = F.interpolate(small, size=(8, 12), mode="bilinear")
         torch.testing.assert_close(losses[name], weight * F.cross_entropy(large, labels))
-    assert "loss_auxiliary_seg" not in SemanticCriterion()(*outputs(auxiliary=False), list(labels))
+    assert "loss_auxiliary_seg" not in SemanticCriterion()(*outputs(auxiliary=False), labels)
 
 
 def test_nothing_but_ignored_pixels():
     initial, rounds = outputs()
     labels = torch.full((2, 4, 6), 255)
-    losses = SemanticCriterion()(initial, rounds, list(labels))
+    losses = SemanticCriterion()(initial, rounds, labels)
     assert all(v.item() == 0 for v in losses.values())
     sum(losses.values()).backward()
     for logits in (initial.masks, initial.auxiliary, *(r.masks for r in rounds)):
@@ -66,6 +66,6 @@ def test_half_precision_logits_are_taken_in_float32(dtype):
     initial = InitialKernels(None, None, logits, logits, None)
     labels = torch.randint(0, 3, (1, 4, 6))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = SemanticCriterion()(initial, [], list(labels))["loss_init_seg"]
+        loss = SemanticCriterion()(initial, [], labels)["loss_init_seg"]
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, F.cross_entropy(logits.float(), labels))

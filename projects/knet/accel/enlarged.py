@@ -14,9 +14,9 @@ from typing import Any, NamedTuple, Optional
 import torch
 from torch import Tensor
 
+from knet.accel.chunks import chunks
+from knet.accel.enlargement import Enlargement
 from knet.modeling.precision import at_least_float32
-from knet.training.chunks import chunks
-from knet.training.enlargement import Enlargement
 
 
 class Part(NamedTuple):

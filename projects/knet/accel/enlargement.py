@@ -11,24 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from knet.modeling.losses import enlarge
 from knet.modeling.precision import at_least_float32
 
 # weight of the farther neighbour along each axis, where a map is doubled
 _FAR = 0.25
-
-
-def enlarge(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Bilinear (..., h, w) -> (..., H, W), float32; as `align_corners=False`."""
-    if tuple(maps.shape[-2:]) == tuple(size):
-        return at_least_float32(maps)
-    if not maps.numel():  # interpolate refuses it
-        return at_least_float32(maps.new_zeros((*maps.shape[:-2], *size)))
-    flat = at_least_float32(maps).reshape(1, -1, *maps.shape[-2:])
-    large = F.interpolate(flat, size=tuple(size), mode="bilinear", align_corners=False)
-    return large.view(*maps.shape[:-2], *size)
 
 
 class Enlargement:

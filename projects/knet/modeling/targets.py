@@ -1,0 +1,164 @@
+"""Ground truth at the resolution of the losses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# label of pixels without a class
+IGNORE_LABEL = 255
+
+
+@dataclass
+class ImageTargets:
+    """Targets of one image, on the CPU; h, w is its padded size divided by the loss stride.
+
+    Attributes:
+        thing_labels: (G,) int64 in [0, T).
+        stuff_labels: (P,) int64 in [0, S), ascending; the stuff classes that the image holds.
+        masks: (G + P, h, w) in [0, 1], soft at borders; things, then stuff. Of any dtype:
+            quarters are exact in float16.
+    """
+
+    thing_labels: Tensor
+    stuff_labels: Tensor
+    masks: Tensor
+
+    @property
+    def thing_masks(self) -> Tensor:
+        """(G, h, w)."""
+        return self.masks[: len(self.thing_labels)]
+
+    @property
+    def stuff_masks(self) -> Tensor:
+        """(P, h, w)."""
+        return self.masks[len(self.thing_labels) :]
+
+
+@dataclass
+class BatchTargets:
+    """Targets of B images: labels on the CPU, for the matching, and all masks in one tensor.
+
+    Attributes:
+        things, stuff: the labels of each image, (G_b,) and (P_b,).
+        masks: (sum of G_b + P_b, h, w), image by image, things before stuff.
+    """
+
+    things: list[np.ndarray]
+    stuff: list[np.ndarray]
+    masks: Tensor
+
+    @classmethod
+    def collate(cls, images: Sequence[ImageTargets], device: torch.device) -> BatchTargets:
+        """Targets of one size together, their masks on a device, copied beside its work."""
+        parts = [image.masks for image in images]
+        count, on_gpu = sum(map(len, parts)), device.type == "cuda"
+        masks = parts[0].new_empty((count, *parts[0].shape[1:]), pin_memory=on_gpu)
+        torch.cat(parts, out=masks)
+        return cls(
+            [image.thing_labels.numpy() for image in images],
+            [image.stuff_labels.numpy() for image in images],
+            masks.to(device, non_blocking=True),
+        )
+
+    @property
+    def firsts(self) -> np.ndarray:
+        """(B + 1,) where each image's masks begin, and their number."""
+        counts = [len(t) + len(s) for t, s in zip(self.things, self.stuff)]
+        return np.cumsum([0, *counts])
+
+    def padded_things(self) -> tuple[Tensor, Tensor]:
+        """Masks (B, G, h, w) and labels (B, G) of things, G the largest number; the rest is any."""
+        count = max(map(len, self.things))
+        # what is behind an image's things are others' masks, or the last mask again
+        index = self.firsts[:-1, None] + np.arange(count)
+        index = index.clip(max=max(len(self.masks) - 1, 0))
+        labels = np.zeros(index.shape, dtype=np.int64)
+        for row, things in zip(labels, self.things):
+            row[: len(things)] = things
+        both = to_device(np.stack([index, labels]), self.masks.device)
+        return self.masks[both[0]], both[1]
+
+
+def to_device(numbers: np.ndarray, device: torch.device) -> Tensor:
+    """Integers for indexing, copied without waiting for the device."""
+    tensor = torch.from_numpy(numbers)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def shrink_masks(masks: Tensor, factor: int, out: Tensor) -> None:
+    """Bilinear reduction by an integer factor, written as the mean of the pixels it samples.
+
+    For an even factor, bilinear interpolation (align_corners=False, no antialiasing) reads the
+    inner 2x2 pixels of each block; for an odd one the middle pixel. The sums are exact.
+
+    Args:
+        masks: boolean (N, H, W).
+        factor: at least 1.
+        out: (N, h, w), h >= H / factor and w >= W / factor: what lies beyond the masks is 0.
+    """
+    start, odd = divmod(factor, 2)
+    offsets = [start] if odd else [start - 1, start]
+    bits = masks.view(torch.uint8)
+    count = out.new_zeros(out.shape, dtype=torch.uint8)
+    for row in offsets:
+        for column in offsets:
+            sampled = bits[:, row::factor, column::factor]
+            count[:, : sampled.shape[1], : sampled.shape[2]] += sampled
+    out.copy_(count)
+    if not odd:
+        out.mul_(0.25)
+
+
+def build_targets(
+    *,
+    thing_labels: Tensor,
+    thing_masks: Tensor,
+    sem_seg: Tensor | None,
+    stuff_ids: Tensor,
+    padded_size: tuple[int, int],
+    stride: int,
+) -> ImageTargets:
+    """Soft targets of one image (published form: padding counts as background).
+
+    Args:
+        thing_labels: (G,) int64 in [0, T).
+        thing_masks: boolean (G, H, W) at input resolution, before padding.
+        sem_seg: (H, W) int64 label map, or None without stuff classes.
+        stuff_ids: (S,) label that each stuff class has in `sem_seg`.
+        padded_size: (height, width) of the padded batch, divisible by `stride`.
+        stride: of the losses.
+    """
+    stuff_labels = torch.zeros(0, dtype=torch.int64)
+    if sem_seg is not None and len(stuff_ids):
+        occurring = torch.bincount(sem_seg.flatten(), minlength=int(stuff_ids.max()) + 1) > 0
+        stuff_labels = occurring[stuff_ids].nonzero()[:, 0]
+    size = [length // stride for length in padded_size]
+    masks = torch.empty((len(thing_masks) + len(stuff_labels), *size), dtype=torch.float16)
+    targets = ImageTargets(thing_labels, stuff_labels, masks)
+    shrink_masks(thing_masks, stride, targets.thing_masks)
+    if len(stuff_labels):
+        assert sem_seg is not None
+        stuff = sem_seg == stuff_ids[stuff_labels][:, None, None]
+        shrink_masks(stuff, stride, targets.stuff_masks)
+    return targets
+
+
+def build_semantic_targets(sem_seg: Tensor, *, padded_size: tuple[int, int]) -> Tensor:
+    """Class map of one image; padding is ignored.
+
+    Args:
+        sem_seg: (H, W) int64, classes or 255.
+        padded_size: (height, width) of the padded batch.
+
+    Returns:
+        int64 of `padded_size`.
+    """
+    height, width = padded_size
+    padding = (0, width - sem_seg.shape[-1], 0, height - sem_seg.shape[-2])
+    return F.pad(sem_seg, padding, value=IGNORE_LABEL)
