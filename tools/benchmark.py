@@ -27,6 +27,7 @@ from typing import Any
 
 import benchmark_report as report
 import torch
+from benchmark_count import count_all
 from benchmark_inputs import Workload, compiled_material, make_material
 from benchmark_laps import Laps, ProductRate, alternate, products, seconds, synchronise
 from benchmark_memory import measure_memory
@@ -69,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         f"{Path(work.config_file).name}, picture {work.size[0]}x{work.size[1]}, results "
         f"{work.output_size[0]}x{work.output_size[1]}, {arguments.repeats} rounds"
     )
+    if arguments.count:
+        return _count(arguments, work, result)
     if {"inference", "training"} & set(arguments.what):
         _measure_times(arguments, work, result)
     if "memory" in arguments.what:
@@ -100,6 +103,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--what", type=lambda text: text.split(","), default=list(PARTS), help=",".join(PARTS)
     )
+    parser.add_argument(
+        "--count",
+        action="store_true",
+        help="operators and waits on the path of a GPU, in place of times",
+    )
     parser.add_argument("--compile", action="store_true", help="time the compiled model too")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
@@ -118,6 +126,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if min(arguments.repeats, arguments.batch, arguments.objects) < 1:
         parser.error("--repeats, --batch and --objects must be at least 1")
     return arguments
+
+
+def _count(arguments: argparse.Namespace, work: Workload, result: dict[str, Any]) -> dict[str, Any]:
+    counts = count_all(work, images=16, objects=arguments.objects)
+    for name, count in counts.items():
+        most = ", ".join(f"{n} {k}" for k, n in count.operators.most_common(8))
+        print(f"{name:<16} {count}: {most}; waits {dict(count.waits)}")
+        result[name] = {"operators": dict(count.operators), "waits": dict(count.waits)}
+    if arguments.json:
+        write_json(arguments.json, result, indent=1)
+    print(f"\nimage {counts['image']}, step {counts['step']}")
+    return result
 
 
 def _measure_times(arguments: argparse.Namespace, work: Workload, result: dict[str, Any]) -> None:

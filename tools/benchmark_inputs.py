@@ -20,6 +20,7 @@ import knet  # noqa: F401  (registers the model; has to come before detectron2)
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Instances
 
+from knet.accel import accelerate
 from knet.config import get_cfg_from_file
 from knet.data.registration.builtin import register_builtin
 from knet.data.registration.custom import register_custom
@@ -84,8 +85,12 @@ def load_reference(name: str) -> ModuleType:
     return module
 
 
-def make_material(work: Workload) -> Material:
+def make_material(work: Workload, *, accelerated: bool = True) -> Material:
     """The model of a workload and its inputs; the same from the same workload.
+
+    Args:
+        work: what is measured.
+        accelerated: with `knet.accel.accelerate`.
 
     Raises:
         ValueError: a semantic model, whose decoder the reference does not have.
@@ -104,11 +109,13 @@ def make_material(work: Workload) -> Material:
     # one kind of results: panoptic segments, or instances where there is no stuff
     test.PANOPTIC_ON, test.INSTANCE_ON, test.SEMANTIC_ON = bool(ids.stuff), not ids.stuff, False
     model = build_model(cfg).eval()
+    if accelerated:
+        accelerate(model)
     inputs = [
         make_input(work, things=list(ids.things), stuff=list(ids.stuff)) for _ in range(work.batch)
     ]
     with torch.no_grad():
-        features = model.backbone(model._images(inputs[:1]).tensor)
+        features = model.backbone(model._images(inputs[:1]))
         spread(model.heads, [features[name] for name in model.in_features])
     return Material(cfg, model, bool(ids.stuff), inputs)
 
@@ -117,7 +124,7 @@ def compiled_material(material: Material) -> Material:
     """The same model with MODEL.KNET.COMPILE."""
     cfg = material.cfg.clone()
     cfg.MODEL.KNET.COMPILE = True
-    model = build_model(cfg)
+    model = accelerate(build_model(cfg))
     model.load_state_dict(material.model.state_dict())
     return Material(cfg, model.eval(), material.panoptic, material.batched_inputs)
 

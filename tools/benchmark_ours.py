@@ -53,7 +53,7 @@ class Ours:
         model = self.model
         if self._trained is None:
             with torch.no_grad():
-                features = self._mode(False).backbone(model._images(self.inputs).tensor)
+                features = self._mode(False).backbone(model._images(self.inputs))
             chosen = [features[name] for name in model.in_features]
             self._trained = Trained(chosen, list(model.heads.parameters()), fused=True)
         features = self._trained.begin()
@@ -61,7 +61,7 @@ class Ours:
         padded = padded_size(self.work.size, model.size_divisibility)
         laps.restart()
         with autocast(self.work):
-            targets = [model.task.targets(x, padded, model.device) for x in self.inputs]
+            targets = model.task.targets(self.inputs, padded, model.device)
             laps.end("targets")
             initial, rounds = model.heads(features)
             laps.end("forward")
