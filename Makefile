@@ -3,7 +3,7 @@
 PYTHON ?= python3
 PIP_ARGS ?=
 # processes that share the tests; more than four cost more memory than they save time
-JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))
+JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))
 
 VENV := .venv
 BIN := $(VENV)/bin
