@@ -16,7 +16,8 @@ from PIL import Image
 
 from knet.config import add_knet_config
 from knet.evaluation.panoptic_quality import id2rgb
-from knet.visualization import DRAWN_SCORE, TASKS, draw_result, draw_sheet, write_sheets
+from knet.visualization import draw_sheet, write_sheets
+from knet.visualizer import DRAWN_SCORE, TASKS, draw_result
 
 RED, BLUE = (250, 20, 20), (20, 20, 250)
 CLASSES = {

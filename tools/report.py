@@ -47,7 +47,7 @@ from knet.report.evaluate import choose_task, evaluate, has_truth
 from knet.report.page import render_report
 from knet.report.predictions import FilePredictions
 from knet.results.categories import Category, categories_of
-from knet.visualization import DRAWN_SCORE
+from knet.visualizer import DRAWN_SCORE
 
 OutputOf = Callable[[dict[str, Any]], dict[str, Any]]
 

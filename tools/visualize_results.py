@@ -26,7 +26,8 @@ from knet.data.registration.custom import register_custom
 from knet.demo.model_arguments import split_config_keys
 from knet.errors import UserError, run_command
 from knet.modeling.test_time_augmentation import KNetWithTTA
-from knet.visualization import DRAWN_SCORE, TASKS, write_sheets
+from knet.visualization import write_sheets
+from knet.visualizer import DRAWN_SCORE, TASKS
 
 
 def get_parser() -> argparse.ArgumentParser:

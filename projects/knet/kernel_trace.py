@@ -20,7 +20,7 @@ from knet.modeling.classes import class_ids_from_config
 from knet.modeling.meta_arch import KNet
 from knet.predictor import KNetPredictor
 from knet.results.categories import categories_of
-from knet.visualization import DRAWN_SCORE
+from knet.visualizer import DRAWN_SCORE
 
 __all__ = ["KernelAverages", "KernelTrace", "average_masks", "trace_kernels"]
 

@@ -7,7 +7,6 @@ that equal results look equal and the same input gives the same pixels in every 
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,78 +25,15 @@ from knet.data.annotations.label_files import open_label_png
 from knet.data.annotations.panoptic_png import read_panoptic_png
 from knet.data.annotations.pictures import read_picture
 from knet.data.augmentation import build_knet_augmentation
-from knet.visualizer import ClassColorVisualizer
+from knet.visualizer import DRAWN_SCORE, TASKS, draw_result, enlarge, enlarging_factor
 
-__all__ = ["DRAWN_SCORE", "TASKS", "draw_annotations", "draw_result", "draw_sheet", "write_sheets"]
+__all__ = ["draw_annotations", "draw_sheet", "write_sheets"]
 
 logger = logging.getLogger(__name__)
-
-# Task → the model's output (Detectron2's names).
-TASKS = {"panoptic": "panoptic_seg", "instance": "instances", "semantic": "sem_seg"}
-
-# Instances with a lower score are left out of drawings and counts where nothing else is asked for:
-# the published threshold of things in panoptic scenes, so that both kinds of result look alike.
-DRAWN_SCORE = 0.3
 
 _COLUMNS = ("photo", "ground truth", "prediction")
 _GAP = 8  # pixels between the tiles of a sheet
 _FONT_SIZE = 16
-_LARGEST_SIDE = 4000  # of an enlarged picture
-
-
-def draw_result(
-    image: np.ndarray,
-    result: Any,
-    metadata: Metadata,
-    *,
-    task: str = "panoptic",
-    score_threshold: float = DRAWN_SCORE,
-    min_side: int = 320,
-) -> np.ndarray:
-    """Draw one result over its photo.
-
-    Args:
-        image: ``(H, W, 3)`` RGB uint8.
-        result: as a Detectron2 model gives it for the task: ``(ids (H, W), segments_info)``,
-            ``Instances`` with ``pred_masks``, or ``sem_seg`` (C, H, W); also a label map (H, W).
-        metadata: the data set's.
-        task: ``panoptic``, ``instance`` or ``semantic``.
-        score_threshold: instances with a lower score are left out.
-        min_side: a smaller image is enlarged by a whole factor, so that labels are readable; the
-            longer side becomes 4000 at most.
-
-    Returns:
-        ``(H', W', 3)`` RGB uint8, the size of the (enlarged) photo.
-    """
-    factor = _factor(image, min_side)
-    visualizer = ClassColorVisualizer(_enlarge_photo(image, factor), metadata)
-    if task == "panoptic":
-        ids, segments = result
-        visualizer.draw_panoptic_seg(
-            torch.as_tensor(_enlarge_labels(_numpy(ids), factor)),
-            [dict(segment) for segment in segments],  # the Visualizer writes areas into them
-            area_threshold=0,
-            alpha=0.7,
-        )
-    elif task == "instance":
-        instances = result.to("cpu")
-        if instances.has("scores"):
-            instances = instances[instances.scores >= score_threshold]
-        masks = _enlarge_labels(_numpy(instances.pred_masks).astype(np.uint8), factor)
-        enlarged = Instances(masks.shape[-2:])
-        enlarged.pred_masks = torch.as_tensor(masks)
-        enlarged.pred_classes = instances.pred_classes
-        if instances.has("scores"):
-            enlarged.scores = instances.scores
-        visualizer.draw_instance_predictions(enlarged)
-    elif task == "semantic":
-        labels = _numpy(result)
-        if labels.ndim == 3:
-            labels = labels.argmax(axis=0)
-        visualizer.draw_sem_seg(_enlarge_labels(labels, factor), area_threshold=0, alpha=0.7)
-    else:
-        raise ValueError(f"Unknown task {task!r}; known are {', '.join(TASKS)}.")
-    return visualizer.output.get_image()
 
 
 def draw_sheet(
@@ -118,7 +54,7 @@ def draw_sheet(
             an image without any has two columns.
         outputs: for each record the model's output; the key for ``task`` is read
             (``panoptic_seg``, ``instances``, ``sem_seg``), at the photo's size.
-        metadata, task, score_threshold, min_side: as for :func:`draw_result`.
+        metadata, task, score_threshold, min_side: as for :func:`knet.visualizer.draw_result`.
         max_pixels: a larger photo is refused.
 
     Returns:
@@ -139,7 +75,7 @@ def draw_sheet(
                 f"turn on MODEL.KNET.TEST.{task.upper()}_ON."
             )
         image = read_picture(record, image_format="RGB", max_pixels=max_pixels)
-        tiles = [(_COLUMNS[0], _enlarge_photo(image, _factor(image, min_side)))]
+        tiles = [(_COLUMNS[0], enlarge(image, enlarging_factor(image, min_side)))]
         truth = _ground_truth(record, task, image.shape[:2])
         for title, result in ((_COLUMNS[1], truth), (_COLUMNS[2], output[TASKS[task]])):
             if result is None:
@@ -193,7 +129,7 @@ def draw_annotations(
     image = read_picture(record, image_format="RGB", max_pixels=max_pixels)
     truth = _ground_truth(record, task, image.shape[:2])
     drawn = draw_result(image, truth, metadata, task=task, min_side=min_side)
-    tiles = [("photo", _enlarge_photo(image, _factor(image, min_side))), ("annotations", drawn)]
+    tiles = [("photo", enlarge(image, enlarging_factor(image, min_side))), ("annotations", drawn)]
     return _row(tiles, os.path.basename(record["file_name"]))
 
 
@@ -331,22 +267,3 @@ def _row(tiles: Sequence[tuple[str, np.ndarray]], file_name: str) -> np.ndarray:
         draw.text((left, _GAP // 2), text, fill="black", font=font)
         sheet.paste(Image.fromarray(tile[:height, :width]), (left, title + _GAP // 2))
     return np.asarray(sheet)
-
-
-def _factor(image: np.ndarray, min_side: int) -> int:
-    short, long = sorted(image.shape[:2])
-    # a strip would become enormous
-    return max(1, min(math.ceil(min_side / short), _LARGEST_SIDE // long))
-
-
-def _enlarge_photo(image: np.ndarray, factor: int) -> np.ndarray:
-    size = (image.shape[1] * factor, image.shape[0] * factor)
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
-
-
-def _enlarge_labels(labels: np.ndarray, factor: int) -> np.ndarray:
-    return labels.repeat(factor, axis=-2).repeat(factor, axis=-1)
-
-
-def _numpy(values: Any) -> np.ndarray:
-    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)

@@ -1,4 +1,4 @@
-"""Detectron2's Visualizer with one fixed colour a class."""
+"""One result drawn over its photo: Detectron2's Visualizer with one fixed colour a class."""
 
 from __future__ import annotations
 
@@ -8,13 +8,85 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from detectron2.data import Metadata
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import GenericMask, Visualizer
+from PIL import Image
 
-__all__ = ["ClassColorVisualizer"]
+__all__ = [
+    "DRAWN_SCORE",
+    "TASKS",
+    "ClassColorVisualizer",
+    "draw_result",
+    "enlarge",
+    "enlarging_factor",
+]
+
+# Task → the model's output (Detectron2's names).
+TASKS = {"panoptic": "panoptic_seg", "instance": "instances", "semantic": "sem_seg"}
+
+# Instances with a lower score are left out of drawings and counts where nothing else is asked for:
+# the published threshold of things in panoptic scenes, so that both kinds of result look alike.
+DRAWN_SCORE = 0.3
 
 _EDGE = (1.0, 1.0, 240.0 / 255)
+_LARGEST_SIDE = 4000  # of an enlarged picture
+
+
+def draw_result(
+    image: np.ndarray,
+    result: Any,
+    metadata: Metadata,
+    *,
+    task: str = "panoptic",
+    score_threshold: float = DRAWN_SCORE,
+    min_side: int = 320,
+) -> np.ndarray:
+    """Draw one result over its photo.
+
+    Args:
+        image: ``(H, W, 3)`` RGB uint8.
+        result: as a Detectron2 model gives it for the task: ``(ids (H, W), segments_info)``,
+            ``Instances`` with ``pred_masks``, or ``sem_seg`` (C, H, W); also a label map (H, W).
+        metadata: the data set's.
+        task: ``panoptic``, ``instance`` or ``semantic``.
+        score_threshold: instances with a lower score are left out.
+        min_side: a smaller image is enlarged by a whole factor, so that labels are readable; the
+            longer side becomes 4000 at most.
+
+    Returns:
+        ``(H', W', 3)`` RGB uint8, the size of the (enlarged) photo.
+    """
+    factor = enlarging_factor(image, min_side)
+    visualizer = ClassColorVisualizer(enlarge(image, factor), metadata)
+    if task == "panoptic":
+        ids, segments = result
+        visualizer.draw_panoptic_seg(
+            torch.as_tensor(_enlarge_labels(_numpy(ids), factor)),
+            [dict(segment) for segment in segments],  # the Visualizer writes areas into them
+            area_threshold=0,
+            alpha=0.7,
+        )
+    elif task == "instance":
+        instances = result.to("cpu")
+        if instances.has("scores"):
+            instances = instances[instances.scores >= score_threshold]
+        masks = _enlarge_labels(_numpy(instances.pred_masks).astype(np.uint8), factor)
+        enlarged = Instances(masks.shape[-2:])
+        enlarged.pred_masks = torch.as_tensor(masks)
+        enlarged.pred_classes = instances.pred_classes
+        if instances.has("scores"):
+            enlarged.scores = instances.scores
+        visualizer.draw_instance_predictions(enlarged)
+    elif task == "semantic":
+        labels = _numpy(result)
+        if labels.ndim == 3:
+            labels = labels.argmax(axis=0)
+        visualizer.draw_sem_seg(_enlarge_labels(labels, factor), area_threshold=0, alpha=0.7)
+    else:
+        raise ValueError(f"Unknown task {task!r}; known are {', '.join(TASKS)}.")
+    return visualizer.output.get_image()
 
 
 class ClassColorVisualizer(Visualizer):
@@ -132,3 +204,24 @@ def _palette(number: int) -> list[tuple[int, int, int]]:
         )
         colors.append((round(255 * r), round(255 * g), round(255 * b)))
     return colors
+
+
+def enlarging_factor(image: np.ndarray, min_side: int) -> int:
+    """The whole factor that gives an image's shorter side `min_side` pixels at least."""
+    short, long = sorted(image.shape[:2])
+    # a strip would become enormous
+    return max(1, min(math.ceil(min_side / short), _LARGEST_SIDE // long))
+
+
+def enlarge(image: np.ndarray, factor: int) -> np.ndarray:
+    """A photo (H, W, 3), larger by a whole factor."""
+    size = (image.shape[1] * factor, image.shape[0] * factor)
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+
+
+def _enlarge_labels(labels: np.ndarray, factor: int) -> np.ndarray:
+    return labels.repeat(factor, axis=-2).repeat(factor, axis=-1)
+
+
+def _numpy(values: Any) -> np.ndarray:
+    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from detectron2.modeling import build_model
 
+from knet.accel import accelerate
 from knet.accel.streamed import StreamedPixels
-from knet.modeling.losses import AllPixels
+from knet.modeling.losses import AllPixels, SampledPoints
 
 
 def _same(compute, maps, **tolerance):
@@ -51,3 +53,12 @@ def test_overlaps_of_many_masks():
         *(p.overlaps(masks, objects) for p in (StreamedPixels(), AllPixels()))
     ):
         torch.testing.assert_close(torch.as_tensor(found), torch.as_tensor(wanted))
+
+
+@pytest.mark.parametrize("num_points", [0, 50])
+def test_accelerate_streams_every_sum_over_all_pixels(tiny_cfg, num_points):
+    tiny_cfg.MODEL.KNET.LOSS.NUM_POINTS = num_points
+    model = build_model(tiny_cfg)
+    places = accelerate(model).criterion.places
+    assert isinstance(places.dense if num_points else places, StreamedPixels)
+    assert isinstance(places, SampledPoints if num_points else StreamedPixels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import json
 import shutil
@@ -64,8 +65,9 @@ class _DataSet(Door):
         what = self.damage(rng, root)
         return what, [str(root), entry["NAME"]], lambda: self.read(entry, root)
 
+    @abc.abstractmethod
     def damage(self, rng: Generator, root: Path) -> str:
-        raise NotImplementedError
+        """Damage something of the data set; what it is."""
 
     def read(self, entry: dict[str, Any], root: Path) -> None:
         cfg = self.base.cfg.clone()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import importlib.util
 import re
 import shutil
@@ -74,7 +75,7 @@ class Base:
         self.graph = _graph()
 
 
-class Door:
+class Door(abc.ABC):
     """Reads damaged files of one kind; `name` and `weight`, its share of all cases, in tenths."""
 
     name = ""
@@ -97,6 +98,7 @@ class Door:
         finally:
             shutil.rmtree(folder)
 
+    @abc.abstractmethod
     def prepare(
         self, rng: Generator, folder: Path, number: int
     ) -> tuple[str, list[str], Callable[[], str | None]]:

@@ -114,6 +114,24 @@ def test_filters_act_on_images_and_segments(page):
     assert statuses and "match" not in statuses
 
 
+def test_the_score_with_the_best_f1(page):
+    button = page.locator("#best-score")
+    score = button.get_attribute("data-score")
+    assert button.inner_text() == f"Best F1: {score}"
+    assert page.get_by_label("Score at least").input_value() != score
+    button.click()
+    page.wait_for_function("score => document.querySelector('#score-value').textContent === score",
+                           arg=score)  # fmt: skip
+    assert page.get_by_label("Score at least").input_value() == score
+    go_to_images(page)
+    shapes = page.locator(".card .prediction .shape:not([hidden])")
+    scores = shapes.evaluate_all("shapes => shapes.map(s => s.dataset.score).filter(Boolean)")
+    assert scores and min(map(float, scores)) >= float(score)
+    page.get_by_role("button", name="Reset").click()
+    page.wait_for_timeout(100)
+    assert page.get_by_label("Score at least").input_value() != score
+
+
 def test_order_of_images(page):
     def qualities():
         cards = page.locator(".card")

@@ -9,7 +9,7 @@ import torch
 from knet.accel.fusion import StreamedFusion
 from knet.accel.streamed import StreamedPixels
 from knet.inference.postprocess import Streaming
-from knet.modeling.losses import AllPixels
+from knet.modeling.losses import AllPixels, SampledPoints
 from knet.modeling.task import MaskTask
 
 __all__ = ["accelerate"]
@@ -23,8 +23,11 @@ def accelerate(model: Any) -> Any:
     """
     if model.device != torch.device("cpu"):
         return model
-    if type(model.criterion.places) is AllPixels:
+    places = model.criterion.places
+    if type(places) is AllPixels:
         model.criterion.places = StreamedPixels()
+    elif isinstance(places, SampledPoints):
+        places.dense = StreamedPixels()
     if isinstance(model.task, MaskTask):
         model.task.streaming = Streaming(StreamedFusion, band=64, chunk_bytes=32 << 20)
     return model

@@ -1,18 +1,14 @@
-"""Work over many masks in parts that fit into caches."""
+"""Work over many masks in parts that fit into a processor's caches."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
-
-# numbers in a part: on a CPU a few MB, which stay in its caches; on a GPU enough to fill it
-_CPU, _GPU = 2**20, 2**26
+_PART = 2**20  # numbers in a part: a few MB
 
 
-def chunks(rows: int, row_size: int, device: torch.device) -> Iterator[slice]:
+def chunks(rows: int, row_size: int) -> Iterator[slice]:
     """Slices that cover `rows` rows of `row_size` numbers each, in order."""
-    budget = _CPU if device.type == "cpu" else _GPU
-    step = max(1, budget // max(1, row_size))
+    step = max(1, _PART // max(1, row_size))
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))

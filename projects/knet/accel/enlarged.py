@@ -79,15 +79,15 @@ class _EnlargedSums(torch.autograd.Function):
 def _parts(maps: Tensor, enlargement: Enlargement, whole: bool) -> Iterator[Part]:
     (height, _), (rows, columns) = enlargement.small, enlargement.large
     if not whole:
-        for part in chunks(len(maps), rows * columns, maps.device):
+        for part in chunks(len(maps), rows * columns):
             yield Part(part, enlargement.all_lines, enlargement)
         return
     image_size = maps[:1, ..., 0, 0].numel() * rows * columns
-    for images in chunks(len(maps), image_size, maps.device):
+    for images in chunks(len(maps), image_size):
         lines = [enlargement.all_lines]
         if enlargement.by_lines:
             line_size = (images.stop - images.start) * image_size // height
-            lines = list(chunks(height, line_size, maps.device))
+            lines = list(chunks(height, line_size))
         for some in lines:
             yield Part(images, some, enlargement)
 

@@ -31,7 +31,7 @@ class StreamedPixels(AllPixels):
         inner = t.new_empty(*masks.shape[:2], t.shape[1])
         area, square = inner.new_empty(2, *masks.shape[:2])
         for b, image in enumerate(masks):
-            for part in chunks(len(image), t.shape[2], t.device):
+            for part in chunks(len(image), t.shape[2]):
                 p = enlargement.values(image[part], everywhere).sigmoid()
                 torch.mm(p, t[b].T, out=inner[b, part])
                 torch.sum(p, 1, out=area[b, part])

@@ -20,9 +20,10 @@ from knet.data.annotations.coco_file import load_json
 from knet.data.annotations.derive import read_panoptic
 from knet.data.annotations.panoptic_png import read_panoptic_png, write_panoptic_png
 from knet.data.registration.categories import read_categories
+from knet.errors import first_of
 
 from .background import Background
-from .panoptic_quality import CategoryStatistics, PanopticStatistics, first_few, image_statistics
+from .panoptic_quality import CategoryStatistics, PanopticStatistics, image_statistics
 from .spool import Spool
 
 __all__ = ["PanopticEvaluator"]
@@ -206,7 +207,7 @@ class PanopticEvaluator(COCOPanopticEvaluator):
         if missing:
             raise ValueError(
                 f"{len(missing)} of {len(self._truth)} images of '{self._json_file}' have no "
-                f"prediction: {first_few(missing)}."
+                f"prediction: {first_of(missing, 10)}."
             )
         total = PanopticStatistics()
         for position in sorted(judged):  # sums round as if one process had seen the file's order

@@ -14,7 +14,7 @@ numbers are means over the categories that occur.
 
 The functions have the names, arguments and results of COCO's own ``panopticapi``, so that
 Detectron2's ``COCOPanopticEvaluator`` can call them unchanged where that package is missing.
-This file needs numpy and Pillow only.
+Counting needs numpy alone.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
+from knet.errors import first_of
 
 from .panoptic_ids import OFFSET, id2rgb, rgb2id
 
@@ -179,7 +181,7 @@ def image_statistics(
     if unlisted:
         # COCO's code accepts this, so equal numbers need it too; but somebody should know.
         logger.warning(
-            "%s: ground truth segments %s have pixels but no record.", where, first_few(unlisted)
+            "%s: ground truth segments %s have pixels but no record.", where, first_of(unlisted, 10)
         )
 
     statistics = PanopticStatistics()
@@ -271,7 +273,7 @@ def pq_compute(
     if missing:
         raise ValueError(
             f"'{pred_json_file}' has no prediction for {len(missing)} of "
-            f"{len(gt_json['annotations'])} images of '{gt_json_file}': {first_few(missing)}."
+            f"{len(gt_json['annotations'])} images of '{gt_json_file}': {first_of(missing, 10)}."
         )
 
     def one_image(gt_record: Mapping[str, Any]) -> PanopticStatistics:
@@ -329,15 +331,12 @@ def _check_ids(area: Mapping[int, int], listed: Mapping[int, Any], where: str) -
     unlisted = sorted(set(area) - set(listed) - {VOID})
     if unlisted:
         raise ValueError(
-            f"{where}: predicted segments {first_few(unlisted)} are in the PNG but not in the JSON."
+            f"{where}: predicted segments {first_of(unlisted, 10)} "
+            "are in the PNG but not in the JSON."
         )
     absent = sorted(set(listed) - set(area))
     if absent:
         raise ValueError(
-            f"{where}: predicted segments {first_few(absent)} are in the JSON but not in the PNG."
+            f"{where}: predicted segments {first_of(absent, 10)} "
+            "are in the JSON but not in the PNG."
         )
-
-
-def first_few(values: Sequence[Any], limit: int = 10) -> str:
-    shown = ", ".join(str(value) for value in values[:limit])
-    return shown if len(values) <= limit else f"{shown} and {len(values) - limit} more"

@@ -175,12 +175,15 @@ class SampledPoints:
 
     Costs and the rank loss see points spread evenly; a mask's own losses see points of which a
     share lies where the mask is least certain, found among several times as many. The dense class
-    loss sees every pixel, as `AllPixels`.
+    loss sees every pixel.
 
     Args:
         num_points: for each image, or each mask.
         oversample: candidates for each uncertain point.
         uncertain: share of the uncertain points.
+
+    Attributes:
+        dense: the places of the dense class loss.
     """
 
     def __init__(
@@ -189,6 +192,7 @@ class SampledPoints:
         self.num_points = num_points
         self.candidates = int(num_points * oversample)
         self.num_uncertain = int(num_points * uncertain)
+        self.dense = AllPixels()
 
     def count(self, size: Sequence[int]) -> int:
         """Number of places in an image, whatever the size of the targets."""
@@ -216,7 +220,7 @@ class SampledPoints:
 
     def class_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
         """As of `AllPixels`."""
-        return AllPixels().class_sum(logits, labels)
+        return self.dense.class_sum(logits, labels)
 
     def _points(self, masks: Tensor) -> Tensor:
         """(M, P, 2) of masks (M, h, w)."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Half types as float32; float32 and float64 as they are.
+    """Half types, integers and booleans as float32; float32 and float64 as they are.
 
     For sums over thousands of pixels, losses and costs, which overflow or round away in half
     types. A model in float64 stays so throughout: that tells rounding from a wrong formula.

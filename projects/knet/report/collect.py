@@ -16,7 +16,7 @@ from knet.report.confusion import Confusion
 from knet.report.matching import Matching, match_regions, match_segments
 from knet.report.segments import Segments, predicted_segments, true_segments
 from knet.results.categories import Category
-from knet.visualization import DRAWN_SCORE
+from knet.visualizer import DRAWN_SCORE
 
 __all__ = ["MEASURES", "ReportCollector", "ReportImage"]
 

@@ -8,10 +8,13 @@ that the differences can be told.
 from __future__ import annotations
 
 import fnmatch
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 from detectron2.config import CfgNode
+
+from knet.config_file import flat_keys
 
 __all__ = ["format_changes", "training_keys"]
 
@@ -62,7 +65,7 @@ _EFFECTS: dict[str, str | None] = {
 
 def training_keys(cfg: CfgNode) -> dict[str, Any]:
     """Every key of a config that training depends on, but for the model: {"SOLVER.BASE_LR": …}."""
-    return {key: value for key, value in _flat(cfg, "") if _effect(key) is not None}
+    return {key: _plain(_value(cfg, key)) for key in flat_keys(cfg) if _effect(key) is not None}
 
 
 def format_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -80,14 +83,8 @@ def _effect(key: str) -> str | None:
     return next((e for pattern, e in _EFFECTS.items() if fnmatch.fnmatchcase(key, pattern)), None)
 
 
-def _flat(node: CfgNode, prefix: str) -> list[tuple[str, Any]]:
-    pairs: list[tuple[str, Any]] = []
-    for key, value in node.items():
-        if isinstance(value, CfgNode):
-            pairs += _flat(value, f"{prefix}{key}.")
-        else:
-            pairs.append((prefix + key, _plain(value)))
-    return pairs
+def _value(cfg: CfgNode, key: str) -> Any:
+    return functools.reduce(getattr, key.split("."), cfg)
 
 
 def _plain(value: Any) -> Any:
