@@ -17,7 +17,7 @@ def run(*arguments, env=None, launcher=(), script="train_net.py"):
     command = [sys.executable, *launcher, script, *map(str, arguments)]
     return subprocess.run(
         command, cwd=ROOT, env={**os.environ, "KNET_TRACEBACK": "", **(env or {})},
-        capture_output=True, text=True,
+        capture_output=True, text=True, timeout=300,
     )  # fmt: skip
 
 

@@ -44,6 +44,7 @@ def test_wrong_calls_end_with_a_message(tmp_path, capsys):
 
     out = tmp_path / "model.onnx"
     assert "no folder" in message("--predictor", tmp_path / "none", "--output", out)
+    assert "none.yaml" in message("--config-file", tmp_path / "none.yaml", "--output", out)
     assert not out.exists()
     folder = tmp_path / "folder"
     predictor = small_predictor(small_cfg("instance"), "instance")

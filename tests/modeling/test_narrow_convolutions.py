@@ -43,7 +43,7 @@ def test_a_model_of_few_channels_trains(tiny_opts):
             "MODEL.KNET.NUM_STUFF_CLASSES", "0"]  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", TRAINING, *opts],
-        env=environment, capture_output=True, text=True,
+        env=environment, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip().endswith("trained")

@@ -222,6 +222,19 @@ def test_worker_processes_find_the_same(tmp_path):
     assert seen == [(1, 3), (2, 3), (3, 3)]
 
 
+def test_report_says_which_class_has_nothing_to_learn_from():
+    counts = {"class_images": [3, 0], "class_objects": [4, 0], "class_pixels": [90, 0]}
+    report = DatasetReport("own", class_names=["disc", "star"], objects=[2, 1, 1], **counts)
+    report.num_images = 3
+    disc, star = (
+        next(line for line in format_report(report).splitlines() if line.split()[:1] == [name])
+        for name in report.class_names
+    )
+    assert disc.split() == ["disc", "3", "4", "100.0", "%"]
+    assert star.split()[:5] == ["star", "0", "0", "0.0", "%"]
+    assert star.endswith("  (nothing to learn it from)")
+
+
 def test_report_shows_the_first_ten_of_a_kind():
     defects = [make_defect("zero-area", "x.json", f"image {k}", "no pixel") for k in range(23)]
     defects += [make_defect("rle-invalid", "x.json", "image 1", "the RLE has a run of -5 pixels")]

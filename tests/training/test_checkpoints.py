@@ -102,6 +102,7 @@ def test_signal_ends_with_a_checkpoint_after_the_step(cfg, tmp_path, caplog, num
 def test_second_interrupt_ends_at_once(cfg, tmp_path):
     child = os.fork()
     if child == 0:
+        signal.alarm(60)  # ends it, whatever it waits for
         try:
             torch.set_num_threads(1)
             trainer = make(cfg, tmp_path)
@@ -126,6 +127,7 @@ def test_signal_to_the_whole_group_spares_the_loader(cfg, tmp_path):
             while not trainer._signals.received:
                 time.sleep(0.01)
 
+        signal.alarm(60)
         try:
             os.setsid()
             torch.set_num_threads(1)
@@ -162,6 +164,7 @@ def _refusal(folder):
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
+        signal.alarm(60)
         try:
             with folder_lock(folder):
                 pass

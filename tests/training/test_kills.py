@@ -1,6 +1,8 @@
 """No kill loses work or leaves a broken file; see `kill_driver.py` for more of them by hand."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,11 +10,17 @@ from pathlib import Path
 DRIVER = Path(__file__).with_name("kill_driver.py")
 
 
-def test_every_kill_is_made_good_by_resuming():
+def test_every_kill_is_made_good_by_resuming(tmp_path):
     # a process of its own: the driver forks, which other tests' threads would not survive
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", DRIVER, "--kills", "30"],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=480,
+    driver = subprocess.Popen(
+        [sys.executable, "-W", "ignore", DRIVER, "--kills", "30"], text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert ": 0 failed" in done.stdout
+    try:
+        said, _ = driver.communicate(timeout=480)
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # its trainings too, if it has not ended
+            os.killpg(driver.pid, signal.SIGKILL)
+    assert driver.returncode == 0, said
+    assert ": 0 failed" in said

@@ -240,6 +240,14 @@ def test_all_gradients_together_are_clipped(tiny_cfg):
     assert torch.stack(norms).norm().item() == pytest.approx(0.5, rel=1e-4)
 
 
+def test_gradients_are_clipped_where_the_config_says_so(tiny_cfg):
+    clip = tiny_cfg.SOLVER.CLIP_GRADIENTS
+    clip.ENABLED, clip.CLIP_VALUE = True, 0.25
+    assert Trainer(tiny_cfg)._trainer.clip_norm == 0.25
+    clip.ENABLED = False
+    assert Trainer(tiny_cfg)._trainer.clip_norm is None
+
+
 def test_bfloat16_on_the_cpu_trains(tiny_cfg):
     tiny_cfg.SOLVER.AMP.ENABLED = True
     tiny_cfg.SOLVER.AMP.DTYPE = "bfloat16"

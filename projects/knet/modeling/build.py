@@ -88,7 +88,9 @@ def _mask_parts(
     if stride % knet.MASK_UPSAMPLE or knet.SIZE_DIVISIBILITY % stride:
         raise ValueError(
             f"MODEL.KNET.MASK_UPSAMPLE ({knet.MASK_UPSAMPLE}) must divide the masks' stride "
-            f"({stride}), and that MODEL.KNET.SIZE_DIVISIBILITY ({knet.SIZE_DIVISIBILITY})"
+            f"({stride}, which the second of MODEL.KNET.IN_FEATURES {knet.IN_FEATURES} has with "
+            f"{cfg.MODEL.BACKBONE.NAME}), and that stride MODEL.KNET.SIZE_DIVISIBILITY "
+            f"({knet.SIZE_DIVISIBILITY})"
         )
     heads = KNetHeads(
         neck=build_neck(cfg, shapes),
@@ -159,9 +161,9 @@ def _semantic_parts(
         )
     if knet.TEST.MIN_AREA > 0 or knet.TEST.CLASSES:
         raise ValueError(
-            "MODEL.KNET.TEST.MIN_AREA and CLASSES choose among instances and panoptic segments, "
-            f"which a semantic model does not give: set {knet.TEST.MIN_AREA} to 0 and "
-            f"{list(knet.TEST.CLASSES)} to []"
+            f"MODEL.KNET.TEST.MIN_AREA ({knet.TEST.MIN_AREA}) and MODEL.KNET.TEST.CLASSES "
+            f"({list(knet.TEST.CLASSES)}) choose among instances and panoptic segments, which a "
+            "semantic model does not give: set them to 0 and []"
         )
     classes = len(class_ids.stuff)
 

@@ -106,10 +106,20 @@ def _run(
     try:
         result = main(*args)
     except Stopped:
-        dist.destroy_process_group()
+        _leave_group()
         raise  # other errors leave the group: its end might wait for processes that wait for this
-    dist.destroy_process_group()
+    _leave_group()
     return result
+
+
+def _leave_group() -> None:
+    """End the group and its threads, which would else meet an interpreter that is ending.
+
+    They end with the last reference, and Detectron2 keeps some.
+    """
+    dist.destroy_process_group()
+    comm._LOCAL_PROCESS_GROUP = None
+    comm._get_global_gloo_group.cache_clear()
 
 
 def _create_local_group(num_processes: int, world_size: int, rank: int) -> None:
