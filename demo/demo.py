@@ -44,7 +44,7 @@ from knet.modeling.classes import class_ids_from_config
 from knet.predictor import KNetPredictor
 from knet.results.categories import categories_of
 from knet.results.coco_files import ResultFiles, image_ids
-from knet.visualizer import DRAWN_SCORE, TASKS, draw_result
+from knet.visualization import DRAWN_SCORE, TASKS, draw_result
 
 _TITLE = "K-Net"
 _READABLE = 320  # pixels of the shorter side

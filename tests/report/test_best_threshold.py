@@ -4,9 +4,8 @@ import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 
-from knet.report.best_threshold import ScoreCounts
-from knet.report.matching import match_segments
-from knet.report.segments import Segment, Segments
+from knet.report.counts import ScoreCounts
+from knet.report.segments import Segment, Segments, match_segments
 
 SIZE = (60, 60)
 
@@ -14,7 +13,7 @@ SIZE = (60, 60)
 def segment(label, x, y, side, **values):
     mask = np.zeros(SIZE, np.uint8, order="F")
     mask[y : y + side, x : x + side] = 1
-    return Segment.from_rle(label, mask_util.encode(mask), **values)
+    return Segment(label, mask_util.encode(mask), **values)
 
 
 def image(rng):

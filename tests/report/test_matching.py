@@ -5,9 +5,8 @@ import pycocotools.mask as mask_util
 import pytest
 
 from knet.evaluation.panoptic_quality import image_statistics
-from knet.report.confusion import Confusion
-from knet.report.matching import match_regions, match_segments
-from knet.report.segments import Segment, Segments
+from knet.report.counts import Confusion
+from knet.report.segments import Segment, Segments, match_regions, match_segments
 
 SIZE = (24, 40)
 
@@ -18,7 +17,7 @@ def rle(mask):
 
 def segments_of(ids, infos, *, void=False):
     found = [
-        Segment.from_rle(
+        Segment(
             info["category_id"],
             rle(ids == info["id"]),
             score=info.get("score"),
@@ -78,7 +77,7 @@ def test_counts_are_those_of_the_panoptic_quality(seed):
 def box(label, x0, x1, score=None, **values):
     mask = np.zeros(SIZE, bool)
     mask[:, x0:x1] = True
-    return Segment.from_rle(label, rle(mask), score=score, **values)
+    return Segment(label, rle(mask), score=score, **values)
 
 
 def test_overlapping_instances_choose_by_score_and_class():

@@ -14,9 +14,8 @@ from PIL import Image
 from knet.checkpoint.write_file import write_weights
 from knet.data import register_coco_panoptic
 from knet.evaluation import build_evaluator, pq_compute
-from knet.report.collect import ReportCollector
-from knet.report.evaluate import evaluate
-from knet.report.pictures import BYTES_AN_IMAGE, draw_picture
+from knet.report.collect import ReportCollector, evaluate
+from knet.report.outlines import BYTES_AN_IMAGE, draw_image
 from knet.results.categories import Category, categories_of
 
 from . import results
@@ -233,10 +232,10 @@ def test_images_stay_small(tmp_path):
     categories = [Category(k, k, f"class {k}", False) for k in range(8)]
     collector = ReportCollector(task="semantic", categories=categories)
     output = torch.nn.functional.one_hot(torch.as_tensor(labels).long(), 8).permute(2, 0, 1)
-    collector.process([record], [{"sem_seg": output}])
+    collector.add(record, {"sem_seg": output})
     (image,) = collector.images
     assert image.quality == 1 and collector.pixel_confusion.counts.trace() == labels.size
-    picture = draw_picture(image)
+    picture = draw_image(image)
     assert picture.num_bytes < BYTES_AN_IMAGE
     assert max(picture.width, picture.height) >= 64 and len(picture.truth) == 8
     assert 200 * BYTES_AN_IMAGE < 18e6

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as mask_util
 import torch
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, BoxMode, Instances
 
 from knet.data.annotations.coco_file import is_box, is_count, is_id, is_number
 from knet.data.annotations.image_files import BROKEN_FILE, MAX_PIXELS, open_image
@@ -45,33 +45,20 @@ class FilePredictions:
         if not self.folder.is_dir():
             raise FileNotFoundError(f"--predictions {folder}: there is no such folder")
         self._num_labels = max(category.label for category in categories) + 1
-        content = self._read("images.json")
-        self._check_categories(content, categories)
         self._labels = {(c.id, c.is_thing): c.label for c in categories}
-        self._images: dict[str, dict[str, Any]] = {}
-        for image in self._list(content, "images", "images.json"):
-            stem = Path(str(image.get("file_name"))).stem
-            if stem in self._images:
-                raise ValueError(f"{self.folder / 'images.json'}: '{stem}' is there twice")
-            for key, fits in (("id", is_id), ("height", is_count), ("width", is_count)):
-                if not fits(image.get(key)):
-                    raise ValueError(
-                        f"{self.folder / 'images.json'}: the image '{stem}' has no {key} that is "
-                        "a whole number"
-                    )
-            self._images[stem] = image
+        self._images = self._read_images(categories)
         self.tasks: list[str] = []
         self._panoptic: dict[Any, dict[str, Any]] = {}
         self._instances: dict[Any, list[dict[str, Any]]] = {}
         if (self.folder / "panoptic.json").exists():
             self.tasks.append("panoptic")
-            for a in self._list(self._read("panoptic.json"), "annotations", "panoptic.json"):
-                self._panoptic[self._image_id(a, "panoptic.json")] = a
+            for record in self._read("panoptic.json", "annotations"):
+                self._panoptic[self._image_id(record, "panoptic.json")] = record
         if (self.folder / "instances.json").exists():
             self.tasks.append("instance")
-            for found in self._list({"": self._read("instances.json")}, "", "instances.json"):
-                image_id = self._image_id(found, "instances.json")
-                self._instances.setdefault(image_id, []).append(found)
+            for record in self._read("instances.json"):
+                image_id = self._image_id(record, "instances.json")
+                self._instances.setdefault(image_id, []).append(record)
             unknown = self._instances.keys() - {image["id"] for image in self._images.values()}
             if unknown:
                 raise ValueError(
@@ -106,7 +93,7 @@ class FilePredictions:
         try:
             output: dict[str, Any] = {}
             if "panoptic" in self.tasks:
-                output["panoptic_seg"] = self._panoptic_seg(image["id"], size)
+                output["panoptic_seg"] = self._panoptic_seg(self._panoptic[image["id"]], size)
             if "instance" in self.tasks:
                 output["instances"] = self._instances_of(image["id"], size)
             if "semantic" in self.tasks:
@@ -119,25 +106,17 @@ class FilePredictions:
         return output
 
     def _panoptic_seg(
-        self, image_id: Any, size: tuple[int, int]
+        self, record: Mapping[str, Any], size: tuple[int, int]
     ) -> tuple[torch.Tensor, list[dict[str, Any]]]:
-        record = self._panoptic[image_id]
         path = self.folder / "panoptic" / record["file_name"]
         ids = read_panoptic_png(str(path), size=size).astype(np.int32)
-        self._check_size(path, ids.shape, size)
+        _require_size(path, ids.shape, size)
         segments = []
         for info in record["segments_info"]:
             is_thing = (info["category_id"], True) in self._labels
             label = self._labels[info["category_id"], is_thing]
-            segments.append(
-                {
-                    "id": info["id"],
-                    "category_id": label,
-                    "isthing": is_thing,
-                    "score": info.get("score"),
-                    "area": info.get("area"),
-                }
-            )
+            segment = {"id": info["id"], "category_id": label, "isthing": is_thing}
+            segments.append({**segment, "score": info.get("score"), "area": info.get("area")})
         listed = Counter(segment["id"] for segment in segments)
         there = Counter(set(np.unique(ids).tolist()) - {0})
         if listed != there:
@@ -160,14 +139,15 @@ class FilePredictions:
                     f"{one['bbox']!r:.60} and {one['score']!r:.60}"
                 )
         masks = [mask_util.decode(one["segmentation"]).astype(bool) for one in found]
-        instances = Instances(size)
-        instances.pred_masks = torch.as_tensor(np.array(masks).reshape(-1, *size))
         boxes = torch.tensor([one["bbox"] for one in found], dtype=torch.float32).reshape(-1, 4)
-        instances.pred_boxes = Boxes(torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1))
-        instances.scores = torch.tensor([float(one["score"]) for one in found])
         labels = [self._labels[one["category_id"], True] for one in found]
-        instances.pred_classes = torch.tensor(labels, dtype=torch.long)
-        return instances
+        return Instances(
+            size,
+            pred_masks=torch.as_tensor(np.array(masks).reshape(-1, *size)),
+            pred_boxes=Boxes(BoxMode.convert(boxes, BoxMode.XYWH_ABS, BoxMode.XYXY_ABS)),
+            scores=torch.tensor([float(one["score"]) for one in found]),
+            pred_classes=torch.tensor(labels, dtype=torch.long),
+        )
 
     def _sem_seg(self, stem: str, size: tuple[int, int]) -> torch.Tensor:
         path = self.folder / "semantic" / f"{stem}.png"
@@ -181,36 +161,44 @@ class FilePredictions:
                 f"{path} is no map of the labels 0 to {self._num_labels - 1}: are these the "
                 "predictions of another model?"
             )
-        self._check_size(path, tuple(labels.shape), size)
+        _require_size(path, tuple(labels.shape), size)
         one_hot = torch.zeros(self._num_labels, *labels.shape, dtype=torch.uint8)
         return one_hot.scatter_(0, labels[None], 1)
 
-    def _check_size(self, path: Path, shape: tuple[int, ...], size: tuple[int, int]) -> None:
-        if shape != size:
-            raise ValueError(
-                f"{path} has {shape[0]} x {shape[1]} pixels, its image in images.json {size[0]} x "
-                f"{size[1]} (height x width): write the results anew"
-            )
-
-    def _check_categories(self, content: Any, categories: Sequence[Category]) -> None:
+    def _read_images(self, categories: Sequence[Category]) -> dict[str, dict[str, Any]]:
+        """Entries of images.json by the stems of their file names, if its classes are ours."""
+        path = self.folder / "images.json"
         theirs = {
             repr((c.get("id"), c.get("name"), c.get("label"))): str(c.get("name"))
-            for c in self._list(content, "categories", "images.json")
+            for c in self._read("images.json", "categories")
         }
         ours = {repr((c.id, c.name, c.label)): c.name for c in categories}
         if theirs.keys() != ours.keys():
             other = sorted({**theirs, **ours}[key] for key in theirs.keys() ^ ours.keys())
             raise ValueError(
-                f"{self.folder / 'images.json'} has other classes than the data set: "
+                f"{path} has other classes than the data set: "
                 f"{', '.join(other[:5])}{' …' if len(other) > 5 else ''}"
             )
+        images: dict[str, dict[str, Any]] = {}
+        for image in self._read("images.json", "images"):
+            stem = Path(str(image.get("file_name"))).stem
+            if stem in images:
+                raise ValueError(f"{path}: '{stem}' is there twice")
+            for key, fits in (("id", is_id), ("height", is_count), ("width", is_count)):
+                if not fits(image.get(key)):
+                    raise ValueError(
+                        f"{path}: the image '{stem}' has no {key} that is a whole number"
+                    )
+            images[stem] = image
+        return images
 
-    def _read(self, name: str) -> Any:
+    def _read(self, name: str, key: str = "") -> list[dict[str, Any]]:
+        """The records of a JSON file: under a key, or all of it."""
         path = self.folder / name
         if path.exists() and not path.is_file():
             raise ValueError(f"{path} is no regular file")  # a named pipe would never end
         try:
-            return json.loads(read_text(path))
+            content = json.loads(read_text(path))
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"--predictions {self.folder}: no {name} in it; demo/demo.py --results writes "
@@ -218,18 +206,24 @@ class FilePredictions:
             ) from error
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} cannot be read as JSON: {error}") from error
+        if key:
+            content = content.get(key) if isinstance(content, dict) else None
+        if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
+            raise ValueError(f"{path} has no list of {key or 'records'}")
+        return content
 
-    def _list(self, content: Any, key: str, name: str) -> list[dict[str, Any]]:
-        found = content.get(key) if isinstance(content, dict) else None
-        if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
-            what = f"no list of {key}" if key else "no list of records"
-            raise ValueError(f"{self.folder / name} has {what}")
-        return found
-
-    def _image_id(self, record: dict[str, Any], name: str) -> Any:
+    def _image_id(self, record: Mapping[str, Any], name: str) -> Any:
         image_id = record.get("image_id")
         if not is_id(image_id, text=True):
             raise ValueError(
                 f"{self.folder / name}: image_id {image_id!r:.60} is no whole number or text"
             )
         return image_id
+
+
+def _require_size(path: Path, shape: tuple[int, ...], size: tuple[int, int]) -> None:
+    if shape != size:
+        raise ValueError(
+            f"{path} has {shape[0]} x {shape[1]} pixels, its image in images.json {size[0]} x "
+            f"{size[1]} (height x width): write the results anew"
+        )
