@@ -36,8 +36,7 @@ from knet.data.annotations.pictures import read_picture
 from knet.data.defects import DataError
 from knet.demo.files import find_pictures, output_files, require_unique_stems, writable_folder
 from knet.demo.model_arguments import add_model_arguments, load_predictor
-from knet.demo.video import CODECS, VideoReader, VideoWriter
-from knet.demo.window import Window
+from knet.demo.video import CODECS, VideoReader, VideoWriter, Window
 from knet.errors import UserError, run_command
 from knet.modeling.build import is_semantic
 from knet.modeling.classes import class_ids_from_config

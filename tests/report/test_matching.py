@@ -60,13 +60,13 @@ def test_counts_are_those_of_the_panoptic_quality(seed):
         )
     expected = image_statistics(true_ids, ids, true_infos, infos)
     truth, found = segments_of(true_ids, true_infos, void=True), segments_of(ids, infos)
-    matching = match_segments(truth, found)
+    statistics = match_segments(truth, found)
     for label in range(3):
-        ours, theirs = matching.statistics[label], expected[label]
+        ours, theirs = statistics[label], expected[label]
         assert (ours.tp, ours.fp, ours.fn) == (theirs.tp, theirs.fp, theirs.fn)
         assert ours.iou == pytest.approx(theirs.iou)
     confusion = Confusion([0, 1, 2])
-    confusion.add_segments(truth, found, matching)
+    confusion.add_segments(truth, found)
     for label in range(3):
         s = expected[label]
         assert confusion.counts[label, label] == s.tp
@@ -88,21 +88,21 @@ def test_overlapping_instances_choose_by_score_and_class():
         box(2, 20, 30, 0.8),  # another class
         box(2, 34, 38, 0.7),  # in the crowd
     ]
-    matching = match_segments(truth, Segments(SIZE, found))
-    assert [o.status for o in matching.predicted] == ["false", "match", "confused", "ignored"]
-    assert [o.status for o in matching.truth] == ["match", "confused", "ignored"]
-    assert matching.truth[0].iou == pytest.approx(0.9) and matching.truth[0].partner == 1
-    assert matching.statistics[0].quality()["rq"] == pytest.approx(2 / 3)
+    statistics = match_segments(truth, Segments(SIZE, found))
+    assert [s.status for s in found] == ["false", "match", "confused", "ignored"]
+    assert [s.status for s in truth.segments] == ["match", "confused", "ignored"]
+    assert truth.segments[0].iou == pytest.approx(0.9) and truth.segments[0].partner is found[1]
+    assert statistics[0].quality()["rq"] == pytest.approx(2 / 3)
     confusion = Confusion([0, 1, 2])
-    confusion.add_segments(truth, Segments(SIZE, found), matching)
+    confusion.add_segments(truth, Segments(SIZE, found))
     assert confusion.counts.tolist() == [[1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0], [1, 0, 0, 0]]
 
 
 def test_nothing_to_find_and_nothing_found():
     for true, found in (([box(0, 0, 9)], []), ([], [box(0, 0, 9, 0.5)]), ([], [])):
-        matching = match_segments(Segments(SIZE, true), Segments(SIZE, found))
-        assert [o.status for o in matching.truth] == ["missed"] * len(true)
-        assert [o.status for o in matching.predicted] == ["false"] * len(found)
+        match_segments(Segments(SIZE, true), Segments(SIZE, found))
+        assert [s.status for s in true] == ["missed"] * len(true)
+        assert [s.status for s in found] == ["false"] * len(found)
 
 
 def test_regions_leave_void_out():
@@ -110,9 +110,9 @@ def test_regions_leave_void_out():
     void[:, 30:] = True
     truth = Segments(SIZE, [box(0, 0, 20), box(1, 20, 30)], rle(void))
     found = Segments(SIZE, [box(0, 0, 26), box(1, 26, 36), box(2, 36, 40)])
-    matching = match_regions(truth, found)
-    assert [o.status for o in matching.predicted] == ["match", "false", "ignored"]
-    assert [o.iou for o in matching.truth] == pytest.approx([20 / 26, 4 / 10])
+    match_regions(truth, found)
+    assert [s.status for s in found.segments] == ["match", "false", "ignored"]
+    assert [s.iou for s in truth.segments] == pytest.approx([20 / 26, 4 / 10])
 
 
 def test_large_matrices_are_merged():

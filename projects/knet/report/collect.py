@@ -16,8 +16,6 @@ from knet.evaluation.panoptic_quality import PanopticStatistics
 from knet.report.counts import Confusion, ScoreCounts
 from knet.report.segments import (
     IGNORED,
-    Matching,
-    Outcome,
     Segments,
     match_regions,
     match_segments,
@@ -26,15 +24,6 @@ from knet.report.segments import (
 )
 from knet.results.categories import Category
 from knet.visualization import DRAWN_SCORE
-
-__all__ = [
-    "MEASURES",
-    "ReportCollector",
-    "ReportImage",
-    "choose_task",
-    "evaluate",
-    "has_truth",
-]
 
 # Task → what images are ranked by.
 MEASURES = {"panoptic": "PQ", "instance": "F1", "semantic": "mIoU"}
@@ -92,9 +81,7 @@ class ReportImage:
         number: position in the data set, from 0.
         record: of the data set.
         quality: in [0, 1], see ``MEASURES``.
-        truth, predicted: instances with a score of at least 0.05 are kept.
-        matching: of those that count, see :class:`ReportCollector`; the outcome of a prediction
-            that does not count is ``ignored``.
+        truth, predicted: matched; instances with a score of at least 0.05 are kept.
     """
 
     number: int
@@ -102,7 +89,6 @@ class ReportImage:
     quality: float
     truth: Segments
     predicted: Segments
-    matching: Matching
 
 
 class ReportCollector:
@@ -178,17 +164,16 @@ class ReportCollector:
             self.pixel_confusion.add_pixels(truth.labels, predicted.labels)
         if self.task == "semantic":
             truth, predicted = replace(truth, labels=None), replace(predicted, labels=None)
-            matching = match_regions(truth, predicted)
-            ious = [outcome.iou for outcome in matching.truth]
-            ious += [0.0 for o in matching.predicted if o.partner is None and o.status != IGNORED]
+            match_regions(truth, predicted)
+            ious = [segment.iou for segment in truth.segments]
+            ious += [0.0 for s in predicted.segments if not s.partner and s.status != IGNORED]
             quality = float(np.mean(ious)) if ious else 1.0
         else:
             predicted = predicted_segments(output, self.task, min_score=_MIN_SCORE)
             truth = true_segments(record, predicted.size, self.task, **self._of_truth)
-            matching, quality = self._match(truth, predicted)
-        image = ReportImage(self.num_seen, record, quality, truth, predicted, matching)
+            quality = self._match(truth, predicted)
+        self._kept.append(ReportImage(self.num_seen, record, quality, truth, predicted))
         self.num_seen += 1
-        self._kept.append(image)
         if len(self._kept) > 2 * self._num_images:
             self._prune()
 
@@ -198,29 +183,25 @@ class ReportCollector:
         self._prune()
         return list(self._kept)
 
-    def _match(self, truth: Segments, predicted: Segments) -> tuple[Matching, float]:
-        """Match and count segments; returns the outcomes and the image's quality."""
-        counted = predicted
+    def _match(self, truth: Segments, predicted: Segments) -> float:
+        """Match and count the segments of an image; returns its quality."""
+        statistics = match_segments(truth, predicted)
+        self.score_counts.add(truth, predicted)
         if self.task == "instance":
-            # sorted, so that outcomes keep their position when the rest follows
-            predicted.segments.sort(key=lambda s: -(s.score or 0.0))
             strong = [s for s in predicted.segments if (s.score or 0.0) >= self.score_threshold]
-            counted = replace(predicted, segments=strong)
-        matching = match_segments(truth, counted)
-        weak = len(predicted.segments) - len(counted.segments)
-        self.score_counts.add(
-            truth, predicted, match_segments(truth, predicted) if weak else matching
-        )
-        self.statistics += matching.statistics
-        self.segment_confusion.add_segments(truth, counted, matching)
-        matching.predicted += [Outcome(IGNORED) for _ in range(weak)]
+            if len(strong) < len(predicted.segments):
+                for segment in predicted.segments:
+                    segment.become(IGNORED)
+                statistics = match_segments(truth, replace(predicted, segments=strong))
+        self.statistics += statistics
+        self.segment_confusion.add_segments(truth, predicted)
         # nothing to find and nothing found is right
         if self.task == "panoptic":
-            mean = matching.statistics.average(self.labels)
-            return matching, mean["pq"] if mean["n"] else 1.0
-        counts = matching.statistics.categories.values()
+            mean = statistics.average(self.labels)
+            return mean["pq"] if mean["n"] else 1.0
+        counts = statistics.categories.values()
         right, wrong = sum(2 * c.tp for c in counts), sum(c.fp + c.fn for c in counts)
-        return matching, right / (right + wrong) if right + wrong else 1.0
+        return right / (right + wrong) if right + wrong else 1.0
 
     def _prune(self) -> None:
         self._kept.sort(key=lambda image: (image.quality, image.number))

@@ -8,9 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from knet.report.segments import FALSE, IGNORED, MATCH, Matching, Outcome, Segment, Segments
-
-__all__ = ["BestThreshold", "Confusion", "ConfusionTable", "ScoreCounts"]
+from knet.report.segments import FALSE, IGNORED, MATCH, Segment, Segments
 
 _STEPS = 100  # thresholds are hundredths, as the page's slider has them
 
@@ -44,17 +42,14 @@ class Confusion:
         self._position = {label: k for k, label in enumerate(labels)}
         self.counts = np.zeros((len(labels) + 1, len(labels) + 1), np.int64)
 
-    def add_segments(self, truth: Segments, predicted: Segments, matching: Matching) -> None:
-        """Count the segments of an image."""
-        for segment, outcome in zip(truth.segments, matching.truth):
-            if outcome.status == IGNORED:
-                continue
-            column = -1
-            if outcome.partner is not None:
-                column = self._position[predicted.segments[outcome.partner].label]
-            self.counts[self._position[segment.label], column] += 1
-        for segment, outcome in zip(predicted.segments, matching.predicted):
-            if outcome.status == FALSE:
+    def add_segments(self, truth: Segments, predicted: Segments) -> None:
+        """Count the segments of an image, once they are matched."""
+        for segment in truth.segments:
+            if segment.status != IGNORED:
+                column = -1 if segment.partner is None else self._position[segment.partner.label]
+                self.counts[self._position[segment.label], column] += 1
+        for segment in predicted.segments:
+            if segment.status == FALSE:
                 self.counts[-1, self._position[segment.label]] += 1
 
     def add_pixels(self, truth: np.ndarray, predicted: np.ndarray) -> None:
@@ -132,16 +127,16 @@ class ScoreCounts:
         self._wrong = np.zeros(_STEPS + 1, np.int64)
         self._true = 0
 
-    def add(self, truth: Segments, predicted: Segments, matching: Matching) -> None:
-        """Count the things of an image; what has no score does not count."""
-        for segment, outcome in zip(predicted.segments, matching.predicted):
-            if self._counts(segment, outcome) and segment.score is not None:
-                counts = self._right if outcome.status == MATCH else self._wrong
+    def add(self, truth: Segments, predicted: Segments) -> None:
+        """Count the things of an image, once all are matched; what has no score does not count."""
+        for segment in predicted.segments:
+            if self._counts(segment) and segment.score is not None:
+                counts = self._right if segment.status == MATCH else self._wrong
                 counts[min(_STEPS, int(segment.score * _STEPS + 1e-6))] += 1
-        self._true += sum(map(self._counts, truth.segments, matching.truth))
+        self._true += sum(map(self._counts, truth.segments))
 
-    def _counts(self, segment: Segment, outcome: Outcome) -> bool:
-        return segment.label in self._things and outcome.status != IGNORED
+    def _counts(self, segment: Segment) -> bool:
+        return segment.label in self._things and segment.status != IGNORED
 
     def best(self) -> BestThreshold | None:
         """The middle one of the thresholds whose F1 is the highest; None without a right thing."""

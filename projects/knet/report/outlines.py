@@ -16,17 +16,7 @@ from scipy.ndimage import distance_transform_cdt
 from knet.data.annotations.image_files import MAX_PIXELS
 from knet.data.annotations.pictures import read_picture
 from knet.report.collect import ReportImage
-from knet.report.segments import Outcome, Segment
-
-__all__ = [
-    "BYTES_AN_IMAGE",
-    "OutlinedImage",
-    "OutlinedSegment",
-    "draw_image",
-    "inner_point",
-    "outline",
-    "shrink_labels",
-]
+from knet.report.segments import Segment
 
 # 200 images make 16 MB.
 BYTES_AN_IMAGE = 80_000
@@ -44,16 +34,13 @@ class OutlinedSegment:
     """A segment as it is drawn.
 
     Attributes:
-        segment, outcome: see :mod:`knet.report.segments`.
-        partner: label of the segment that it was matched with, or None.
+        segment: with what became of it.
         share: of the picture's pixels.
         path: SVG outline in pixels of the drawing.
         at: (x, y) for its name.
     """
 
     segment: Segment
-    outcome: Outcome
-    partner: int | None
     share: float
     path: str
     at: tuple[int, int]
@@ -65,15 +52,14 @@ class OutlinedImage:
 
     Attributes:
         name: of its file.
-        number, quality: see :class:`ReportImage`.
+        image: of which it is.
         width, height: of the drawing, in pixels.
         photo: a ``data:`` address.
         truth, predicted: from the largest to the smallest.
     """
 
     name: str
-    number: int
-    quality: float
+    image: ReportImage
     width: int
     height: int
     photo: str
@@ -111,33 +97,25 @@ def _draw(image: ReportImage, pixels: np.ndarray, scale: float) -> OutlinedImage
     stream = io.BytesIO()
     lossless = max(width, height) <= _LOSSLESS_SIDE
     photo.save(stream, "WEBP", quality=80, method=4, lossless=lossless)
-    truth, predicted = image.truth.segments, image.predicted.segments
     return OutlinedImage(
         name=Path(image.record["file_name"]).name,
-        number=image.number,
-        quality=image.quality,
+        image=image,
         width=width,
         height=height,
         photo="data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode(),
-        truth=_outlined(truth, image.matching.truth, predicted, (height, width)),
-        predicted=_outlined(predicted, image.matching.predicted, truth, (height, width)),
+        truth=_outlined(image.truth.segments, (height, width)),
+        predicted=_outlined(image.predicted.segments, (height, width)),
     )
 
 
-def _outlined(
-    segments: Sequence[Segment],
-    outcomes: Sequence[Outcome],
-    others: Sequence[Segment],
-    size: tuple[int, int],
-) -> list[OutlinedSegment]:
+def _outlined(segments: Sequence[Segment], size: tuple[int, int]) -> list[OutlinedSegment]:
     found = []
-    for segment, outcome in sorted(zip(segments, outcomes), key=lambda pair: -pair[0].area):
+    for segment in sorted(segments, key=lambda segment: -segment.area):
         whole = mask_util.decode(segment.rle).astype(bool)
         mask = shrink_labels(whole, size)
         if mask.any():  # else thinner than a pixel of the drawing
-            partner = None if outcome.partner is None else others[outcome.partner].label
-            share, path = segment.area / whole.size, outline(mask)
-            found.append(OutlinedSegment(segment, outcome, partner, share, path, inner_point(mask)))
+            share = segment.area / whole.size
+            found.append(OutlinedSegment(segment, share, outline(mask), inner_point(mask)))
     return found
 
 

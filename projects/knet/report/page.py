@@ -19,8 +19,6 @@ from knet.report.outlines import draw_image
 from knet.results.categories import Category
 from knet.visualization import with_colors
 
-__all__ = ["Column", "Metric", "class_columns", "overall_metrics", "render_report"]
-
 _TASKS = {
     "panoptic_seg": "Panoptic segmentation",
     "segm": "Instances (masks)",

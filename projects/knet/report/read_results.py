@@ -22,8 +22,6 @@ from knet.data.defects import raise_first
 from knet.files import read_text
 from knet.results.categories import Category
 
-__all__ = ["FilePredictions"]
-
 
 class FilePredictions:
     """A folder of results, image by image in the form that Detectron2's models give.

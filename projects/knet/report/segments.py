@@ -1,4 +1,4 @@
-"""Ground truth and results of an image as segments, and which of them belong together."""
+"""Ground truth and results of an image as segments, and what becomes of each: found, missed, …"""
 
 from __future__ import annotations
 
@@ -21,22 +21,6 @@ from knet.data.labels import (
 )
 from knet.evaluation.panoptic_quality import PanopticStatistics
 
-__all__ = [
-    "CONFUSED",
-    "FALSE",
-    "IGNORED",
-    "MATCH",
-    "MISSED",
-    "Matching",
-    "Outcome",
-    "Segment",
-    "Segments",
-    "match_regions",
-    "match_segments",
-    "predicted_segments",
-    "true_segments",
-]
-
 Rle = dict[str, Any]
 
 # What can be said of a segment.
@@ -45,7 +29,7 @@ MATCH, CONFUSED, MISSED, FALSE, IGNORED = "match", "confused", "missed", "false"
 _IOU = 0.5
 
 
-@dataclass
+@dataclass(eq=False)
 class Segment:
     """One segment.
 
@@ -54,7 +38,13 @@ class Segment:
         rle: compressed RLE of its mask at the picture's size.
         score: of a prediction that has one, in [0, 1].
         is_crowd: a region of many objects, of ground truth only.
-        area: pixels; counted.
+        area: pixels.
+        status: once matched: ``match``: found, with its class; ``confused``: found as another
+            class; ``missed``: not found; ``false``: there is no such thing; ``ignored``: a crowd,
+            or a prediction mostly on crowd or void, or one that does not count. Found means an
+            IoU above 0.5.
+        partner: the segment that it was matched with, or None.
+        iou: with the partner; 0 without.
     """
 
     label: int
@@ -62,9 +52,16 @@ class Segment:
     score: float | None = None
     is_crowd: bool = False
     area: int = field(init=False)
+    status: str = field(init=False, default=IGNORED)
+    partner: Segment | None = field(init=False, default=None, repr=False)
+    iou: float = field(init=False, default=0.0)
 
     def __post_init__(self) -> None:
         self.area = int(mask_util.area(self.rle))
+
+    def become(self, status: str, partner: Segment | None = None, iou: float = 0.0) -> None:
+        """Set what is said of it."""
+        self.status, self.partner, self.iou = status, partner, iou
 
 
 @dataclass
@@ -185,39 +182,7 @@ def _encode(mask: np.ndarray) -> Rle:
     return mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
 
 
-@dataclass
-class Outcome:
-    """What became of a segment.
-
-    Attributes:
-        status: ``match``: found, with its class; ``confused``: found as another class;
-            ``missed``: not found; ``false``: there is no such thing; ``ignored``: a crowd, or a
-            prediction mostly on crowd or void. Found means an IoU above 0.5.
-        iou: with the segment ``partner``; 0 without.
-        partner: that segment's position, or None.
-    """
-
-    status: str
-    iou: float = 0.0
-    partner: int | None = None
-
-
-@dataclass
-class Matching:
-    """The outcome of all segments of an image, in their order.
-
-    Attributes:
-        truth, predicted: one outcome a segment.
-        statistics: true positives, IoUs, false positives and negatives a class; of
-            :func:`match_segments` only.
-    """
-
-    truth: list[Outcome]
-    predicted: list[Outcome]
-    statistics: PanopticStatistics = field(default_factory=PanopticStatistics)
-
-
-def match_segments(truth: Segments, predicted: Segments) -> Matching:
+def match_segments(truth: Segments, predicted: Segments) -> PanopticStatistics:
     """Match panoptic segments or instances by the rules of the panoptic quality.
 
     A prediction and a true segment can match if their IoU, without the prediction's pixels on
@@ -225,12 +190,15 @@ def match_segments(truth: Segments, predicted: Segments) -> Matching:
     matches are the true positives. What is left over is matched in the same way whatever its
     class, which tells a confusion from a miss. Segments of a panoptic image cannot overlap, so
     the order is of no consequence there, and the counts are those of the panoptic quality.
+
+    Returns:
+        True positives, IoUs, false positives and negatives a class; the segments hold the rest.
     """
     true, found = truth.segments, predicted.segments
-    matching = Matching(
-        [Outcome(IGNORED if s.is_crowd else MISSED) for s in true],
-        [Outcome(FALSE) for _ in found],
-    )
+    for segment in true:
+        segment.become(IGNORED if segment.is_crowd else MISSED)
+    for segment in found:
+        segment.become(FALSE)
     shared, on_void, iou = _overlaps(truth, predicted)
     iou[:, [s.is_crowd for s in true]] = 0
     same = np.array([[p.label == t.label for t in true] for p in found], bool).reshape(iou.shape)
@@ -238,56 +206,56 @@ def match_segments(truth: Segments, predicted: Segments) -> Matching:
     order = sorted(range(len(found)), key=lambda k: -(found[k].score or 0.0))
     for status, allowed in ((MATCH, same), (CONFUSED, ~same)):
         free = np.where(allowed, iou, 0.0)
-        free[:, [outcome.partner is not None for outcome in matching.truth]] = 0
+        free[:, [s.partner is not None for s in true]] = 0
         for k in order:
-            if matching.predicted[k].partner is not None or not len(true):
+            if found[k].partner is not None or not true:
                 continue
             best = int(free[k].argmax())
             if free[k, best] > _IOU:
-                matching.predicted[k] = Outcome(status, float(iou[k, best]), best)
-                matching.truth[best] = Outcome(status, float(iou[k, best]), k)
+                true[best].become(status, found[k], float(iou[k, best]))
+                found[k].become(status, true[best], float(iou[k, best]))
                 free[:, best] = 0
 
+    statistics = PanopticStatistics()
     crowds = {s.label: k for k, s in enumerate(true) if s.is_crowd}
-    for k, (segment, outcome) in enumerate(zip(found, matching.predicted)):
+    for k, segment in enumerate(found):
         crowd = crowds.get(segment.label)
         ignored = on_void[k] + (0 if crowd is None else shared[k, crowd])
-        if outcome.status != MATCH and ignored / segment.area > 0.5:
-            if outcome.partner is not None:
-                matching.truth[outcome.partner] = Outcome(MISSED)
-            matching.predicted[k] = Outcome(IGNORED)
-
-    statistics = matching.statistics
-    for segment, outcome in zip(found, matching.predicted):
-        if outcome.status == MATCH:
+        if segment.status == MATCH:
             statistics[segment.label].tp += 1
-            statistics[segment.label].iou += outcome.iou
-        elif outcome.status != IGNORED:
+            statistics[segment.label].iou += segment.iou
+        elif ignored / segment.area > 0.5:
+            if segment.partner is not None:
+                segment.partner.become(MISSED)
+            segment.become(IGNORED)
+        else:
             statistics[segment.label].fp += 1
-    for segment, outcome in zip(true, matching.truth):
-        if outcome.status not in (MATCH, IGNORED):
+    for segment in true:
+        if segment.status not in (MATCH, IGNORED):
             statistics[segment.label].fn += 1
-    return matching
+    return statistics
 
 
-def match_regions(truth: Segments, predicted: Segments) -> Matching:
+def match_regions(truth: Segments, predicted: Segments) -> None:
     """Match the regions of semantic maps: each class with itself, pixels of void left out.
 
     A region with an IoU of at most 0.5 is ``missed`` or ``false``, and keeps its IoU.
     """
     true, found = truth.segments, predicted.segments
-    matching = Matching([Outcome(MISSED) for _ in true], [Outcome(FALSE) for _ in found])
+    for segment in true:
+        segment.become(IGNORED if segment.is_crowd else MISSED)
+    for segment in found:
+        segment.become(FALSE)
     _, on_void, ious = _overlaps(truth, predicted)
     of_label = {s.label: k for k, s in enumerate(true)}
     for k, segment in enumerate(found):
         partner = of_label.get(segment.label)
         if on_void[k] == segment.area:
-            matching.predicted[k] = Outcome(IGNORED)
+            segment.become(IGNORED)
         elif partner is not None and ious[k, partner] > 0:
             iou = float(ious[k, partner])
-            matching.predicted[k] = Outcome(MATCH if iou > _IOU else FALSE, iou, partner)
-            matching.truth[partner] = Outcome(MATCH if iou > _IOU else MISSED, iou, k)
-    return matching
+            segment.become(MATCH if iou > _IOU else FALSE, true[partner], iou)
+            true[partner].become(MATCH if iou > _IOU else MISSED, segment, iou)
 
 
 def _overlaps(truth: Segments, predicted: Segments) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
