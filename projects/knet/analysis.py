@@ -26,8 +26,6 @@ from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis
 from fvcore.nn.jit_handles import conv_flop_jit, einsum_flop_jit, get_shape
 from torch import Tensor, nn
 
-__all__ = ["Count", "activation_analysis", "flop_analysis"]
-
 Handle = Callable[[Sequence[Any], Sequence[Any]], Union[int, Counter]]
 
 _FLOATING = {"Half", "BFloat16", "Float", "Double"}

@@ -30,16 +30,6 @@ from knet.predictor import KNetPredictor
 from knet.results.categories import categories_of
 from knet.visualization import DRAWN_SCORE
 
-__all__ = [
-    "KernelAverages",
-    "KernelTrace",
-    "average_masks",
-    "draw_average_masks",
-    "draw_class_scores",
-    "draw_kernel_rounds",
-    "trace_kernels",
-]
-
 Predictions = Union[MaskPredictions, PixelPredictions]
 
 _UNSURE = (0.1, 0.9)  # a pixel between these probabilities is unsure
@@ -126,31 +116,23 @@ def trace_kernels(
     """
     stages, size = _stages(predictor, image), image.shape[:2]
     names, num_stuff = _classes(predictor)
-    last = stages[-1]
-    class_scores = None
-    if isinstance(last, PixelPredictions):
-        everything = range(len(last.logits))
-        num_things = 0
-        # no class branch: how much of the image each class wins
-        scores = torch.stack([_won(_masks(stage, everything, size)) for stage in stages])
-        labels = torch.arange(len(last.logits)).expand(len(scores), -1)
-    else:
-        rounds = [p for p in stages[1:] if isinstance(p, MaskPredictions)]
-        num_things = len(last.class_scores) - num_stuff
-        pairs = [_best_classes(p, len(names), num_stuff) for p in rounds]
-        scores = torch.stack([torch.full_like(pairs[0][0], torch.nan), *(s for s, _ in pairs)])
-        labels = torch.stack([torch.full_like(pairs[0][1], -1), *(c for _, c in pairs)])
-        class_scores = torch.stack([p.class_scores for p in rounds])
+    best_classes = [_best_classes(stage, len(names), num_stuff, size) for stage in stages]
+    scores, labels = (torch.stack(values) for values in zip(*best_classes))
     best = scores[-1].argsort(descending=True, stable=True)[:num_kernels]
+    class_scores = None
+    rounds = [stage for stage in stages[1:] if isinstance(stage, MaskPredictions)]
+    if rounds:
+        scores[0], labels[0] = torch.nan, -1
+        class_scores = torch.stack([stage.class_scores[best] for stage in rounds]).cpu().numpy()
     masks = torch.stack([_masks(stage, best.tolist(), size) for stage in stages])
     return KernelTrace(
         kernels=best.cpu().numpy(),
-        num_things=num_things,
+        num_things=scores.shape[1] - num_stuff,
         num_thing_classes=len(names) - num_stuff,
         masks=masks.cpu().numpy(),
         scores=scores[:, best].cpu().numpy(),
-        labels=labels.to(best.device)[:, best].cpu().numpy(),
-        class_scores=None if class_scores is None else class_scores[:, best].cpu().numpy(),
+        labels=labels[:, best].cpu().numpy(),
+        class_scores=class_scores,
         class_names=names,
     )
 
@@ -179,19 +161,16 @@ def average_masks(
     num_images = 0
     for num_images, image in enumerate(images, start=1):
         last = _stages(predictor, image)[-1]
-        if isinstance(last, PixelPredictions):
-            masks = _masks(last, range(len(last.logits)), (size, size))
-            used, labels = _won(masks) > 0, torch.arange(len(masks))
-        else:
-            count = len(last.class_scores) - num_stuff or len(last.class_scores)
-            masks = _masks(last, range(count), (size, size))
-            scores, labels = _best_classes(last, len(names), num_stuff)
-            used, labels = scores[:count] >= score_threshold, labels[:count]
+        scores, labels = _best_classes(last, len(names), num_stuff, (size, size))
+        count = len(scores) - num_stuff or len(scores)
+        masks = _masks(last, range(count), (size, size))
+        # a class of a semantic model is used where it wins a pixel
+        used = scores > 0 if isinstance(last, PixelPredictions) else scores >= score_threshold
         if num_images == 1:
             total = torch.zeros_like(masks, dtype=torch.float64)
-            counts = torch.zeros(len(masks), len(names), dtype=torch.int64)
+            counts = torch.zeros(count, len(names), dtype=torch.int64)
         total += masks
-        counts[torch.arange(len(masks)), labels.cpu()] += used.cpu()
+        counts[torch.arange(count), labels[:count].cpu()] += used[:count].cpu()
     if not num_images:
         raise ValueError("no image to average over")
     often = counts.max(dim=1)
@@ -238,19 +217,18 @@ def _classes(predictor: KNetPredictor) -> tuple[tuple[str, ...], int]:
 
 
 def _best_classes(
-    predictions: MaskPredictions, num_classes: int, num_stuff: int
+    predictions: Predictions, num_classes: int, num_stuff: int, size: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
+    """Each kernel's best class and its score; the share of the picture that a semantic one wins."""
+    if isinstance(predictions, PixelPredictions):  # kernels are classes
+        winner = predictions.probabilities(size).argmax(dim=0).flatten()
+        won = torch.bincount(winner, minlength=num_classes)
+        return won / max(len(winner), 1), torch.arange(num_classes, device=won.device)
     return kernel_scores(
         predictions.class_scores,
         num_things=len(predictions.class_scores) - num_stuff,
         num_thing_classes=num_classes - num_stuff,
     )
-
-
-def _won(masks: Tensor) -> Tensor:
-    """(K,) share of the pixels that each of (K, H, W) wins."""
-    winner = masks.argmax(dim=0).flatten()
-    return torch.bincount(winner, minlength=len(masks)) / max(len(winner), 1)
 
 
 def draw_kernel_rounds(image: np.ndarray, trace: KernelTrace) -> np.ndarray:

@@ -30,16 +30,6 @@ from knet.data.labels import IGNORE_LABEL, encode_segmentation
 if TYPE_CHECKING:
     from knet.predictor import KNetPredictor
 
-__all__ = [
-    "DRAWN_SCORE",
-    "TASKS",
-    "draw_annotations",
-    "draw_result",
-    "draw_sheet",
-    "with_colors",
-    "write_sheets",
-]
-
 logger = logging.getLogger(__name__)
 
 # Task → the model's output (Detectron2's names).

@@ -14,8 +14,6 @@ import numpy as np
 
 from knet.errors import UserError
 
-__all__ = ["CODECS", "VideoReader", "VideoWriter", "Window"]
-
 # Tried in this order: MPEG-4 part 2 is in every build of OpenCV; H.264, which browsers play, in
 # few. AVI files take MPEG-4 under its other name.
 CODECS = ("mp4v", "avc1", "XVID")

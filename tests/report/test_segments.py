@@ -1,4 +1,4 @@
-"""Outcomes of segments, against the panoptic quality's own counts."""
+"""What becomes of segments, against the panoptic quality's own counts."""
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -113,29 +113,3 @@ def test_regions_leave_void_out():
     match_regions(truth, found)
     assert [s.status for s in found.segments] == ["match", "false", "ignored"]
     assert [s.iou for s in truth.segments] == pytest.approx([20 / 26, 4 / 10])
-
-
-def test_large_matrices_are_merged():
-    confusion = Confusion(range(7))
-    confusion.counts[:] = np.diag([9, 9, 9, 9, 9, 9, 0, 0])  # the last class does not occur
-    confusion.counts[1, 4] = 5
-    confusion.counts[2, 7] = 1  # missed
-    table = confusion.table(limit=3)
-    assert table.rows == [1, 2, 4, -2] and table.columns == [1, 2, 4, -2, -1]
-    assert table.counts.tolist() == [
-        [9, 0, 5, 0, 0],
-        [0, 9, 0, 0, 1],
-        [0, 0, 9, 0, 0],
-        [0, 0, 0, 27, 0],
-    ]
-    assert table.shares[0].tolist() == pytest.approx([9 / 14, 0, 5 / 14, 0, 0])
-    assert confusion.most_frequent() == [(1, 4, 5, 5 / 14), (2, -1, 1, 1 / 10)]
-    assert table.counts.sum() == confusion.counts.sum()
-
-
-def test_pixels_of_label_maps():
-    confusion = Confusion([4, 2])
-    truth = np.array([[4, 4, 2, 255]], np.uint8)
-    confusion.add_pixels(truth, np.array([[4, 2, 2, 4]], np.uint8))
-    assert confusion.counts.tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 0]]
-    assert confusion.table().columns == [0, 1]

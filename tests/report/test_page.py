@@ -6,7 +6,6 @@ import re
 import numpy as np
 import pytest
 import report as tool
-import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from PIL import Image
@@ -14,9 +13,7 @@ from PIL import Image
 from knet.checkpoint.write_file import write_weights
 from knet.data import register_coco_panoptic
 from knet.evaluation import build_evaluator, pq_compute
-from knet.report.collect import ReportCollector, evaluate
-from knet.report.outlines import BYTES_AN_IMAGE, draw_image
-from knet.results.categories import Category, categories_of
+from knet.results.categories import categories_of
 
 from . import results
 from .page_reader import PageReader
@@ -220,45 +217,3 @@ def test_names_are_escaped(tiny_shapes, tiny_opts, tmp_path):
     assert name not in page and "<i>&" not in page
     assert any(values.get("data-name") == file_name for values in reader.all("li"))
     assert any(values.get("data-name") == name for values in reader.all("g"))
-
-
-def test_images_stay_small(tmp_path):
-    rng = np.random.default_rng(0)
-    path = tmp_path / "noise.png"
-    Image.fromarray(rng.integers(0, 256, (450, 600, 3), np.uint8)).save(path)
-    labels = rng.integers(0, 8, (450, 600)).astype(np.uint8)  # the worst that there can be
-    Image.fromarray(labels).save(tmp_path / "labels.png")
-    record = {"file_name": str(path), "sem_seg_file_name": str(tmp_path / "labels.png")}
-    categories = [Category(k, k, f"class {k}", False) for k in range(8)]
-    collector = ReportCollector(task="semantic", categories=categories)
-    output = torch.nn.functional.one_hot(torch.as_tensor(labels).long(), 8).permute(2, 0, 1)
-    collector.add(record, {"sem_seg": output})
-    (image,) = collector.images
-    assert image.quality == 1 and collector.pixel_confusion.counts.trace() == labels.size
-    picture = draw_image(image)
-    assert picture.num_bytes < BYTES_AN_IMAGE
-    assert max(picture.width, picture.height) >= 64 and len(picture.truth) == 8
-    assert 200 * BYTES_AN_IMAGE < 18e6
-
-
-def test_best_and_worst_are_kept(tiny_shapes):
-    records = DatasetCatalog.get("tiny_val")
-    categories = categories_of(MetadataCatalog.get("tiny_val"), results.IDS)
-
-    class Nothing:
-        def reset(self):
-            pass
-
-        def process(self, inputs, outputs):
-            pass
-
-        def evaluate(self):
-            return {}
-
-    every = ReportCollector(task="panoptic", categories=categories, num_images=99)
-    evaluate(records * 5, results.output_of, Nothing(), every)
-    few = ReportCollector(task="panoptic", categories=categories, num_images=3)
-    evaluate(records * 5, results.output_of, Nothing(), few)
-    ranked = [(image.quality, image.number) for image in every.images]
-    assert ranked == sorted(ranked) and len(ranked) == 20 == few.num_seen
-    assert [(i.quality, i.number) for i in few.images] == [*ranked[:2], ranked[-1]]
