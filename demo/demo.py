@@ -38,10 +38,7 @@ from knet.demo.files import find_pictures, output_files, require_unique_stems, w
 from knet.demo.model_arguments import add_model_arguments, load_predictor
 from knet.demo.video import CODECS, VideoReader, VideoWriter, Window
 from knet.errors import UserError, run_command
-from knet.modeling.build import is_semantic
-from knet.modeling.classes import class_ids_from_config
 from knet.predictor import KNetPredictor
-from knet.results.categories import categories_of
 from knet.results.coco_files import ResultFiles, image_ids
 from knet.visualization import DRAWN_SCORE, TASKS, draw_result
 
@@ -127,9 +124,7 @@ class Drawer:
 
     def result_files(self, folder: str) -> ResultFiles:
         """Files of the model's classes in a folder."""
-        cfg = self.predictor.cfg
-        ids = class_ids_from_config(cfg, semantic=is_semantic(cfg))
-        return ResultFiles(folder, categories=categories_of(self.predictor.metadata, ids))
+        return ResultFiles(folder, categories=self.predictor.categories)
 
     def draw(self, image: np.ndarray, results: Any, *, enlarge: bool) -> np.ndarray:
         """Small pictures may be enlarged, so that the labels are readable."""

@@ -23,11 +23,8 @@ from torch import Tensor
 
 from knet.inference.panoptic import kernel_scores
 from knet.inference.predictions import MaskPredictions, PixelPredictions
-from knet.modeling.build import is_semantic
-from knet.modeling.classes import class_ids_from_config
 from knet.modeling.meta_arch import KNet
 from knet.predictor import KNetPredictor
-from knet.results.categories import categories_of
 from knet.visualization import DRAWN_SCORE
 
 Predictions = Union[MaskPredictions, PixelPredictions]
@@ -211,9 +208,8 @@ def _masks(predictions: Predictions, kernels: Sequence[int], size: Sequence[int]
 
 def _classes(predictor: KNetPredictor) -> tuple[tuple[str, ...], int]:
     """Names of all classes, and how many of them are stuff."""
-    cfg = predictor.cfg
-    ids = class_ids_from_config(cfg, semantic=is_semantic(cfg))
-    return tuple(c.name for c in categories_of(predictor.metadata, ids)), len(ids.stuff)
+    categories = predictor.categories
+    return tuple(c.name for c in categories), sum(not c.is_thing for c in categories)
 
 
 def _best_classes(
