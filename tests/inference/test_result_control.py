@@ -195,5 +195,5 @@ def test_keys_reach_the_model(tiny_cfg):
 
 def test_semantic_models_refuse_them(semantic_cfg):
     semantic_cfg.MODEL.KNET.TEST.MIN_AREA = 5
-    with pytest.raises(ValueError, match="TEST.CLASSES .* choose among instances"):
+    with pytest.raises(ValueError, match=r"TEST\.CLASSES .* choose among instances"):
         build_model(semantic_cfg)
