@@ -21,7 +21,7 @@ from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from knet.accel import accelerate
+from knet.accel import accelerate_as_configured
 from knet.checkpoint.checkpointer import KNetCheckpointer
 from knet.checkpoint.newest import holds_training
 from knet.data.loader import build_train_loader, usable_workers
@@ -31,7 +31,6 @@ from knet.data.worker_errors import RaisingLoader, hand_over
 from knet.evaluation import build_evaluator
 from knet.evaluation.score_tables import format_classes, format_scores
 from knet.files import UNFINISHED, remove_unfinished
-from knet.modeling.test_time_augmentation import KNetWithTTA
 from knet.training.checkpoints import Checkpoints
 from knet.training.folder_lock import folder_lock
 from knet.training.optimizer import (
@@ -45,6 +44,7 @@ from knet.training.progress import Progress
 from knet.training.resume import format_changes, training_keys
 from knet.training.step import TrainStep
 from knet.training.stop import Stopped, StopSignals, spare_workers, stop_at_once
+from knet.tta import KNetWithTTA
 
 logger = logging.getLogger(__name__)
 
@@ -261,7 +261,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """The model of a config, made faster."""
-        return accelerate(super().build_model(cfg))
+        return accelerate_as_configured(super().build_model(cfg), cfg)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
