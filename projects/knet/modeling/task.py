@@ -151,7 +151,7 @@ class MaskTask:
             ]
             out["panoptic_seg"] = (id_map, info)
         if result.semantic is not None:
-            out["sem_seg"] = _reorder(result.semantic, labels)
+            out["sem_seg"] = reorder(result.semantic, labels)
         return out
 
 
@@ -193,7 +193,8 @@ def _require(x: Mapping[str, Any], key: str) -> None:
         )
 
 
-def _reorder(scores: Tensor, labels: Sequence[int]) -> Tensor:
+def reorder(scores: Tensor, labels: Sequence[int]) -> Tensor:
+    """Maps (K, H, W) of K-Net's classes at the places of their labels, the rest 0."""
     if list(labels) == list(range(len(labels))):
         return scores
     ordered = scores.new_zeros((max(labels) + 1, *scores.shape[1:]))
