@@ -87,8 +87,8 @@ def _add_model_config(cfg: CN) -> None:
     knet.ACCEL.DTYPE = "float32"
     # a GPU keeps graphs for this many padded sizes of batches, the least recently used goes; or 0
     knet.ACCEL.GRAPHS = 32
-    # less memory, more time in training: activations of "backbone" (a ResNet's stages) and "rounds"
-    # are dropped and computed again for the gradients
+    # less memory, more time in training: activations of "backbone" (a ResNet's stages), "rounds",
+    # "losses" (enlarged masks; on a CPU never kept) are computed again for the gradients
     knet.ACCEL.RECOMPUTE = ()
 
     # semantic models only
