@@ -7,7 +7,7 @@ functions one operation an output element, reductions one an input element, a so
 a bilinear resize four.
 
 Free are, as in fvcore, moving data, comparisons (also ReLU and maxima), and integers; and batch
-norms in inference, which convolutions take over (``knet.modeling.fast_path``). What is neither
+norms in inference, which convolutions can take over (``knet.accel.forward``). What is neither
 counted nor free is named.
 """
 
@@ -63,7 +63,7 @@ def flop_analysis(model: nn.Module, record: Mapping[str, Any]) -> Count:
     convolutions, and free.
 
     Args:
-        model: a ``KNet``, counted in inference mode and left as it was.
+        model: a ``KNet`` that is not accelerated, counted in inference mode and left as it was.
         record: its input, a dict with ``image`` (3, H, W), ``height`` and ``width``.
     """
     return _count(FlopCountAnalysis, model, record, {**_PRODUCTS, **_OTHER})
@@ -121,25 +121,15 @@ def _tensors(value: Any) -> list[Tensor]:
 
 @contextmanager
 def _plain_inference(model: nn.Module) -> Iterator[None]:
-    """Inference whose operators a tracer sees below their modules.
-
-    Without gradients the model would use its folded copy of the backbone, which is no module of
-    it, and torch one fused operator for a whole attention.
-    """
-    training = model.training
-    trained = [p for p in model.parameters() if p.requires_grad]
-    fused = torch.backends.mha.get_fastpath_enabled()
+    """Inference whose operators a tracer sees: torch has a fused one for a whole attention."""
+    training, fused = model.training, torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    for parameter in trained:
-        parameter.requires_grad_(False)  # else everything would be kept for a backward pass
     model.eval()
     try:
-        with torch.enable_grad():
+        with torch.no_grad():
             yield
     finally:
         model.train(training)
-        for parameter in trained:
-            parameter.requires_grad_(True)
         torch.backends.mha.set_fastpath_enabled(fused)
 
 

@@ -21,9 +21,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from knet.inference.panoptic import kernel_scores
-from knet.inference.predictions import MaskPredictions, PixelPredictions
-from knet.modeling.meta_arch import KNet
+from knet.modeling.knet import KNet
+from knet.modeling.panoptic import kernel_scores
+from knet.modeling.predictions import MaskPredictions, PixelPredictions
 from knet.predictor import KNetPredictor
 from knet.visualization import DRAWN_SCORE
 
