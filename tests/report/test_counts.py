@@ -6,6 +6,7 @@ import pytest
 
 from knet.report.counts import Confusion, ScoreCounts
 from knet.report.segments import Segment, Segments, match_segments
+from knet.results.categories import Category
 
 SIZE = (60, 60)
 
@@ -55,27 +56,34 @@ def test_best_f1_is_that_of_all_thresholds():
     assert ScoreCounts({0}).best() is None
 
 
+def classes(*labels):
+    return [Category(label, label, f"class {label}", True) for label in labels]
+
+
 def test_large_matrices_are_merged():
-    confusion = Confusion(range(7))
+    confusion = Confusion(classes(*range(10, 17)))
     confusion.counts[:] = np.diag([9, 9, 9, 9, 9, 9, 0, 0])  # the last class does not occur
     confusion.counts[1, 4] = 5
     confusion.counts[2, 7] = 1  # missed
-    table = confusion.table(limit=3)
-    assert table.rows == [1, 2, 4, -2] and table.columns == [1, 2, 4, -2, -1]
-    assert table.counts.tolist() == [
-        [9, 0, 5, 0, 0],
-        [0, 9, 0, 0, 1],
-        [0, 0, 9, 0, 0],
-        [0, 0, 0, 27, 0],
-    ]
-    assert table.shares[0].tolist() == pytest.approx([9 / 14, 0, 5 / 14, 0, 0])
-    assert confusion.most_frequent() == [(1, 4, 5, 5 / 14), (2, -1, 1, 1 / 10)]
-    assert table.counts.sum() == confusion.counts.sum()
+    rows, columns = confusion.table(limit=3)
+    assert [label for label, _, _ in rows] == [11, 12, 14, -2]
+    assert columns[:2] == [(11, "class 11"), (12, "class 12")]
+    assert columns[2:] == [(14, "class 14"), (-2, "other classes"), (-1, "missed")]
+    counts = [[count for count, _, _ in cells] for _, _, cells in rows]
+    assert counts == [[9, 0, 5, 0, 0], [0, 9, 0, 0, 1], [0, 0, 9, 0, 0], [0, 0, 0, 27, 0]]
+    shares = [share for _, share, _ in rows[0][2]]
+    assert shares == pytest.approx([9 / 14, 0, 5 / 14, 0, 0])
+    right = [[right for _, _, right in cells].index(True) for _, _, cells in rows[:3]]
+    assert right == [0, 1, 2] and not any(right for _, _, right in rows[3][2])
+    assert confusion.most_frequent() == [
+        ("class 11", "class 14", 5, 5 / 14), ("class 12", "missed", 1, 1 / 10)
+    ]  # fmt: skip
+    assert sum(map(sum, counts)) == confusion.counts.sum()
 
 
 def test_pixels_of_label_maps():
-    confusion = Confusion([4, 2])
+    confusion = Confusion(classes(4, 2))
     truth = np.array([[4, 4, 2, 255]], np.uint8)
     confusion.add_pixels(truth, np.array([[4, 2, 2, 4]], np.uint8))
     assert confusion.counts.tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 0]]
-    assert confusion.table().columns == [0, 1]
+    assert confusion.table()[1] == [(4, "class 4"), (2, "class 2")]

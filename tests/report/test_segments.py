@@ -7,8 +7,10 @@ import pytest
 from knet.evaluation.panoptic_quality import image_statistics
 from knet.report.counts import Confusion
 from knet.report.segments import Segment, Segments, match_regions, match_segments
+from knet.results.categories import Category
 
 SIZE = (24, 40)
+CLASSES = [Category(k, k, f"class {k}", True) for k in range(3)]
 
 
 def rle(mask):
@@ -65,7 +67,7 @@ def test_counts_are_those_of_the_panoptic_quality(seed):
         ours, theirs = statistics[label], expected[label]
         assert (ours.tp, ours.fp, ours.fn) == (theirs.tp, theirs.fp, theirs.fn)
         assert ours.iou == pytest.approx(theirs.iou)
-    confusion = Confusion([0, 1, 2])
+    confusion = Confusion(CLASSES)
     confusion.add_segments(truth, found)
     for label in range(3):
         s = expected[label]
@@ -93,7 +95,7 @@ def test_overlapping_instances_choose_by_score_and_class():
     assert [s.status for s in truth.segments] == ["match", "confused", "ignored"]
     assert truth.segments[0].iou == pytest.approx(0.9) and truth.segments[0].partner is found[1]
     assert statistics[0].quality()["rq"] == pytest.approx(2 / 3)
-    confusion = Confusion([0, 1, 2])
+    confusion = Confusion(CLASSES)
     confusion.add_segments(truth, Segments(SIZE, found))
     assert confusion.counts.tolist() == [[1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0], [1, 0, 0, 0]]
 

@@ -141,9 +141,9 @@ class ReportCollector:
         self._num_images = num_images
         self.num_seen = 0
         self.statistics = PanopticStatistics()
-        self.segment_confusion = Confusion(self.labels)
+        self.segment_confusion = Confusion(categories)
         with_pixels = with_pixels or task == "semantic"
-        self.pixel_confusion = Confusion(self.labels) if with_pixels else None
+        self.pixel_confusion = Confusion(categories) if with_pixels else None
         self.score_counts = ScoreCounts(things)
         self._kept: list[ReportImage] = []
 

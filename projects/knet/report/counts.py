@@ -3,44 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from knet.report.segments import FALSE, IGNORED, MATCH, Segment, Segments
+from knet.results.categories import Category
 
 _STEPS = 100  # thresholds are hundredths, as the page's slider has them
 
 
-@dataclass(frozen=True)
-class ConfusionTable:
-    """A matrix that can be shown.
+# Ends of the rows and columns that are no class, by their key.
+_MISSING, _REST = -1, -2
+_NAMES = {
+    _MISSING: ("found, but not there", "missed"),
+    _REST: ("other classes", "other classes"),
+}
 
-    Attributes:
-        rows, columns: positions of classes; -1 stands for missed or false, -2 for all classes
-            that are not shown by themselves.
-        counts: (rows, columns) int64.
-        shares: of the row's sum, in [0, 1].
-    """
-
-    rows: list[int]
-    columns: list[int]
-    counts: np.ndarray
-    shares: np.ndarray
+Row = tuple[int, str, list[tuple[int, float, bool]]]
 
 
 class Confusion:
     """Counts of (true class, predicted class).
 
     Args:
-        labels: of the classes, in the order of rows and columns. One more row counts what was
+        categories: the classes, in the order of rows and columns. One more row counts what was
             found where nothing is, one more column what was not found.
     """
 
-    def __init__(self, labels: Sequence[int]) -> None:
-        self._position = {label: k for k, label in enumerate(labels)}
-        self.counts = np.zeros((len(labels) + 1, len(labels) + 1), np.int64)
+    def __init__(self, categories: Sequence[Category]) -> None:
+        self._categories = categories
+        self._position = {category.label: k for k, category in enumerate(categories)}
+        self.counts = np.zeros((len(categories) + 1, len(categories) + 1), np.int64)
 
     def add_segments(self, truth: Segments, predicted: Segments) -> None:
         """Count the segments of an image, once they are matched."""
@@ -62,18 +56,22 @@ class Confusion:
         pairs = table[truth[known]] * size + table[predicted[known]]
         self.counts += np.bincount(pairs, minlength=size * size).reshape(size, size)
 
-    def table(self, limit: int = 40) -> ConfusionTable:
+    def table(self, limit: int = 40) -> tuple[list[Row], list[tuple[int, str]]]:
         """The matrix of the classes that occur.
 
         Of more than ``limit``, those with the most errors are shown by themselves.
+
+        Returns:
+            Rows: label, name and cells (count, share of the row, whether it is right); columns:
+            label and name. A label below 0 is none.
         """
-        num_classes = len(self._position)
+        num_classes = len(self._categories)
         sums = self.counts.sum(0) + self.counts.sum(1)
         errors = sums - 2 * self.counts.diagonal()
         present = [k for k in range(num_classes) if sums[k]]
         shown = sorted(sorted(present, key=lambda k: -errors[k])[:limit])
         rest = sorted(set(present) - set(shown))
-        groups = {**{k: [k] for k in shown}, -2: rest, -1: [num_classes]}
+        groups = {**{k: [k] for k in shown}, _REST: rest, _MISSING: [num_classes]}
         merge = np.zeros((len(groups), num_classes + 1), np.int64)
         for row, group in enumerate(groups.values()):
             merge[row, group] = 1
@@ -84,24 +82,33 @@ class Confusion:
         counts = counts[rows][:, columns]
         sums = counts.sum(1, keepdims=True)
         shares = np.divide(counts, sums, out=np.zeros(counts.shape), where=sums > 0)
-        return ConfusionTable(keys[rows].tolist(), keys[columns].tolist(), counts, shares)
+        right = (keys[rows, None] == keys[columns]) & (keys[rows, None] >= 0)
+        cells = [list(zip(*row)) for row in zip(counts.tolist(), shares.tolist(), right.tolist())]
+        heads = [self._end(key, 0) for key in keys[rows].tolist()]
+        return (
+            [(*head, row) for head, row in zip(heads, cells)],
+            [self._end(key, 1) for key in keys[columns].tolist()],
+        )
 
-    def most_frequent(self, limit: int = 10) -> list[tuple[int, int, int, float]]:
-        """The largest errors as (true class, predicted class, count, share of the row).
-
-        Classes are positions, -1 for false (as the true class) or missed (as the predicted one).
-        """
+    def most_frequent(self, limit: int = 10) -> list[tuple[str, str, int, float]]:
+        """The largest errors as (true class, predicted class, count, share of the row)."""
         errors = self.counts.copy()
         np.fill_diagonal(errors, 0)
-        keys = [*range(len(self._position)), -1]
+        keys = [*range(len(self._categories)), _MISSING]
         found = []
         for place in np.argsort(-errors, axis=None, kind="stable")[:limit].tolist():
             row, column = divmod(place, len(errors))
             count = int(errors[row, column])
             if count:
-                share = count / int(self.counts[row].sum())
-                found.append((keys[row], keys[column], count, share))
+                names = self._end(keys[row], 0)[1], self._end(keys[column], 1)[1]
+                found.append((*names, count, count / int(self.counts[row].sum())))
         return found
+
+    def _end(self, key: int, axis: int) -> tuple[int, str]:
+        """Label and name of a row (axis 0) or column."""
+        if key < 0:
+            return key, _NAMES[key][axis]
+        return self._categories[key].label, self._categories[key].name
 
 
 class BestThreshold(NamedTuple):

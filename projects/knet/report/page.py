@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jinja2
 from detectron2.data import Metadata
@@ -14,7 +14,6 @@ from markupsafe import Markup
 from knet.data.annotations.image_files import MAX_PIXELS
 from knet.evaluation.panoptic_quality import CategoryStatistics
 from knet.report.collect import MEASURES, ReportCollector
-from knet.report.counts import Confusion
 from knet.report.outlines import draw_image
 from knet.results.categories import Category
 from knet.visualization import with_colors
@@ -46,8 +45,6 @@ _OF_CLASSES = {
     "IoU": ("sem_seg", "IoU-", "intersection over union of the class's pixels"),
     "Accuracy": ("sem_seg", "ACC-", "share of the class's pixels that are right"),
 }
-# Ends of the confusion's rows and columns, see ConfusionTable.
-_OTHERS = {-1: ("found, but not there", "missed"), -2: ("other classes", "other classes")}
 
 
 class Metric(NamedTuple):
@@ -180,9 +177,9 @@ def render_report(
     matrices = []
     if collector.task != "semantic":
         unit = "segments" if collector.task == "panoptic" else "instances"
-        matrices.append(_matrix(collector.segment_confusion, unit, categories))
+        matrices.append((unit, collector.segment_confusion))
     if collector.pixel_confusion is not None:
-        matrices.append(_matrix(collector.pixel_confusion, "pixels", categories))
+        matrices.append(("pixels", collector.pixel_confusion))
     threshold = collector.score_threshold if collector.task == "instance" else 0.0
     scored = any(s.segment.score is not None for p in pictures for s in p.predicted)
     environment = jinja2.Environment(
@@ -215,29 +212,6 @@ def render_report(
         style=_asset("style.css"),
         script=_asset("report.js"),
     )
-
-
-def _matrix(confusion: Confusion, unit: str, categories: Sequence[Category]) -> dict[str, Any]:
-    """A confusion as the template wants it."""
-    table = confusion.table()
-
-    def end(key: int, *, is_row: bool = False) -> tuple[int, str]:
-        """Label and name of a row or column."""
-        if key < 0:
-            return key, _OTHERS[key][0 if is_row else 1]
-        return categories[key].label, categories[key].name
-
-    rows = []
-    for row, counts, shares in zip(table.rows, table.counts.tolist(), table.shares.tolist()):
-        right = [row == column and row >= 0 for column in table.columns]
-        rows.append((*end(row, is_row=True), list(zip(counts, shares, right))))
-    frequent = [
-        (end(true, is_row=True)[1], end(found)[1], count, share)
-        for true, found, count, share in confusion.most_frequent()
-    ]
-    columns = [end(key) for key in table.columns]
-    title = f"Confusion of {unit}"
-    return {"title": title, "unit": unit, "rows": rows, "columns": columns, "frequent": frequent}
 
 
 def _colors(metadata: Metadata, categories: Sequence[Category]) -> dict[int, str]:
