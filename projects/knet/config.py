@@ -180,6 +180,10 @@ def _add_model_config(cfg: CN) -> None:
 def _add_solver_config(cfg: CN) -> None:
     # learning rate of the backbone (without its FPN) relative to the rest
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.25
+    # weight decay of norms, if it is not WEIGHT_DECAY: None, as published for ResNets (Detectron2's
+    # own default, 0.0, would exempt them); WEIGHT_DECAY_BIAS, None in Detectron2 too, is of biases,
+    # also those of norms
+    cfg.SOLVER.WEIGHT_DECAY_NORM = None
     # parameters without weight decay, as patterns of names: "backbone.*norm*"
     cfg.SOLVER.NO_DECAY = []
     # with SOLVER.AMP.ENABLED: "float16" (GPU), "bfloat16" (GPU and CPU), or "auto", which is

@@ -31,6 +31,8 @@ _EFFECTS: dict[str, str | None] = {
     "SOLVER.BASE_LR": "from this step on; the optimiser keeps its moments",
     "SOLVER.BACKBONE_MULTIPLIER": "from this step on; the optimiser keeps its moments",
     "SOLVER.WEIGHT_DECAY": "from this step on; the optimiser keeps its moments",
+    # which recorded Detectron2's default of the norms' one, 0.0, all the same
+    "SOLVER.WEIGHT_DECAY_*": "from this step on; without effect in earlier versions",
     "SOLVER.NO_DECAY": "from this step on; the optimiser keeps its moments",
     "SOLVER.MAX_ITER": _SCHEDULE,
     "SOLVER.STEPS": _SCHEDULE,
@@ -48,8 +50,6 @@ _EFFECTS: dict[str, str | None] = {
     "SOLVER.AMP.*": "from this step on; the scale of float16 gradients is found anew",
     "SOLVER.MOMENTUM": _UNUSED,
     "SOLVER.NESTEROV": _UNUSED,
-    "SOLVER.WEIGHT_DECAY_NORM": _UNUSED,
-    "SOLVER.WEIGHT_DECAY_BIAS": _UNUSED,
     "SOLVER.BIAS_LR_FACTOR": _UNUSED,
     "DATASETS.TRAIN": _DATA,
     "DATALOADER.FILTER_EMPTY_ANNOTATIONS": _DATA,
