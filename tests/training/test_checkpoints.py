@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from knet.errors import UserError
-from knet.training.folder_lock import folder_lock
-from knet.training.stop import Stopped
+from knet.training.stop import Stopped, folder_lock
 from knet.training.trainer import Trainer
 
 

@@ -5,8 +5,8 @@ import logging
 import pytest
 import torch
 
+from knet.training.checkpoints import format_changes, training_keys
 from knet.training.optimizer import build_optimizer, resume_optimizer
-from knet.training.resume import format_changes, training_keys
 from knet.training.trainer import Trainer
 
 

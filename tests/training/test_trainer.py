@@ -29,6 +29,7 @@ def steps(trainer, count, after=lambda: None):
             storage.iter = trainer._trainer.iter = i
             trainer._trainer.run_step()
             after()
+            trainer._trainer.flush_metrics()
             if comm.is_main_process():
                 latest = storage.latest()
                 history.append({k: v[0] for k, v in latest.items() if "loss" in k})

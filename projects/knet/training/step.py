@@ -1,30 +1,55 @@
-"""One optimiser step: accumulation, mixed precision, clipping, metrics."""
+"""One optimiser step: accumulation, mixed precision, clipping, metrics; no wait for a GPU."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import takewhile
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from detectron2.engine import SimpleTrainer, TrainerBase
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from knet.data.loader import seed_everything
 from knet.training.optimizer import resume_optimizer
 
 
+class Metrics(NamedTuple):
+    """What one step says, on the CPU.
+
+    Attributes:
+        iteration: of the step, from 0.
+        data_time: seconds of waiting for batches.
+        losses: by name.
+        grad_norm: L2 norm of all gradients together, before clipping.
+        broken: whether a value is not finite and the training has to end.
+    """
+
+    iteration: int
+    data_time: float
+    losses: dict[str, float]
+    grad_norm: float
+    broken: bool
+
+
 class TrainStep(SimpleTrainer):
     """The inner trainer of Detectron2's `DefaultTrainer`.
+
+    Python looks at no value of a step, for which it would have to wait: losses stay on the device
+    until `flush_metrics`. A step with a loss or gradients that are not finite is left out on the
+    device, and so are all after it, until `flush_metrics` or `require_finite` raises its error.
 
     Args:
         model: returns a dict of losses, whose sum is minimised.
         make_loader: (seed, first step) -> batches; called when training starts, so that a resumed
             run goes on with the batch where it stopped.
-        optimizer: its learning rates are set by a hook.
+        optimizer: its learning rates are set by a hook. With one that is not `fused` each step
+            waits.
         seed: of batches and augmentation; a checkpoint's seed replaces it.
         accumulation_steps: batches a step; their losses are averaged.
         autocast_dtype: None for float32.
@@ -54,6 +79,9 @@ class TrainStep(SimpleTrainer):
         )
         self._make_loader = make_loader
         self._batches: Iterator | None = None
+        self._broken = torch.zeros((), dtype=torch.bool, device=self.device)
+        # of the steps since the last flush: iteration, data time, names of the losses, values
+        self._pending: list[tuple[int, float, Sequence[str], Tensor]] = []
 
     def run_step(self) -> None:
         """Forward and backward over the parts of a batch, then one update."""
@@ -63,7 +91,7 @@ class TrainStep(SimpleTrainer):
         seed_everything(self.seed, self.iter, comm.get_rank(), 1)
         self.optimizer.zero_grad(set_to_none=True)
         data_time = 0.0
-        totals: dict[str, torch.Tensor] = {}
+        totals: dict[str, Tensor] = {}
         for part in range(self.accumulation_steps):
             start = time.perf_counter()
             batch = next(self._batches)
@@ -76,9 +104,10 @@ class TrainStep(SimpleTrainer):
                 losses = self._backward(batch)
             for name, value in losses.items():
                 totals[name] = totals.get(name, 0) + value.detach() / self.accumulation_steps
-        self._update(totals, data_time)
+        values = self._update(torch.stack([value.float() for value in totals.values()]))
+        self._pending.append((self.iter, data_time, list(totals), values))
 
-    def _backward(self, batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    def _backward(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
         with torch.autocast(
             self.device.type,
             dtype=self.autocast_dtype,
@@ -89,35 +118,95 @@ class TrainStep(SimpleTrainer):
         self.grad_scaler.scale(total).backward()
         return losses
 
-    def _update(self, losses: dict[str, torch.Tensor], data_time: float) -> None:
+    def _update(self, losses: Tensor) -> Tensor:
+        """Change the weights by the gradients, unless a loss or the gradients are not finite.
+
+        Args:
+            losses: (L,).
+
+        Returns:
+            the losses, the norm of the gradients, and 1 if the training has to end: (L + 2,).
+        """
         self.grad_scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         limit = float("inf") if self.clip_norm is None else self.clip_norm
         norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
-        # one copy for all figures of the step
-        names = list(losses)
-        *values, norm_value = torch.stack([*(losses[n].float() for n in names), norm]).cpu()
-        self._require_finite(dict(zip(names, values)), norm_value)
-        self._write_metrics(dict(zip(names, values)), data_time)
-        if comm.is_main_process() and norm_value.isfinite():
-            get_event_storage().put_scalar("grad_norm", float(norm_value), smoothing_hint=True)
-        self.grad_scaler.step(self.optimizer)
-        self.grad_scaler.update()
-
-    def _require_finite(self, losses: dict[str, torch.Tensor], norm: torch.Tensor) -> None:
-        """Raise FloatingPointError before the weights change."""
-        broken = {name: float(value) for name, value in losses.items() if not value.isfinite()}
-        # a scale of float16 gradients that is too large is halved, and the step left out
-        hopeless = not self.grad_scaler.is_enabled() or self.grad_scaler.get_scale() < 1
-        if broken:
-            what = f"losses became infinite or NaN: {broken}"
-        elif not norm.isfinite() and hopeless:
-            what = f"the gradient norm became {float(norm)} although all losses are finite"
+        overflow, hopeless = ~norm.isfinite(), ~losses.isfinite().all()
+        if self.grad_scaler.is_enabled():
+            # a scale of float16 gradients that is too large is halved, and the step left out
+            hopeless |= overflow & (self.grad_scaler.scale(torch.ones_like(norm)) < 1)
         else:
+            hopeless |= overflow
+        self._broken |= hopeless
+        skip = self._broken | overflow
+        if getattr(self.optimizer, "_step_supports_amp_scaling", False):
+            # how a `GradScaler` has fused optimisers leave out a step
+            self.optimizer.grad_scale, self.optimizer.found_inf = None, skip.float()
+            self.optimizer.step()
+            del self.optimizer.grad_scale, self.optimizer.found_inf
+        elif not skip:
+            self.optimizer.step()
+        self.grad_scaler.update()
+        return torch.cat([losses, torch.stack([norm.float(), hopeless.float()])])
+
+    def flush_metrics(self) -> None:
+        """Put the metrics of all steps since the last call into the event storage.
+
+        It waits for the GPU. All processes must call it after the same steps; losses are averaged
+        over them.
+
+        Raises:
+            FloatingPointError: as `require_finite`.
+        """
+        steps = self._read()
+        whole = list(takewhile(lambda step: not step.broken, steps))
+        gathered = comm.gather(whole)
+        if comm.is_main_process():
+            storage = get_event_storage()
+            now = storage.iter
+            for of_all in zip(*gathered):
+                first = of_all[0]
+                storage.iter = first.iteration
+                storage.put_scalar("data_time", max(step.data_time for step in of_all))
+                losses = {n: np.mean([step.losses[n] for step in of_all]) for n in first.losses}
+                storage.put_scalar("total_loss", sum(losses.values()))
+                if len(losses) > 1:
+                    storage.put_scalars(**losses)
+                if np.isfinite(first.grad_norm):
+                    storage.put_scalar("grad_norm", first.grad_norm)
+            storage.iter = now
+        self._require_finite(steps)
+        self._pending.clear()
+
+    def require_finite(self) -> None:
+        """Raise what is wrong with this process's steps since the last flush; waits for the GPU.
+
+        Raises:
+            FloatingPointError: a loss or the gradients of a step were not finite; the weights are
+                as before that step.
+        """
+        self._require_finite(self._read())
+
+    def _read(self) -> list[Metrics]:
+        if not self._pending:
+            return []
+        values = iter(torch.cat([values for *_, values in self._pending]).tolist())  # one copy
+        return [
+            Metrics(i, seconds, {n: next(values) for n in names}, next(values), next(values) > 0)
+            for i, seconds, names, _ in self._pending
+        ]
+
+    def _require_finite(self, steps: Sequence[Metrics]) -> None:
+        step = next((step for step in steps if step.broken), None)
+        if step is None:
             return
+        losses = {name: value for name, value in step.losses.items() if not np.isfinite(value)}
+        what = f"losses became infinite or NaN: {losses}"
+        if not losses:
+            what = f"the gradient norm became {step.grad_norm} although all losses are finite"
         raise FloatingPointError(
-            f"{what}, at step {self.iter + 1}; the weights are as before this step. Go on from the "
-            "last checkpoint with --resume and a lower SOLVER.BASE_LR"
+            f"{what}, at step {step.iteration + 1}; the weights are as before this step. Go on "
+            "from the last checkpoint with --resume and a lower SOLVER.BASE_LR"
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -32,8 +32,8 @@ from knet.evaluation import build_evaluator
 from knet.evaluation.score_tables import format_classes, format_scores
 from knet.files import UNFINISHED, remove_unfinished
 from knet.modeling.test_time_augmentation import KNetWithTTA
-from knet.training.checkpoints import Checkpoints
-from knet.training.folder_lock import folder_lock
+from knet.training.checkpoints import Checkpoints, format_changes, training_keys
+from knet.training.console import Progress, is_reported
 from knet.training.optimizer import (
     build_lr_scheduler,
     build_optimizer,
@@ -41,10 +41,8 @@ from knet.training.optimizer import (
     scale_to_processes,
 )
 from knet.training.precision import autocast_dtype
-from knet.training.progress import Progress
-from knet.training.resume import format_changes, training_keys
 from knet.training.step import TrainStep
-from knet.training.stop import Stopped, StopSignals, spare_workers, stop_at_once
+from knet.training.stop import Stopped, StopSignals, folder_lock, spare_workers, stop_at_once
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +65,7 @@ def distribute(model: nn.Module) -> nn.Module:
     return DistributedDataParallel(model, **options)
 
 
-def check_batch_norm(model: nn.Module, images: int) -> None:
+def check_batch_norm(model: Any, images: int) -> None:
     """Refuse batch norms over a single value, which PyTorch would report without the remedy.
 
     Args:
@@ -75,14 +73,10 @@ def check_batch_norm(model: nn.Module, images: int) -> None:
         images: that pass at a time in one process.
     """
     pooled = any(isinstance(m, nn.AdaptiveAvgPool2d) for m in model.modules())
-    apart = comm.get_world_size() == 1  # SyncBN of several processes sees several images
-    norms = nn.modules.batchnorm._BatchNorm
-    single = [
-        name
-        for name, m in model.named_modules()
-        if isinstance(m, norms) and (apart or not isinstance(m, nn.SyncBatchNorm))
-    ]
-    if images < 2 and pooled and any(name.startswith("heads") for name in single):
+    norms = [m for m in model.heads.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if comm.get_world_size() > 1:  # SyncBN of several processes sees several images
+        norms = [m for m in norms if not isinstance(m, nn.SyncBatchNorm)]
+    if images < 2 and pooled and norms:
         raise ValueError(
             "batch norm behind a pooling to one pixel needs two images a process: raise "
             "SOLVER.IMS_PER_BATCH, lower SOLVER.ACCUMULATION_STEPS, or set "
@@ -164,6 +158,12 @@ class Trainer(DefaultTrainer):
                 )
                 raise
 
+    def run_step(self) -> None:
+        """One step; nothing waits for its metrics but the steps that are shown or written."""
+        super().run_step()
+        if is_reported(self):
+            self._trainer.flush_metrics()
+
     def after_train(self) -> None:
         """As in Detectron2; then what has been skipped is summed up, after a failure too."""
         super().after_train()
@@ -176,7 +176,7 @@ class Trainer(DefaultTrainer):
         return {**super().state_dict(), **state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was called, by this run's config; see `knet.training.resume`.
+        """Go on where `state_dict` was called, by this run's config, see `training.checkpoints`.
 
         Raises:
             ValueError: nothing is left to train, or the optimiser's state does not fit.
@@ -207,40 +207,37 @@ class Trainer(DefaultTrainer):
             ValueError: as of the checkpointer.
         """
         with self._alone():
-            self._resume_or_load(resume)
+            folder = self.cfg.OUTPUT_DIR
+            if comm.is_main_process():
+                for pattern in (f"*{UNFINISHED}*", f"inference*/**/*{UNFINISHED}*"):
+                    remove_unfinished(folder, pattern)
+                if not resume and holds_training(folder, trust=self.checkpointer.trust):
+                    logger.warning(
+                        "%s holds checkpoints of an earlier training, which this one replaces. To "
+                        "go on with that one, press Ctrl-C twice now and start with --resume; to "
+                        "keep both, choose another OUTPUT_DIR",
+                        folder,
+                    )
+            self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+            if not self.checkpointer.resumed:
+                return
+            self.start_iter = self.iter + 1
+            name = os.path.basename(self.checkpointer.resumed)
+            if self.start_iter >= self.max_iter and name != "model_final.pth":
+                logger.info("the training was complete but for model_final.pth: writing it")
+                self.checkpointer.save("model_final", iteration=self.iter)
+            elif comm.is_main_process():
+                self.checkpointer.tag_last_checkpoint(name)
 
     def _alone(self) -> AbstractContextManager[None]:
         return folder_lock(self.cfg.OUTPUT_DIR) if comm.is_main_process() else nullcontext()
-
-    def _resume_or_load(self, resume: bool) -> None:
-        folder = self.cfg.OUTPUT_DIR
-        if comm.is_main_process():
-            for pattern in (f"*{UNFINISHED}*", f"inference*/**/*{UNFINISHED}*"):
-                remove_unfinished(folder, pattern)
-            if not resume and holds_training(folder, trust=self.checkpointer.trust):
-                logger.warning(
-                    "%s holds checkpoints of an earlier training, which this one replaces. To go "
-                    "on with that one, press Ctrl-C twice now and start with --resume; to keep "
-                    "both, choose another OUTPUT_DIR",
-                    folder,
-                )
-        self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
-        if not self.checkpointer.resumed:
-            return
-        self.start_iter = self.iter + 1
-        name = os.path.basename(self.checkpointer.resumed)
-        if self.start_iter >= self.max_iter and name != "model_final.pth":
-            logger.info("the training was complete but for model_final.pth: writing it")
-            self.checkpointer.save("model_final", iteration=self.iter)
-        elif comm.is_main_process():
-            self.checkpointer.tag_last_checkpoint(name)
 
     def build_hooks(self) -> list[HookBase | None]:
         """With K-Net's checkpoints, short lines of progress, and the scores of TEST.AUG.ENABLED."""
         built = super().build_hooks()
         built = [h for h in built if not isinstance(h, hooks.PeriodicCheckpointer)]
         evaluations = [i for i, h in enumerate(built) if isinstance(h, hooks.EvalHook)]
-        checkpoints = Checkpoints.from_config(self.cfg, self.checkpointer, self._signals)
+        checkpoints = Checkpoints(self.cfg, self.checkpointer, self._signals)
         built.insert(evaluations[0], checkpoints)
         if comm.is_main_process():
             # after the hook that measures the time and the one that knows the rate
