@@ -13,10 +13,10 @@ from parity_semantic import build_heads as build_semantic_heads
 from torch import Tensor
 
 from knet.checkpoint.published_names import import_published, to_published_name
-from knet.inference.postprocess import InferenceOptions, postprocess
-from knet.inference.predictions import Frame, MaskPredictions, PixelPredictions
 from knet.modeling.criterion import KNetCriterion, LossWeights, SemanticCriterion
 from knet.modeling.matcher import MaskMatcher
+from knet.modeling.postprocess import InferenceOptions, postprocess
+from knet.modeling.predictions import Frame, MaskPredictions, PixelPredictions
 from knet.modeling.targets import BatchTargets, build_targets
 
 from . import reference, reference_training

@@ -12,15 +12,12 @@ import torch
 from parity_report import Report
 
 from knet.checkpoint.published_names import import_published, to_published_name
-from knet.inference.postprocess import InferenceOptions, postprocess
-from knet.inference.predictions import Frame, MaskPredictions
 from knet.modeling.criterion import KNetCriterion, LossWeights
-from knet.modeling.heads import KNetHeads
-from knet.modeling.kernel_head import KernelHead
-from knet.modeling.kernel_rounds import KernelRounds
-from knet.modeling.kernel_update import UpdateRound
+from knet.modeling.kernels import KernelHead, KernelRounds, KNetHeads, UpdateRound
 from knet.modeling.matcher import MaskMatcher
 from knet.modeling.neck import SemanticFPNNeck
+from knet.modeling.postprocess import InferenceOptions, postprocess
+from knet.modeling.predictions import Frame, MaskPredictions
 from knet.modeling.targets import BatchTargets, build_targets
 
 # a mask's probability this near to its threshold ties: summation order decides

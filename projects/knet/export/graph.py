@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from knet.export.image_graph import ImageGraph, requested_size, resized
-from knet.inference.instances import best_pairs, mask_boxes
-from knet.inference.panoptic import PanopticFusion, kernel_scores
-from knet.inference.postprocess import InferenceOptions
-from knet.inference.predictions import MaskPredictions
+from knet.modeling.instances import best_pairs, mask_boxes, ranked
+from knet.modeling.panoptic import PanopticFusion, kernel_scores
+from knet.modeling.postprocess import InferenceOptions
+from knet.modeling.predictions import MaskPredictions
 
 
 class MaskGraph(ImageGraph):
@@ -139,24 +139,17 @@ class MaskGraph(ImageGraph):
         options = self.options
         classes = options.chosen_things(self.num_things, class_scores.device)
         scores, labels, kernels = best_pairs(class_scores, top_k=options.top_k, classes=classes)
-        if sums is not None:
-            scores = scores * (sums / areas.clamp(min=1))[kernels]
-            scores, order = scores.sort(descending=True, stable=True)
+        scores, order = ranked(
+            scores, areas[kernels], None if sums is None else sums[kernels],
+            score_threshold=options.score_threshold, min_area=options.min_area,
+        )  # fmt: skip
+        if order is not None:
             labels, kernels = labels[order], kernels[order]
-        boxes = mask_boxes(masks)
-        kept = None
-        if options.score_threshold > 0:
-            kept = scores >= options.score_threshold
-        if options.min_area > 0:
-            large = areas[kernels] >= options.min_area
-            kept = large if kept is None else kept & large
-        if kept is not None:
-            scores, labels, kernels = scores[kept], labels[kept], kernels[kept]
         return {
             "instance_scores": scores,
             "instance_classes": self.class_ids[labels],
             "instance_masks": masks[kernels],
-            "instance_boxes": boxes[kernels],
+            "instance_boxes": mask_boxes(masks)[kernels],
         }
 
     def _class_scores(self, values: Tensor, labels: Tensor) -> Tensor:

@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from knet.modeling.kernel_head import InitialKernels
-from knet.modeling.kernel_update import RoundOutput
+from knet.modeling.kernels import InitialKernels, RoundOutput
+from knet.modeling.layers import at_least_float32
 from knet.modeling.losses import AllPixels, Places, class_focal_sum, world_mean_divisors
 from knet.modeling.matcher import MaskMatcher, Matches
-from knet.modeling.precision import at_least_float32
 from knet.modeling.targets import IGNORE_LABEL, BatchTargets, to_device
 
 

@@ -13,7 +13,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from knet.modeling.precision import at_least_float32
+from knet.modeling.layers import at_least_float32
 
 
 def focal_terms(

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from knet.modeling.layers import ConvNormReLU, group_norm, init_convs
-from knet.modeling.position_encoding import SinePositionEncoding
+from knet.modeling.positions import SinePositionEncoding
 
 
 class SemanticFPNNeck(nn.Module):

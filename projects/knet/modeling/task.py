@@ -9,11 +9,10 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from knet.inference.merge_views import View, finest_first, merge_views
-from knet.inference.postprocess import ImageResult, InferenceOptions, Streaming, postprocess
-from knet.inference.predictions import Frame, MaskPredictions, PixelPredictions
-from knet.modeling.classes import ClassIds
-from knet.modeling.kernel_update import RoundOutput
+from knet.classes import ClassIds
+from knet.modeling.kernels import RoundOutput
+from knet.modeling.postprocess import ImageResult, InferenceOptions, Streaming, postprocess
+from knet.modeling.predictions import Frame, MaskPredictions, PixelPredictions
 from knet.modeling.targets import (
     BatchTargets,
     ImageTargets,
@@ -27,7 +26,7 @@ class Task(Protocol):
 
     `targets` turns input dicts of Detectron2 into what the criterion takes; `predictions` reads
     one image off the last round; `results` brings that to the size wanted, as Detectron2's
-    output dict, and `merged_results` does so with several views of the image.
+    output dict.
     """
 
     def targets(
@@ -41,17 +40,14 @@ class Task(Protocol):
 
     def results(self, predictions: Any, output_size: Sequence[int]) -> dict[str, Any]: ...
 
-    def merged_results(
-        self, views: Sequence[View], output_size: Sequence[int]
-    ) -> dict[str, Any]: ...
-
 
 class MaskTask:
     """Instance and panoptic segmentation.
 
     Args:
         class_ids: the data set's ids of K-Net's classes.
-        options: which results are wanted, and their thresholds.
+        options: which results are wanted, and their thresholds; as published by default.
+        streaming: how they are computed.
         mask_upsample: factor between the heads' masks and the grid of losses and results.
         loss_stride: stride of that grid.
     """
@@ -60,15 +56,16 @@ class MaskTask:
         self,
         *,
         class_ids: ClassIds,
-        options: InferenceOptions,
-        mask_upsample: int,
-        loss_stride: int,
+        options: InferenceOptions | None = None,
+        streaming: Streaming | None = None,
+        mask_upsample: int = 2,
+        loss_stride: int = 4,
     ) -> None:
         self.class_ids = class_ids
-        self.options = options
+        self.options = options or InferenceOptions()
         self.mask_upsample = mask_upsample
         self.loss_stride = loss_stride
-        self.streaming = Streaming()
+        self.streaming = streaming or Streaming()
         # on the CPU, where the loader's labels are
         self._thing_ids = torch.tensor(class_ids.things, dtype=torch.int64)
         self._stuff_ids = torch.tensor(class_ids.stuff, dtype=torch.int64)
@@ -119,11 +116,6 @@ class MaskTask:
             streaming=self.streaming,
         )
         return self._to_detectron2(result)
-
-    def merged_results(self, views: Sequence[View], output_size: Sequence[int]) -> dict[str, Any]:
-        """As `results`, of kernels that were found again and averaged over the views."""
-        merged = merge_views(finest_first(views), num_stuff_classes=len(self.class_ids.stuff))
-        return self.results(merged, output_size)
 
     def _to_detectron2(self, result: ImageResult) -> dict[str, Any]:
         things, stuff = self.class_ids.things, self.class_ids.stuff
@@ -177,17 +169,6 @@ class SemanticTask:
     def results(self, predictions: PixelPredictions, output_size: Sequence[int]) -> dict[str, Any]:
         """`sem_seg`: (K, H, W) probabilities."""
         return {"sem_seg": predictions.probabilities(output_size)}
-
-    def merged_results(self, views: Sequence[View], output_size: Sequence[int]) -> dict[str, Any]:
-        """As `results`: the mean of the views' probabilities."""
-        total: Tensor | None = None
-        for view in views:
-            probabilities = view.predictions.probabilities(output_size)
-            if view.flipped:
-                probabilities = probabilities.flip(-1)
-            total = probabilities if total is None else total.add_(probabilities)
-        assert total is not None  # there is at least one view
-        return {"sem_seg": total.div_(len(views))}
 
 
 def _require(x: Mapping[str, Any], key: str) -> None:

@@ -21,7 +21,7 @@ from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from knet.accel import accelerate
+from knet.accel import accelerate_as_configured
 from knet.checkpoint.checkpointer import KNetCheckpointer
 from knet.checkpoint.newest import holds_training
 from knet.data.loader import build_train_loader, usable_workers
@@ -31,7 +31,6 @@ from knet.data.worker_errors import RaisingLoader, hand_over
 from knet.evaluation import build_evaluator
 from knet.evaluation.score_tables import format_classes, format_scores
 from knet.files import UNFINISHED, remove_unfinished
-from knet.modeling.test_time_augmentation import KNetWithTTA
 from knet.training.checkpoints import Checkpoints, format_changes, training_keys
 from knet.training.console import Progress, is_reported
 from knet.training.optimizer import (
@@ -43,6 +42,7 @@ from knet.training.optimizer import (
 from knet.training.precision import autocast_dtype
 from knet.training.step import TrainStep
 from knet.training.stop import Stopped, StopSignals, folder_lock, spare_workers, stop_at_once
+from knet.tta import KNetWithTTA
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def distribute(model: nn.Module) -> nn.Module:
     return DistributedDataParallel(model, **options)
 
 
-def check_batch_norm(model: Any, images: int) -> None:
+def check_batch_norm(model: nn.Module, images: int) -> None:
     """Refuse batch norms over a single value, which PyTorch would report without the remedy.
 
     Args:
@@ -73,10 +73,13 @@ def check_batch_norm(model: Any, images: int) -> None:
         images: that pass at a time in one process.
     """
     pooled = any(isinstance(m, nn.AdaptiveAvgPool2d) for m in model.modules())
-    norms = [m for m in model.heads.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    if comm.get_world_size() > 1:  # SyncBN of several processes sees several images
-        norms = [m for m in norms if not isinstance(m, nn.SyncBatchNorm)]
-    if images < 2 and pooled and norms:
+    apart = comm.get_world_size() == 1  # SyncBN of several processes sees several images
+    single = any(
+        isinstance(m, nn.modules.batchnorm._BatchNorm) and name.startswith("heads")
+        for name, m in model.named_modules()
+        if apart or not isinstance(m, nn.SyncBatchNorm)
+    )
+    if images < 2 and pooled and single:
         raise ValueError(
             "batch norm behind a pooling to one pixel needs two images a process: raise "
             "SOLVER.IMS_PER_BATCH, lower SOLVER.ACCUMULATION_STEPS, or set "
@@ -258,7 +261,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """The model of a config, made faster."""
-        return accelerate(super().build_model(cfg))
+        return accelerate_as_configured(super().build_model(cfg), cfg)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
