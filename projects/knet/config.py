@@ -228,8 +228,7 @@ def _add_solver_config(cfg: CN) -> None:
     cfg.SOLVER.CHECKPOINT_MINUTES = 10.0
     # with LR_SCHEDULER_NAME "WarmupPolyLR": the rate falls as (1 - step / MAX_ITER) ** this
     cfg.SOLVER.POLY_LR_POWER = 0.9
-    # "full_model", the only one there is with ENABLED, limits the norm of all gradients together, as
-    # published
+    # "full_model", the only kind there is: the norm of all gradients together, as published
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "full_model"
 
 

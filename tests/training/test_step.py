@@ -1,5 +1,6 @@
-"""One step: what it leaves out, when its values are read, and what it then says."""
+"""One step: its number type, what it leaves out, when its values are read and what they say."""
 
+import logging
 import math
 
 import pytest
@@ -8,7 +9,9 @@ from detectron2.utils.events import EventStorage
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from knet.training.step import TrainStep
+from knet.config import get_cfg_from_file
+from knet.training import step as step_module
+from knet.training.step import TrainStep, autocast_dtype, computes_in_bfloat16
 from knet.training.trainer import Trainer
 
 
@@ -153,3 +156,55 @@ def test_no_checkpoint_follows_a_broken_step(tiny_cfg, tmp_path):
     saved = torch.load(tmp_path / "model_0000001.pth", weights_only=False)["model"]
     for name, value in trainer.model.named_parameters():
         assert torch.equal(value, saved[name]), name
+
+
+@pytest.fixture
+def mixed_cfg():
+    cfg = get_cfg_from_file("configs/nuclei/instance.yaml", ["MODEL.DEVICE", "cpu"])
+    assert cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "auto"
+    return cfg
+
+
+@pytest.mark.parametrize(
+    "on_cpu, on_gpu, device, dtype, reason",
+    [
+        (True, None, "cpu", torch.bfloat16, "the processor has instructions for it"),
+        (False, None, "cpu", None, "float32, since the processor has no instructions"),
+        (None, True, "cuda", torch.bfloat16, "the GPU computes in it"),
+        (None, False, "cuda:0", torch.float16, "too old for bfloat16"),
+        (None, None, "mps", None, "nothing is known"),
+    ],
+)
+def test_auto_is_what_is_fast(
+    mixed_cfg, monkeypatch, caplog, on_cpu, on_gpu, device, dtype, reason
+):
+    mixed_cfg.MODEL.DEVICE = device
+    monkeypatch.setattr(step_module, "computes_in_bfloat16", lambda: on_cpu)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: on_gpu)
+    with caplog.at_level(logging.INFO):
+        assert autocast_dtype(mixed_cfg) is dtype
+    (record,) = caplog.records
+    assert reason in record.getMessage()
+
+
+def test_kernels_of_an_older_processor_have_no_bfloat16(monkeypatch):
+    monkeypatch.setattr(step_module.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
+    for isa, expected in [("", True), ("AVX2", False), ("AVX512_CORE", False),
+                          ("avx512_core_bf16", True), ("AVX512_CORE_AMX", True)]:  # fmt: skip
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", isa)
+        assert computes_in_bfloat16() is expected, isa
+
+
+def test_named_types(mixed_cfg, monkeypatch, caplog):
+    monkeypatch.setattr(step_module, "computes_in_bfloat16", lambda: False)
+    mixed_cfg.SOLVER.AMP.DTYPE = "bfloat16"
+    assert autocast_dtype(mixed_cfg) is torch.bfloat16
+    assert "has no instructions for it" in caplog.text
+    mixed_cfg.SOLVER.AMP.DTYPE = "float16"
+    with pytest.raises(ValueError, match="float16 needs a GPU"):
+        autocast_dtype(mixed_cfg)
+    mixed_cfg.MODEL.DEVICE = "cuda"
+    assert autocast_dtype(mixed_cfg) is torch.float16
+    mixed_cfg.SOLVER.AMP.ENABLED = False
+    assert autocast_dtype(mixed_cfg) is None

@@ -89,13 +89,9 @@ def launch(
         # each process would start a thread a core
         threads = max(1, (os.cpu_count() or 1) // num_processes)
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    sizes = {"WORLD_SIZE": num_machines * num_processes, "LOCAL_WORLD_SIZE": num_processes}
     places = [
-        {
-            "RANK": str(machine_rank * num_processes + i),
-            "WORLD_SIZE": str(num_machines * num_processes),
-            "LOCAL_RANK": str(i),
-            "LOCAL_WORLD_SIZE": str(num_processes),
-        }
+        {**sizes, "RANK": machine_rank * num_processes + i, "LOCAL_RANK": i}
         for i in range(num_processes)
     ]
     _run_all(places, (dist_url, on_gpu, main, args))
@@ -139,7 +135,7 @@ def _leave_group() -> None:
     comm._get_global_gloo_group.cache_clear()
 
 
-def _run_all(places: Sequence[Mapping[str, str]], work: tuple) -> None:
+def _run_all(places: Sequence[Mapping[str, int]], work: tuple) -> None:
     """Run `_in_group(*work)` in a new process for each environment; raises as `launch`."""
     context = multiprocessing.get_context("spawn")
     reports, sender = context.Pipe(duplex=False)
@@ -156,10 +152,10 @@ def _run_all(places: Sequence[Mapping[str, str]], work: tuple) -> None:
 
 
 def _run(
-    index: int, place: Mapping[str, str], parent: int, sender: Connection, sending: Any, work: tuple
+    index: int, place: Mapping[str, int], parent: int, sender: Connection, sending: Any, work: tuple
 ) -> None:
     _follow(parent)
-    os.environ.update(place)
+    os.environ.update({name: str(number) for name, number in place.items()})
     try:
         _in_group(*work)
     except Exception as error:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import takewhile
@@ -9,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from detectron2.config import CfgNode
 from detectron2.engine import SimpleTrainer, TrainerBase
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
@@ -18,23 +22,20 @@ from torch.nn.parallel import DistributedDataParallel
 from knet.data.loader import seed_everything
 from knet.training.optimizer import resume_optimizer
 
+logger = logging.getLogger(__name__)
+
+# instruction sets of ONEDNN_MAX_CPU_ISA that have bfloat16 products
+_ISA_WITH_BFLOAT16 = ("BF16", "FP16", "AMX", "AVX10", "ALL", "DEFAULT")
+
 
 class Metrics(NamedTuple):
-    """What one step says, on the CPU.
-
-    Attributes:
-        iteration: of the step, from 0.
-        data_time: seconds of waiting for batches.
-        losses: by name.
-        grad_norm: L2 norm of all gradients together, before clipping.
-        broken: whether a value is not finite and the training has to end.
-    """
+    """What one step says, on the CPU."""
 
     iteration: int
-    data_time: float
+    data_time: float  # seconds of waiting for batches
     losses: dict[str, float]
-    grad_norm: float
-    broken: bool
+    grad_norm: float  # L2, of all gradients together, before clipping
+    broken: bool  # a value is not finite, and the training has to end
 
 
 class TrainStep(SimpleTrainer):
@@ -175,7 +176,8 @@ class TrainStep(SimpleTrainer):
                 if np.isfinite(first.grad_norm):
                     storage.put_scalar("grad_norm", first.grad_norm)
             storage.iter = now
-        self._require_finite(steps)
+        if len(whole) < len(steps):
+            self.require_finite()
         self._pending.clear()
 
     def require_finite(self) -> None:
@@ -185,19 +187,7 @@ class TrainStep(SimpleTrainer):
             FloatingPointError: a loss or the gradients of a step were not finite; the weights are
                 as before that step.
         """
-        self._require_finite(self._read())
-
-    def _read(self) -> list[Metrics]:
-        if not self._pending:
-            return []
-        values = iter(torch.cat([values for *_, values in self._pending]).tolist())  # one copy
-        return [
-            Metrics(i, seconds, {n: next(values) for n in names}, next(values), next(values) > 0)
-            for i, seconds, names, _ in self._pending
-        ]
-
-    def _require_finite(self, steps: Sequence[Metrics]) -> None:
-        step = next((step for step in steps if step.broken), None)
+        step = next((step for step in self._read() if step.broken), None)
         if step is None:
             return
         losses = {name: value for name, value in step.losses.items() if not np.isfinite(value)}
@@ -208,6 +198,15 @@ class TrainStep(SimpleTrainer):
             f"{what}, at step {step.iteration + 1}; the weights are as before this step. Go on "
             "from the last checkpoint with --resume and a lower SOLVER.BASE_LR"
         )
+
+    def _read(self) -> list[Metrics]:
+        if not self._pending:
+            return []
+        values = iter(torch.cat([values for *_, values in self._pending]).tolist())  # one copy
+        return [
+            Metrics(i, seconds, {n: next(values) for n in names}, next(values), next(values) > 0)
+            for i, seconds, names, _ in self._pending
+        ]
 
     def state_dict(self) -> dict[str, Any]:
         """Optimiser, gradient scaler and seed."""
@@ -223,3 +222,54 @@ class TrainStep(SimpleTrainer):
         self.seed = state["seed"]
         if state["grad_scaler"] and self.grad_scaler.is_enabled():  # empty without float16
             self.grad_scaler.load_state_dict(state["grad_scaler"])
+
+
+def autocast_dtype(cfg: CfgNode) -> torch.dtype | None:
+    """The type of mixed precision that the config asks for, or None for float32.
+
+    Raises:
+        ValueError: float16 on a CPU.
+    """
+    if not cfg.SOLVER.AMP.ENABLED:
+        return None
+    name, device = cfg.SOLVER.AMP.DTYPE, torch.device(cfg.MODEL.DEVICE)
+    if name == "auto":
+        dtype, reason = _fastest(device)
+        chosen = "float32" if dtype is None else str(dtype).rpartition(".")[2]
+        logger.info("SOLVER.AMP.DTYPE auto: %s, since %s", chosen, reason)
+        return dtype
+    if device.type == "cpu" and name == "float16":
+        raise ValueError("SOLVER.AMP.DTYPE float16 needs a GPU: use auto or bfloat16 on a CPU")
+    if device.type == "cpu" and not computes_in_bfloat16():
+        logger.warning(
+            "SOLVER.AMP.DTYPE bfloat16: this processor has no instructions for it; a step was "
+            "nearly twice as slow as in float32, measured on one Xeon; auto chooses what is fast"
+        )
+    return getattr(torch, name)
+
+
+def _fastest(device: torch.device) -> tuple[torch.dtype | None, str]:
+    """Type and reason."""
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16, "the GPU computes in it"
+        return torch.float16, "the GPU is too old for bfloat16"
+    if device.type == "cpu" and computes_in_bfloat16():
+        return torch.bfloat16, "the processor has instructions for it"
+    if device.type == "cpu":
+        return None, "the processor has no instructions for bfloat16"
+    return None, f"nothing is known of bfloat16 on {device.type}"
+
+
+def computes_in_bfloat16() -> bool:
+    """Whether this machine's processor multiplies in bfloat16.
+
+    It is what oneDNN may use: the environment variable ONEDNN_MAX_CPU_ISA can forbid it.
+    """
+    if platform.machine().lower() in ("arm64", "aarch64"):
+        onednn = torch.backends.mkldnn.is_available()
+        return onednn and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # the latter after torch 2.5
+    has = any(getattr(torch.cpu, name)() for name in names if hasattr(torch.cpu, name))
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "ALL"
+    return has and any(part in limit.upper() for part in _ISA_WITH_BFLOAT16)

@@ -22,16 +22,6 @@ from detectron2.utils import comm
 
 from knet.errors import UserError
 
-__all__ = [
-    "Agreement",
-    "StopSignals",
-    "Stopped",
-    "folder_lock",
-    "hangups",
-    "spare_workers",
-    "stop_at_once",
-]
-
 logger = logging.getLogger(__name__)
 
 _LOCK_FILE = ".training.lock"

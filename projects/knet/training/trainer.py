@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import weakref
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -31,16 +30,10 @@ from knet.data.worker_errors import RaisingLoader, hand_over
 from knet.evaluation import build_evaluator
 from knet.evaluation.score_tables import format_classes, format_scores
 from knet.files import UNFINISHED, remove_unfinished
+from knet.training import optimizer
 from knet.training.checkpoints import Checkpoints, format_changes, training_keys
 from knet.training.console import Progress, is_reported
-from knet.training.optimizer import (
-    build_lr_scheduler,
-    build_optimizer,
-    resume_schedule,
-    scale_to_processes,
-)
-from knet.training.precision import autocast_dtype
-from knet.training.step import TrainStep
+from knet.training.step import TrainStep, autocast_dtype
 from knet.training.stop import Stopped, StopSignals, folder_lock, spare_workers, stop_at_once
 from knet.tta import KNetWithTTA
 
@@ -87,16 +80,6 @@ def check_batch_norm(model: nn.Module, images: int) -> None:
         )
 
 
-def log_scores(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
-    """Log the scores of each data set as tables; those of many classes to the log file only."""
-    for name, scores in results.items():
-        if scores:
-            logger.info("scores on %s:\n%s", name, format_scores(scores))
-            classes = format_classes(scores)
-            few = classes.count("\n") <= 32
-            logger.log(logging.INFO if few else logging.DEBUG, "classes:\n%s", classes)
-
-
 class Trainer(DefaultTrainer):
     """`DefaultTrainer` for K-Net; use it in the same way.
 
@@ -106,11 +89,11 @@ class Trainer(DefaultTrainer):
 
     def __init__(self, cfg: CfgNode) -> None:
         TrainerBase.__init__(self)
-        cfg = scale_to_processes(cfg, comm.get_world_size())
+        cfg = optimizer.scale_to_processes(cfg, comm.get_world_size())
         model = self.build_model(cfg)
         passes = comm.get_world_size() * cfg.SOLVER.ACCUMULATION_STEPS
         check_batch_norm(model, cfg.SOLVER.IMS_PER_BATCH // passes)
-        optimizer = self.build_optimizer(cfg, model)
+        adamw = self.build_optimizer(cfg, model)
         model = distribute(model)
         seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         clip = cfg.SOLVER.CLIP_GRADIENTS
@@ -118,13 +101,13 @@ class Trainer(DefaultTrainer):
         self._trainer = TrainStep(
             model,
             self._open_loader,
-            optimizer,
+            adamw,
             seed=seed,
             accumulation_steps=cfg.SOLVER.ACCUMULATION_STEPS,
             autocast_dtype=autocast_dtype(cfg),
             clip_norm=clip.CLIP_VALUE if clip.ENABLED else None,
         )
-        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, adamw)
         self.checkpointer = KNetCheckpointer.from_config(
             cfg, model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
@@ -191,7 +174,7 @@ class Trainer(DefaultTrainer):
                 f"SOLVER.MAX_ITER {self.max_iter}: raise that, or train without --resume"
             )
         self._trainer.load_state_dict(state["_trainer"])
-        resume_schedule(self.scheduler, self.optimizer)
+        optimizer.resume_schedule(self.scheduler, self.optimizer)
         # unknown in checkpoints of before it was recorded
         changes = format_changes(state.get("config", {}), training_keys(self.cfg))
         if changes:
@@ -263,15 +246,8 @@ class Trainer(DefaultTrainer):
         """The model of a config, made faster."""
         return accelerate_as_configured(super().build_model(cfg), cfg)
 
-    @classmethod
-    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """AdamW with the backbone's own rate."""
-        return build_optimizer(cfg, model)
-
-    @classmethod
-    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
-        """Step, cosine or polynomial, with warm-up."""
-        return build_lr_scheduler(cfg, optimizer)
+    build_optimizer = staticmethod(optimizer.build_optimizer)
+    build_lr_scheduler = staticmethod(optimizer.build_lr_scheduler)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode, *, seed: int = 0, start_step: int = 0) -> SkipReport:
@@ -304,7 +280,11 @@ class Trainer(DefaultTrainer):
         with stop_at_once():  # the weights are in a checkpoint by now
             results = super().test(cfg, model, evaluators)
         if comm.is_main_process():
-            log_scores(results if len(names) != 1 else {names[0]: results})
+            for name, scores in (results if len(names) != 1 else {names[0]: results}).items():
+                logger.info("scores on %s:\n%s", name, format_scores(scores))
+                classes = format_classes(scores)
+                few = classes.count("\n") <= 32  # else for the log file only
+                logger.log(logging.INFO if few else logging.DEBUG, "classes:\n%s", classes)
         return results
 
     @classmethod
