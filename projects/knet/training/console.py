@@ -158,8 +158,9 @@ def _name(device: torch.device) -> str:
 
 def _largest_memory() -> int:
     """Bytes that this process has had so far, on its GPU or else of the machine; 0: unknown."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return torch.cuda.max_memory_allocated()
+    on_gpu = torch.cuda.max_memory_allocated()  # 0 without one
+    if on_gpu:
+        return on_gpu
     try:
         resource = importlib.import_module("resource")
     except ImportError:  # not on Windows

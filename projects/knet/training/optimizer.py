@@ -181,7 +181,7 @@ def resume_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any])
         raise ValueError(
             "the checkpoint groups its parameters otherwise, and is of a version that did not name "
             "them: resume with SOLVER.BACKBONE_MULTIPLIER, SOLVER.WEIGHT_DECAY, SOLVER.NO_DECAY "
-            "and MODEL.BACKBONE.FREEZE_AT as they were"
+            "and MODEL.BACKBONE.FREEZE_AT as they were, and SOLVER.WEIGHT_DECAY_NORM and _BIAS None"
         )
     _check_moments(state, optimizer)
     optimizer.load_state_dict({"state": state, "param_groups": ours})

@@ -281,6 +281,8 @@ class Trainer(DefaultTrainer):
             results = super().test(cfg, model, evaluators)
         if comm.is_main_process():
             for name, scores in (results if len(names) != 1 else {names[0]: results}).items():
+                if not scores:
+                    continue
                 logger.info("scores on %s:\n%s", name, format_scores(scores))
                 classes = format_classes(scores)
                 few = classes.count("\n") <= 32  # else for the log file only
