@@ -38,7 +38,7 @@ PANOPTIC = "configs/shapes/panoptic.yaml"
     ("MODEL.KNET.NORM_GROUPS", 5, "must divide MODEL.KNET.HIDDEN_DIM"),
     ("MODEL.KNET.UPDATER_DIM", 48, "must divide MODEL.KNET.HIDDEN_DIM"),
     ("MODEL.KNET.LOSS.NUM_POINTS", -3, "at least 0"),
-    ("MODEL.KNET.ACCEL.RECOMPUTE", ("neck",), "'backbone', 'rounds'"),
+    ("MODEL.KNET.ACCEL.RECOMPUTE", ("neck",), "'backbone', 'rounds', 'losses'"),
     ("MODEL.KNET.SEMANTIC.NORM", "XN", "'SyncBN'"),
     ("MODEL.RESNETS.DEPTH", 51, "50, 101"),
     ("MODEL.RESNET_V1C.OUTPUT_STRIDE", 4, "8, 16, 32"),

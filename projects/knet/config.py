@@ -95,8 +95,8 @@ def _add_model_config(cfg: CN) -> None:
     knet.ACCEL.DTYPE = "float32"
     # padded sizes of batches for which a GPU keeps graphs; the least recently used goes. 0: none
     knet.ACCEL.GRAPHS = 32
-    # less memory, more time in training: activations of "backbone" (a ResNet's stages) and "rounds"
-    # are dropped and computed again for the gradients
+    # less memory, more time in training: activations of "backbone" (a ResNet's stages), "rounds",
+    # "losses" (enlarged masks; on a CPU never kept) are computed again for the gradients
     knet.ACCEL.RECOMPUTE = ()
 
     # of semantic models only

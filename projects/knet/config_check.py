@@ -121,7 +121,7 @@ _RULES: dict[str, Rule] = {
     "MODEL.KNET.MIN_TRAIN_SIZE": _list(_whole(0, 2**16), count=2),
     "MODEL.KNET.ACCEL.DTYPE": _choice("float32", "float16", "bfloat16"),
     "MODEL.KNET.ACCEL.GRAPHS": _whole(0, 2**12),
-    "MODEL.KNET.ACCEL.RECOMPUTE": _list(_choice("backbone", "rounds")),
+    "MODEL.KNET.ACCEL.RECOMPUTE": _list(_choice("backbone", "rounds", "losses")),
     "MODEL.KNET.SEMANTIC.NORM": _choice(*_BATCH_NORMS, "GN", "LN"),
     "MODEL.KNET.SEMANTIC.DROPOUT": _DROP,
     "MODEL.KNET.SEMANTIC.AUX_DIM": _WIDTH,

@@ -6,7 +6,8 @@ from detectron2.modeling import build_model
 
 from knet.accel import accelerate
 from knet.accel.streamed_losses import StreamedPixels
-from knet.modeling.losses import AllPixels, SampledPoints
+from knet.modeling.knet import KNet
+from knet.modeling.losses import AllPixels, RecomputedPixels, SampledPoints
 
 
 def _same(compute, maps, **tolerance):
@@ -62,3 +63,11 @@ def test_accelerate_streams_every_sum_over_all_pixels(tiny_cfg, num_points):
     places = accelerate(model).criterion.places
     assert isinstance(places.dense if num_points else places, StreamedPixels)
     assert isinstance(places, SampledPoints if num_points else StreamedPixels)
+
+
+def test_a_gpu_may_recompute_losses(tiny_cfg, monkeypatch):
+    monkeypatch.setattr(KNet, "device", torch.device("cuda"))
+    places = accelerate(build_model(tiny_cfg), graphs=0).criterion.places
+    assert type(places) is AllPixels
+    places = accelerate(build_model(tiny_cfg), graphs=0, recompute=("losses",)).criterion.places
+    assert type(places) is RecomputedPixels

@@ -19,7 +19,7 @@ from knet.accel.streamed_fusion import StreamedFusion
 from knet.accel.streamed_losses import StreamedPixels
 from knet.modeling.kernels import KernelRounds
 from knet.modeling.knet import KNet
-from knet.modeling.losses import AllPixels, SampledPoints
+from knet.modeling.losses import RecomputedPixels, SampledPoints
 from knet.modeling.postprocess import Streaming
 from knet.modeling.task import MaskTask
 
@@ -44,8 +44,9 @@ def accelerate(
         dtype: of backbone, neck and masks in inference; all but float32 change results by their
             rounding.
         graphs: sizes of images for which a GPU keeps a graph; 0 for none.
-        recompute: "backbone" (a ResNet's stages) and "rounds" drop activations in training and
-            compute them again for the gradients.
+        recompute: "backbone" (a ResNet's stages), "rounds" and "losses" (enlarged masks) drop
+            activations in training and compute them again for the gradients. On a CPU losses keep
+            none in the first place.
 
     Returns:
         The same model.
@@ -56,15 +57,16 @@ def accelerate(
     on_cpu = model.device.type == "cpu"
     if on_cpu:
         use_fast_convolutions(model)
-        criterion: Any = model.criterion
-        places = criterion.places
-        if type(places) is AllPixels:
-            criterion.places = StreamedPixels()
-        elif isinstance(places, SampledPoints):
-            places.dense = StreamedPixels()
         if isinstance(model.task, MaskTask):
             chunk = min(32 << 20, model.task.streaming.chunk_bytes)
             model.task.streaming = Streaming(StreamedFusion, band=64, chunk_bytes=chunk)
+    if on_cpu or "losses" in recompute:
+        pixels = StreamedPixels() if on_cpu else RecomputedPixels()
+        criterion: Any = model.criterion
+        if isinstance(criterion.places, SampledPoints):
+            criterion.places.dense = pixels
+        else:
+            criterion.places = pixels
     if "backbone" in recompute:
         recompute_stages(model.backbone)
     if "rounds" in recompute:

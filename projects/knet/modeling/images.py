@@ -33,10 +33,11 @@ def normalised_batch(
     height, width = size
     whole = all(tuple(image.shape[-2:]) == (height, width) for image in images)
     first, device = images[0], mean.device
+    pinned = device.type == "cuda" and first.device.type == "cpu"
     if whole:
         raw = torch.stack(list(images)) if len(images) > 1 else first[None]
+        raw = raw.pin_memory() if pinned else raw
         return (raw.to(device, non_blocking=True) - mean) / std
-    pinned = device.type == "cuda" and first.device.type == "cpu"
     shape = (len(images), first.shape[0], height, width)
     raw = torch.zeros(shape, dtype=first.dtype, device=first.device, pin_memory=pinned)
     for row, image in zip(raw, images):

@@ -103,9 +103,9 @@ class KernelHead(nn.Module):
     """Convolves learned kernels over the localising map (K-Net §3.2, §3.4).
 
     Args:
-        hidden_dim: width C.
-        num_kernels: N learned thing kernels; 0 in a model of stuff alone.
         num_thing_classes, num_stuff_classes: T and S; things come first in the class order.
+        num_kernels: N learned thing kernels; 0 in a model of stuff alone.
+        hidden_dim: width C.
         norm_groups: of every GroupNorm.
         conv_std: standard deviation of initial convolution weights.
         class_prior: initial probability of every class of the semantic branch.
@@ -116,13 +116,13 @@ class KernelHead(nn.Module):
     def __init__(
         self,
         *,
-        hidden_dim: int,
-        num_kernels: int,
         num_thing_classes: int,
         num_stuff_classes: int,
-        norm_groups: int,
-        conv_std: float,
-        class_prior: float,
+        num_kernels: int = 100,
+        hidden_dim: int = 256,
+        norm_groups: int = 32,
+        conv_std: float = 0.01,
+        class_prior: float = 0.01,
         places: PlaceEncoding | None = None,
     ) -> None:
         super().__init__()
@@ -228,9 +228,9 @@ class UpdateRound(nn.Module):
     """One of the S rounds (K-Net §3.3, fig. 3).
 
     Args:
+        num_classes: K of the class branch, or None for no class branch.
         dim: width C.
         num_heads, ffn_dim: of the kernel interaction.
-        num_classes: K of the class branch, or None for no class branch.
         grouping: turns mask logits into groups, `hard_groups` or `soft_groups`.
         class_prior: initial probability of every class.
         updater_dim: width of the kernel updater, which must divide C; by default C. With less,
@@ -246,10 +246,10 @@ class UpdateRound(nn.Module):
     def __init__(
         self,
         *,
-        dim: int,
-        num_heads: int,
-        ffn_dim: int,
         num_classes: int | None,
+        dim: int = 256,
+        num_heads: int = 8,
+        ffn_dim: int = 2048,
         grouping: Callable[[Tensor], Tensor] = hard_groups,
         class_prior: float = 0.01,
         updater_dim: int | None = None,

@@ -13,10 +13,10 @@ from detectron2.modeling import META_ARCH_REGISTRY, Backbone
 from detectron2.utils.logger import log_first_n
 from torch import Tensor, nn
 
+from knet.modeling.backbones.narrow_convolutions import pick_pixels_before_narrow_convolutions
 from knet.modeling.build import model_arguments
 from knet.modeling.images import SlidingWindow, normalised_batch, padded_size, slide
 from knet.modeling.kernels import RoundOutput
-from knet.modeling.narrow_convolutions import pick_pixels_before_narrow_convolutions
 from knet.modeling.predictions import Frame, MaskPredictions, PixelPredictions
 from knet.modeling.task import Task
 
@@ -94,7 +94,7 @@ class KNet(nn.Module):
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
         self.to(memory_format=self.memory_format)
-        pick_pixels_before_narrow_convolutions(self)
+        pick_pixels_before_narrow_convolutions(backbone)
         self.inference = None
 
     @classmethod

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import weakref
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -30,6 +31,7 @@ from knet.data.worker_errors import RaisingLoader, hand_over
 from knet.evaluation import build_evaluator
 from knet.evaluation.score_tables import format_classes, format_scores
 from knet.files import UNFINISHED, remove_unfinished
+from knet.modeling.knet import KNet
 from knet.training import optimizer
 from knet.training.checkpoints import Checkpoints, format_changes, training_keys
 from knet.training.console import Progress, is_reported
@@ -80,6 +82,10 @@ def check_batch_norm(model: nn.Module, images: int) -> None:
         )
 
 
+def _mapped(mapper: Callable[..., Any], prepare: Callable[..., Any], record: Any) -> Any:
+    return prepare(mapper(record))
+
+
 class Trainer(DefaultTrainer):
     """`DefaultTrainer` for K-Net; use it in the same way.
 
@@ -93,6 +99,7 @@ class Trainer(DefaultTrainer):
         model = self.build_model(cfg)
         passes = comm.get_world_size() * cfg.SOLVER.ACCUMULATION_STEPS
         check_batch_norm(model, cfg.SOLVER.IMS_PER_BATCH // passes)
+        self._prepare = model.task.prepare if isinstance(model, KNet) else None
         adamw = self.build_optimizer(cfg, model)
         model = distribute(model)
         seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
@@ -118,7 +125,9 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def _open_loader(self, seed: int, step: int) -> SkipReport:
-        self._batches = self.build_train_loader(self.cfg, seed=seed, start_step=step)
+        self._batches = self.build_train_loader(
+            self.cfg, seed=seed, start_step=step, prepare=self._prepare
+        )
         images = self._batches.epoch_size * comm.get_world_size()
         epochs = self.max_iter * self.cfg.SOLVER.IMS_PER_BATCH / images
         logger.info("  %s images, which all steps see %.1f times", f"{images:,}", epochs)
@@ -250,9 +259,24 @@ class Trainer(DefaultTrainer):
     build_lr_scheduler = staticmethod(optimizer.build_lr_scheduler)
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode, *, seed: int = 0, start_step: int = 0) -> SkipReport:
-        """Batches of this process from a step on."""
-        mapper = KNetDatasetMapper(cfg, is_train=True)
+    def build_train_loader(
+        cls,
+        cfg: CfgNode,
+        *,
+        seed: int = 0,
+        start_step: int = 0,
+        prepare: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    ) -> SkipReport:
+        """Batches of this process from a step on.
+
+        Args:
+            cfg: the config.
+            seed, start_step: see `knet.data.loader.build_train_loader`.
+            prepare: what the loader's workers do with each sample, such as `Task.prepare`.
+        """
+        mapper: Callable[..., Any] = KNetDatasetMapper(cfg, is_train=True)
+        if prepare is not None:
+            mapper = partial(_mapped, mapper, prepare)
         report = build_train_loader(cfg, mapper, seed=seed, start_step=start_step)
         spare_workers(report.batches)
         return report

@@ -11,7 +11,7 @@ import detectron2.layers as d2
 import torch
 from torch import nn
 
-from knet.modeling.narrow_convolutions import pick_pixels_before_narrow_convolutions
+from knet.modeling.backbones.narrow_convolutions import pick_pixels_before_narrow_convolutions
 
 # a broken backward pass kills the process
 TRAINING = """
