@@ -7,6 +7,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from itertools import takewhile
 from typing import Any, NamedTuple
 
@@ -98,10 +99,8 @@ class TrainStep(SimpleTrainer):
             batch = next(self._batches)
             data_time += time.perf_counter() - start
             last = part == self.accumulation_steps - 1
-            if not last and isinstance(self.model, DistributedDataParallel):
-                with self.model.no_sync():
-                    losses = self._backward(batch)
-            else:
+            apart = not last and isinstance(self.model, DistributedDataParallel)
+            with self.model.no_sync() if apart else nullcontext():
                 losses = self._backward(batch)
             for name, value in losses.items():
                 totals[name] = totals.get(name, 0) + value.detach() / self.accumulation_steps
@@ -109,11 +108,8 @@ class TrainStep(SimpleTrainer):
         self._pending.append((self.iter, data_time, list(totals), values))
 
     def _backward(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
-        with torch.autocast(
-            self.device.type,
-            dtype=self.autocast_dtype,
-            enabled=self.autocast_dtype is not None,
-        ):
+        dtype = self.autocast_dtype
+        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
             losses = self.model(batch)
         total = sum(losses.values()) / self.accumulation_steps
         self.grad_scaler.scale(total).backward()

@@ -168,9 +168,9 @@ class Agreement:
             return received
         answer = 0
         if self._asked is not None:
-            work, value = self._asked
+            work, asked = self._asked
             work.wait()
-            answer = int(value)
+            answer = int(asked)
         if not answer:
             value = torch.tensor([received])
             work = dist.all_reduce(value, dist.ReduceOp.MAX, group=self._group, async_op=True)
