@@ -123,7 +123,7 @@ def test_what_is_worth_keeping_is_written_whole():
         ("tools/build_detectron2_wheel.py", "write_text"),
         ("tools/build_detectron2_wheel.py", "write_bytes"),
         # written again by every training, a line at a time
-        ("projects/knet/training/folder_lock.py", "open"),
+        ("projects/knet/training/stop.py", "open"),
     }
     found = set()
     for file in _sources():

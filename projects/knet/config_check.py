@@ -163,6 +163,9 @@ _RULES: dict[str, Rule] = {
     "SOLVER.BASE_LR_END": _number(0),
     "SOLVER.BACKBONE_MULTIPLIER": _WEIGHT,
     "SOLVER.WEIGHT_DECAY": _WEIGHT,
+    "SOLVER.WEIGHT_DECAY_*": Rule(
+        f"None (as WEIGHT_DECAY) or {_WEIGHT.text}", lambda v: v is None or _WEIGHT.holds(v)
+    ),
     "SOLVER.NO_DECAY": _NAMES,
     "SOLVER.LR_SCHEDULER_NAME": _choice(*_SCHEDULES),
     "SOLVER.GAMMA": _number(0, above=True),
