@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -245,27 +246,24 @@ def _open_as_ascii(function, file, mode="r", *args, **kwargs):
     return function(file, mode, *args, **kwargs)
 
 
-def test_a_kill_behind_the_new_files_does_not_leave_them_under_the_old_stamp(
-    make_dataset, tmp_path, monkeypatch
-):
+@pytest.mark.parametrize("derived", [instance_dataset, semantic_dataset])
+def test_a_kill_leaves_what_was_derived_before(make_dataset, tmp_path, monkeypatch, derived):
     make_dataset("evaluated")
     folder = tmp_path / "out" / "derived" / "evaluated"
-    for derived, name in ((instance_dataset, "instances.json"), (semantic_dataset, "semantic")):
-        derived("evaluated", str(tmp_path / "out"))
-        stamp = folder / f"{name}.source.json"
-        assert stamp.exists()
-        before = (tmp_path / "panoptic.json").stat()
-        (tmp_path / "panoptic.json").touch()  # other annotations …
-        with monkeypatch.context() as patch:
-            patch.setattr("knet.evaluation.derived.write_json", _killed)
-            with pytest.raises(KeyboardInterrupt):
-                derived("evaluated", str(tmp_path / "out"))
-        times = (before.st_atime_ns, before.st_mtime_ns)
-        os.utime(tmp_path / "panoptic.json", ns=times)  # … and back to the first
-        assert (folder / name).exists() and not stamp.exists()
-        derived("evaluated", str(tmp_path / "out"))
-        assert stamp.exists()
-    assert len(os.listdir(folder)) == 4
+    derived("evaluated", str(tmp_path / "out"))
+    before, written = (tmp_path / "panoptic.json").stat(), sorted(folder.rglob("*"))
+    (tmp_path / "panoptic.json").touch()  # other annotations …
+    with monkeypatch.context() as patch:
+        for name in ("panoptic_to_instances", "panoptic_to_semantic"):
+            patch.setattr(f"knet.evaluation.derived.{name}", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            derived("evaluated", str(tmp_path / "out"))
+    os.utime(tmp_path / "panoptic.json", ns=(before.st_atime_ns, before.st_mtime_ns))
+    derived("evaluated", str(tmp_path / "out"))  # … and back to the first
+    assert sorted(folder.rglob("*")) == written
+    (tmp_path / "panoptic.json").touch()
+    derived("evaluated", str(tmp_path / "out"))
+    assert len(os.listdir(folder)) == 1  # and not those of older annotations
 
 
 def _killed(*_, **__):
@@ -287,15 +285,14 @@ def test_switches_choose(make_dataset, tmp_path):
 
 def test_newer_annotations_are_derived_again(make_dataset, tmp_path):
     make_dataset("evaluated")
-    alias = instance_dataset("evaluated", str(tmp_path / "out"))
-    json_file = tmp_path / "out" / "derived" / "evaluated" / "instances.json"
-    assert MetadataCatalog.get(alias).json_file == str(json_file)
+    json_file = Path(MetadataCatalog.get(instance_dataset("evaluated", str(tmp_path))).json_file)
     json_file.write_text("old", encoding="utf-8")
-    instance_dataset("evaluated", str(tmp_path / "out"))
+    instance_dataset("evaluated", str(tmp_path))
     assert json_file.read_text(encoding="utf-8") == "old"
     (tmp_path / "panoptic.json").touch()
-    instance_dataset("evaluated", str(tmp_path / "out"))
-    assert len(json.loads(json_file.read_text(encoding="utf-8"))["annotations"]) == 8
+    newer = Path(MetadataCatalog.get(instance_dataset("evaluated", str(tmp_path))).json_file)
+    assert len(json.loads(newer.read_text(encoding="utf-8"))["annotations"]) == 8
+    assert not json_file.exists()
 
 
 def shifted(image_id):

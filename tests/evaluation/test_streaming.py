@@ -17,14 +17,12 @@ from detectron2.evaluation import COCOEvaluator, COCOPanopticEvaluator, SemSegEv
 from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from PIL import Image
-from pycocotools import mask as mask_util
 
 from knet.data import register_coco_panoptic
 from knet.data.annotations.panoptic_png import read_panoptic_png
-from knet.evaluation.background import Background
-from knet.evaluation.evaluators import SemanticEvaluator
-from knet.evaluation.instances import InstanceEvaluator, encode_masks
-from knet.evaluation.panoptic import PanopticEvaluator
+from knet.evaluation.instances import InstanceEvaluator
+from knet.evaluation.panoptic import _THREADS, PanopticEvaluator
+from knet.evaluation.semantic import SemanticEvaluator
 from knet.evaluation.spool import Spool
 from knet.training.launch import launch
 
@@ -104,7 +102,8 @@ def compare(ours, theirs, records, ours_file, theirs_file):
 
 
 @pytest.mark.parametrize("limit", [100, 150, 7])
-def test_mask_ap_is_pycocotools(records, tmp_path, limit):
+def test_mask_ap_is_pycocotools(records, tmp_path, limit, monkeypatch):
+    monkeypatch.setattr("knet.evaluation.instances._CHUNK_BYTES", 10 << 20)  # several an image
     file = "coco_instances_results.json"
     ours = InstanceEvaluator(NAME, str(tmp_path / "ours"), max_dets_per_image=limit)
     theirs = COCOEvaluator(NAME, ("segm",), output_dir=str(tmp_path / "theirs"),
@@ -180,7 +179,7 @@ def test_little_is_kept_of_an_image(records):
         evaluator.reset()
         for record in records:
             evaluator.process([record], [predictions(record, detections=100)])
-    panoptic._judging.finish()
+    panoptic._collect(0)
     assert len(pickle.dumps(panoptic._judged)) < 700 * len(records)
     assert len(pickle.dumps(instances._images)) < 4000 * len(records)
 
@@ -230,42 +229,28 @@ def test_data_without_annotations_get_their_pngs_written(records, tmp_path):
         assert Image.open(tmp_path / "out" / "predictions" / record["file_name"]).mode == "RGB"
 
 
-@pytest.mark.parametrize("shape", [(0, 5, 7), (3, 5, 7), (40, 31, 64)])
-def test_masks_are_encoded_as_pycocotools_does(shape, monkeypatch):
-    monkeypatch.setattr("knet.evaluation.instances._CHUNK_BYTES", 5000)
-    masks = torch.rand(shape) > 0.5
-    masks[:1] = True
-    expected = [mask_util.encode(np.asfortranarray(m, np.uint8)) for m in masks.numpy()]
-    found = encode_masks(masks)
-    assert [rle["counts"].encode() for rle in found] == [rle["counts"] for rle in expected]
-    assert [rle["size"] for rle in found] == [rle["size"] for rle in expected]
+def test_threads_keep_the_order_and_the_model_waits_when_they_are_behind(records, tmp_path):
+    evaluator = PanopticEvaluator(NAME, str(tmp_path))
+    evaluator.reset()
+    gate, judge, running = threading.Event(), evaluator._judge, []
 
-
-def test_background_keeps_the_order_and_waits_when_it_is_behind():
-    gate, collected, running = threading.Event(), [], []
-
-    def work(k):
-        running.append(k)
+    def wait(image_id, *rest):
+        running.append(image_id)
         gate.wait(10)
-        return k
+        return judge(image_id, *rest)
 
-    background = Background(work, collected.append, threads=2)
-    for k in range(4):
-        background.put(k)
-    assert len(running) <= 2 and collected == []
+    evaluator._judge = wait
+    done = [{**records[0], "image_id": k} for k in range(2 * _THREADS + 1)]
+    for record in done[:-1]:
+        evaluator.process([record], [predictions(records[0])])
+    assert len(running) <= _THREADS and len(evaluator._waiting) == 2 * _THREADS
     threading.Timer(0.05, gate.set).start()
-    background.put(4)  # the fifth has to wait for the first
-    assert collected[:1] == [0]
-    background.finish()
-    assert collected == list(range(5))
-
-
-def test_background_raises_the_error_of_a_call():
-    background = Background(lambda x: 1 // x, print, threads=1)
-    with pytest.raises(ZeroDivisionError):
-        background.put(0)
-        background.finish()
-    background.cancel()
+    evaluator.process(done[-1:], [predictions(records[0])])  # has to wait for the first
+    assert gate.is_set() and len(evaluator._waiting) <= 2 * _THREADS
+    evaluator._collect(0)
+    evaluator._spool.write(str(tmp_path / "all.json"))
+    found = json.loads((tmp_path / "all.json").read_text())
+    assert [record["image_id"] for record in found] == list(range(len(done)))
 
 
 def test_spool_joins_lines_of_several_blocks(tmp_path, monkeypatch):
