@@ -53,6 +53,6 @@ def test_random_masks_as_pycocotools(seed):
     of_image = [[[one for one in part if one["image_id"] == i] for part in (true, found)]
                 for i in images]  # fmt: skip
     ours = accumulate([match_image(*pair, theirs.params) for pair in of_image], theirs.params)
-    assert 0.01 < theirs.eval["precision"][..., 1, 0, -1].mean() < 1
+    assert theirs.eval["precision"].max() > 0.1
     for key in ("precision", "recall"):
         np.testing.assert_array_equal(ours.eval[key], theirs.eval[key])  # to the last bit

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Optional
 
 from detectron2.config import CfgNode
@@ -24,14 +24,8 @@ __all__ = ["build_evaluator"]
 
 logger = logging.getLogger(__name__)
 
-# Data set, output folder, limits of the objects that are found in an image, by their keys; None
-# where the data set has nothing that the evaluator could judge.
-Limits = Mapping[str, int]
-Build = Callable[[str, Optional[str], Limits], Optional[DatasetEvaluator]]
-
-# Detections an image and class that COCO's AP counts.
-_COCO_LIMIT = 100
-_DETECTIONS = "TEST.DETECTIONS_PER_IMAGE"
+# config, data set, output folder; None where the data set has nothing that could be judged
+Build = Callable[[CfgNode, str, Optional[str]], Optional[DatasetEvaluator]]
 
 
 def build_evaluator(
@@ -65,23 +59,16 @@ def build_evaluator(
             f"known are {', '.join(sorted(_EVALUATORS))}."
         )
     builders = _EVALUATORS[evaluator_type]
-    limits = {
-        _DETECTIONS: cfg.TEST.DETECTIONS_PER_IMAGE,
-        "MODEL.KNET.NUM_KERNELS": cfg.MODEL.KNET.NUM_KERNELS,
-    }
     evaluators = []
     for switch, build in builders.items():
         if not cfg.MODEL.KNET.TEST[switch]:
             continue
-        built = build(dataset_name, output_folder, limits)
+        built = build(cfg, dataset_name, output_folder)
         if built is not None:
             evaluators.append(built)
         else:
-            logger.info(
-                "Data set '%s' has no thing classes: MODEL.KNET.TEST.%s is not evaluated",
-                dataset_name,
-                switch,
-            )
+            message = "Data set '%s' has no thing classes: MODEL.KNET.TEST.%s is not evaluated"
+            logger.info(message, dataset_name, switch)
     if not evaluators:
         needed = " or ".join(f"MODEL.KNET.TEST.{switch}" for switch in builders)
         raise ValueError(
@@ -91,33 +78,37 @@ def build_evaluator(
     return Evaluators(evaluators)
 
 
-def _instances(name: str, folder: str | None, limits: Limits) -> DatasetEvaluator:
+def _instances(cfg: CfgNode, name: str, folder: str | None) -> DatasetEvaluator:
     if not MetadataCatalog.get(name).get("json_file"):
         name = converted_dataset(name, folder)
-    # Under COCO's limit the limit changes nothing: there are no more detections.
-    most = max(limits[_DETECTIONS], _COCO_LIMIT)
+    limits = {
+        "TEST.DETECTIONS_PER_IMAGE": cfg.TEST.DETECTIONS_PER_IMAGE,
+        "MODEL.KNET.NUM_KERNELS": cfg.MODEL.KNET.NUM_KERNELS,
+    }
+    # below COCO's 100 the limit changes nothing: there are no more detections
+    most = max(100, cfg.TEST.DETECTIONS_PER_IMAGE)
     return InstanceEvaluator(name, folder, max_dets_per_image=most, limits=limits)
 
 
-def _panoptic_to_instances(
-    name: str, folder: str | None, limits: Limits
-) -> DatasetEvaluator | None:
+def _panoptic_to_instances(cfg: CfgNode, name: str, folder: str | None) -> DatasetEvaluator | None:
     if not MetadataCatalog.get(name).thing_dataset_id_to_contiguous_id:
         return None
-    return _instances(instance_dataset(name, folder), folder, limits)
+    return _instances(cfg, instance_dataset(name, folder), folder)
+
+
+def _panoptic_to_semantic(cfg: CfgNode, name: str, folder: str | None) -> DatasetEvaluator:
+    return SemanticEvaluator(semantic_dataset(name, folder), folder)
 
 
 _PANOPTIC: dict[str, Build] = {
-    "PANOPTIC_ON": lambda name, folder, _: PanopticEvaluator(name, folder),
+    "PANOPTIC_ON": lambda _, name, folder: PanopticEvaluator(name, folder),
     "INSTANCE_ON": _panoptic_to_instances,
-    "SEMANTIC_ON": lambda name, folder, _: SemanticEvaluator(
-        semantic_dataset(name, folder), folder
-    ),
+    "SEMANTIC_ON": _panoptic_to_semantic,
 }
 _CITYSCAPES: dict[str, Build] = {
     "PANOPTIC_ON": _PANOPTIC["PANOPTIC_ON"],
-    "INSTANCE_ON": lambda name, *_: CityscapesInstanceEvaluator(name),
-    "SEMANTIC_ON": lambda name, *_: CityscapesSemSegEvaluator(name),
+    "INSTANCE_ON": lambda _, name, __: CityscapesInstanceEvaluator(name),
+    "SEMANTIC_ON": lambda _, name, __: CityscapesSemSegEvaluator(name),
 }
 
 # evaluator_type: {switch: evaluator}
@@ -125,7 +116,7 @@ _EVALUATORS: dict[str, dict[str, Build]] = {
     "coco": {"INSTANCE_ON": _instances},
     "coco_panoptic_seg": _PANOPTIC,
     "ade20k_panoptic_seg": _PANOPTIC,
-    "sem_seg": {"SEMANTIC_ON": lambda name, folder, _: SemanticEvaluator(name, folder)},
+    "sem_seg": {"SEMANTIC_ON": lambda _, name, folder: SemanticEvaluator(name, folder)},
     "cityscapes_panoptic_seg": _CITYSCAPES,
     "cityscapes_instance": {"INSTANCE_ON": _CITYSCAPES["INSTANCE_ON"]},
     "cityscapes_sem_seg": {"SEMANTIC_ON": _CITYSCAPES["SEMANTIC_ON"]},

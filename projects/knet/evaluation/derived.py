@@ -91,28 +91,24 @@ def semantic_dataset(dataset_name: str, output_folder: str | None) -> str:
     stuff_ids = dict(metadata.stuff_dataset_id_to_contiguous_id)
     class_ids = {**metadata.thing_dataset_id_to_contiguous_id, **stuff_ids}
     ignore_label = metadata.get("ignore_label")
+    changes = {"ignore_label": IGNORE_LABEL if ignore_label is None else ignore_label}
     records = DatasetCatalog.get(dataset_name)
-    files = {r["file_name"]: r.get("sem_seg_file_name") for r in records}
+    files = {record["file_name"]: record.get("sem_seg_file_name") for record in records}
     if all(file is not None and PathManager.exists(file) for file in files.values()):
         # semantic ids of their own: things are one class, say
-        separated = sorted(class_ids.values()) != list(range(len(metadata.stuff_classes)))
-        if separated or (stuff_ids == class_ids and ignore_label is not None):
+        separate = sorted(class_ids.values()) != list(range(len(metadata.stuff_classes)))
+        if separate or (stuff_ids == class_ids and ignore_label is not None):
             return dataset_name
     else:
-        options = {"class_ids": class_ids, "ignore_label": _or_default(ignore_label)}
         root = _derive_once(
-            dataset_name, output_folder, "semantic", panoptic_to_semantic, **options
-        )
+            dataset_name, output_folder, "semantic", panoptic_to_semantic,
+            class_ids=class_ids, **changes,
+        )  # fmt: skip
         for record in records:
             below = os.path.relpath(record["pan_seg_file_name"], metadata.panoptic_root)
             files[record["file_name"]] = os.path.join(root, below)
-    return _register_alias(
-        "semantic",
-        dataset_name,
-        files,
-        stuff_dataset_id_to_contiguous_id=class_ids,
-        ignore_label=_or_default(ignore_label),
-    )
+    changes["stuff_dataset_id_to_contiguous_id"] = class_ids
+    return _register_alias("semantic", dataset_name, files, **changes)
 
 
 def converted_dataset(dataset_name: str, output_folder: str | None) -> str:
@@ -134,10 +130,6 @@ def converted_dataset(dataset_name: str, output_folder: str | None) -> str:
         write_json(path, convert_to_coco_dict(dataset_name))
     comm.synchronize()
     return _register_alias("coco", dataset_name, json_file=str(path))
-
-
-def _or_default(ignore_label: int | None) -> int:
-    return IGNORE_LABEL if ignore_label is None else ignore_label
 
 
 def _folder(dataset_name: str, output_folder: str | None) -> Path:
@@ -170,14 +162,13 @@ def _derive_once(
     source = [os.path.abspath(root), sorted((k, str(v)) for k, v in options.items())]
     source += [[path, *_state(path)] for path in (os.path.abspath(json_file), *pngs)]
     digest = hashlib.sha256(json.dumps(source).encode()).hexdigest()[:16]
-    kind = Path(name).stem
-    folder = _folder(dataset_name, output_folder)
+    folder, kind = _folder(dataset_name, output_folder), Path(name).stem
     target = folder / f"{kind}-{digest}"
     if comm.is_main_process() and not target.exists():
         logger.debug("Deriving %s from %s", target, json_file)
         with whole_folder(target) as unfinished:
             derive(json_file, root, os.fspath(unfinished / name), **options)
-        for older in set(folder.glob(f"{kind}-*")) - {target}:
+        for older in set(folder.glob(f"{kind}-{'[0-9a-f]' * 16}")) - {target}:
             shutil.rmtree(older)
     comm.synchronize()
     return str(target / name)

@@ -230,21 +230,17 @@ def pq_compute(
     pred_json_file: str | os.PathLike,
     gt_folder: str | os.PathLike | None = None,
     pred_folder: str | os.PathLike | None = None,
-    *,
-    num_workers: int | None = None,
 ) -> dict[str, dict]:
     """Panoptic quality of a data set in COCO's panoptic format (a JSON and a folder of PNGs).
 
     Only one pair of images a worker is in memory at any time. Workers are threads: reading PNGs
-    and sorting release the interpreter's lock, and nothing is forked beside CUDA. The numbers do
-    not depend on how many there are.
+    and sorting release the interpreter's lock, and nothing is forked beside CUDA.
 
     Args:
         gt_json_file: ground truth with ``categories`` and ``annotations``.
         pred_json_file: predictions; an ``annotations`` record for each image of the ground truth.
         gt_folder: folder of its PNGs; by default the JSON's path without ``.json``.
         pred_folder: the same for the predictions.
-        num_workers: threads; by default the number of processors, at most 8.
 
     Returns:
         ``{"All": {"pq", "sq", "rq", "n"}, "Things": …, "Stuff": …, "per_class": {category id:
@@ -259,15 +255,12 @@ def pq_compute(
     from knet.data.annotations.coco_file import load_json
     from knet.data.annotations.panoptic_png import read_panoptic_png
 
-    gt_json_file, pred_json_file = os.fspath(gt_json_file), os.fspath(pred_json_file)
-    gt_folder = os.path.splitext(gt_json_file)[0] if gt_folder is None else os.fspath(gt_folder)
-    pred_folder = (
-        os.path.splitext(pred_json_file)[0] if pred_folder is None else os.fspath(pred_folder)
-    )
+    gt_folder = os.path.splitext(gt_json_file)[0] if gt_folder is None else gt_folder
+    pred_folder = os.path.splitext(pred_json_file)[0] if pred_folder is None else pred_folder
     for folder, content in ((gt_folder, "ground truth"), (pred_folder, "predicted")):
         if not os.path.isdir(folder):
             raise FileNotFoundError(f"Folder '{folder}' with {content} segments does not exist.")
-    gt_json, pred_json = load_json(gt_json_file), load_json(pred_json_file)
+    gt_json, pred_json = (load_json(os.fspath(path)) for path in (gt_json_file, pred_json_file))
     pred_by_image = {record["image_id"]: record for record in pred_json["annotations"]}
     sizes = {
         image["id"]: (image["height"], image["width"])
@@ -282,24 +275,22 @@ def pq_compute(
             f"{len(gt_json['annotations'])} images of '{gt_json_file}': {first_of(missing, 10)}."
         )
 
-    def one_image(gt_record: Mapping[str, Any]) -> PanopticStatistics:
-        image_id = gt_record["image_id"]
-        pred_record = pred_by_image[image_id]
-        pred_file = os.path.join(pred_folder, pred_record["file_name"])
-        where = f"Image {image_id} ('{pred_file}')"
+    def one_image(true: Mapping[str, Any]) -> PanopticStatistics:
+        image_id = true["image_id"]
+        found, size = pred_by_image[image_id], sizes.get(image_id)
+        path = os.path.join(pred_folder, found["file_name"])
+        where = f"Image {image_id} ('{path}')"
         return image_statistics(
-            read_panoptic_png(
-                os.path.join(gt_folder, gt_record["file_name"]), where, sizes.get(image_id)
-            ),
-            read_panoptic_png(pred_file, where, sizes.get(image_id)),
-            gt_record["segments_info"],
-            pred_record["segments_info"],
+            read_panoptic_png(os.path.join(gt_folder, true["file_name"]), where, size),
+            read_panoptic_png(path, where, size),
+            true["segments_info"],
+            found["segments_info"],
             categories,
             where=where,
         )
 
     total = PanopticStatistics()
-    with ThreadPoolExecutor(num_workers or min(os.cpu_count() or 1, 8)) as pool:
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
         # `map` keeps the order of the images, and with it the rounding of the sums.
         for statistics in pool.map(one_image, gt_json["annotations"]):
             total += statistics
