@@ -40,16 +40,12 @@ _RESULTS = "coco_instances_results.json"
 class InstanceEvaluator(COCOEvaluator):
     """Detectron2's ``COCOEvaluator`` for masks, with the same results and results file.
 
-    Detectron2's keeps the run lengths of every mask in memory, gathers them in one process, and
-    gives them to pycocotools at the end. This one matches the detections of an image as soon as
-    they are predicted, in the process that predicted them; processes exchange what is left of
-    that. The numbers are those of pycocotools, to the last bit, and do not depend on how many
-    processes there are.
-
-    In memory are the data set's annotations, as pycocotools holds them, and of each image the
-    scores and matches of its detections: about 3 KB for 100. ``coco_instances_results.json`` is
-    written through a file, image by image. Detectron2's ``instances_predictions.pth``, the same
-    results once more, is not written.
+    Detectron2's keeps the run lengths of every mask and gives them to pycocotools in one process
+    at the end. This one matches an image as soon as it is predicted, where it is predicted;
+    processes exchange what is left of that, about 3 KB for 100 detections. The numbers are those
+    of pycocotools, to the last bit, for any number of processes. Memory holds the data set's
+    annotations beside; ``coco_instances_results.json`` is written image by image, and Detectron2's
+    ``instances_predictions.pth``, the same once more, is not.
 
     Detectron2's gives NaN to a model that finds nothing; here its AP is 0. Annotations may lack
     ``area`` and ``iscrowd``: the area is counted from the mask, and nothing is a crowd unless it

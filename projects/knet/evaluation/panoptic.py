@@ -38,16 +38,14 @@ _SEGMENT = ("id", "category_id", "iscrowd")  # what counting needs of a record
 class PanopticEvaluator(COCOPanopticEvaluator):
     """Detectron2's ``COCOPanopticEvaluator``, with the same results and ``predictions.json``.
 
-    Detectron2's keeps the PNG of every prediction in memory, gathers them in one process, and
-    compares them with the ground truth there at the end. This one compares each image as soon as
-    it is predicted, in threads of the process that predicted it; processes exchange counts. The
-    numbers are those of :func:`~knet.evaluation.panoptic_quality.pq_compute`, to the last bit,
-    and do not depend on how many processes there are. A kind (things or stuff) without classes
-    has no quality; Detectron2's says 0.
+    Detectron2's keeps the PNG of every prediction and compares them in one process at the end.
+    This one compares an image as soon as it is predicted, in threads of the process that predicted
+    it; processes exchange counts. The numbers are those of
+    :func:`~knet.evaluation.panoptic_quality.pq_compute`, to the last bit, for any number of
+    processes. A kind (things or stuff) without classes has no quality; Detectron2's says 0.
 
-    In memory are, of each image: ids and categories of its ground truth segments (about 3 KB),
-    and 40 bytes for each category found in it. Predicted ids are held for the few images that the
-    threads work on.
+    Memory holds, of each image, ids and categories of its true segments (about 3 KB) and 40 bytes
+    for each category found in it; predicted ids of the few images that the threads work on.
 
     Args:
         dataset_name: a data set whose metadata has ``panoptic_json`` and ``panoptic_root``.
