@@ -1,9 +1,9 @@
 """Data sets that Detectron2's instance and semantic evaluators accept, made from a panoptic one.
 
 ``COCOEvaluator`` wants an instances JSON and no stuff among ``thing_classes``, ``SemSegEvaluator``
-a PNG of contiguous ids for each image and all classes in ``stuff_dataset_id_to_contiguous_id``; even
-the built-in ``coco_2017_val_panoptic`` lacks both. What is missing is derived once, below the output
-folder, and offered under an internal alias; the data set's own registration is not changed.
+a PNG of contiguous ids for each image and all classes in ``stuff_dataset_id_to_contiguous_id``:
+even the built-in ``coco_2017_val_panoptic`` lacks both. What is missing is derived once, below the
+output folder, and offered under an internal alias; the data set's own registration stays.
 """
 
 from __future__ import annotations
