@@ -9,10 +9,10 @@
 
 Three sides have the same weights and inputs and take turns in one process on the CPU: the model
 with `knet.accel.accelerate`, the plain one, and the reference. A ratio below 1 means that this code
-is faster or leaner. Every time is a median with its quartiles; a ratio is the median over the
-rounds. With inference, training and memory measured, the last line is `inference R1 training R2
-memory R3`: the time of heads with post-processing, the time of a training step of neck and heads,
-and the peak memory of that step, ours by the reference's.
+is faster or leaner. Times and ratios are medians over the rounds. With inference, training and
+memory measured, the last line is `inference R1 training R2 memory R3`: the time of heads with
+post-processing, the time of a training step of neck and heads, and the peak memory of that step,
+ours by the reference's.
 """
 
 from __future__ import annotations

@@ -221,8 +221,9 @@ def compare_times(
         times = dict(zip(sides, alternate([s.stages[stage] for s in sides.values()], repeats)))
         row: dict[str, Any] = {"": stage}
         for name, values in times.items():
-            low, middle, high = (sorted(values)[k * (repeats - 1) // 4] for k in (1, 2, 3))
-            row[f"{name}, ms"] = f"{1e3 * middle:.4g} ({1e3 * low:.4g} to {1e3 * high:.4g})"
+            row[f"{name}, ms"] = 1000 * statistics.median(values)
+            low, high = 1000 * min(values), 1000 * max(values)
+            row[f"{name}, range"] = f"{low:.4g} to {high:.4g}"
         for name in ("accelerated", "plain"):
             ratios = [a / b for a, b in zip(times[name], times["reference"])]
             row[f"{name} / reference"] = statistics.median(ratios)

@@ -100,7 +100,7 @@ def measure_gpu(
             row.update(job.run())
         except Exception as error:  # the others are worth having: it is told, here and at the end
             traceback.print_exc()
-            row["note"] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            row["note"] = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
             failed += 1
         gc.collect()
         if path:
@@ -159,13 +159,14 @@ def autocast_dtype(precision: str) -> torch.dtype | None:
 
 @contextlib.contextmanager
 def computing_in(precision: str, device: str, *, autocast: bool = True) -> Iterator[None]:
-    """TensorFloat-32 for all but "float32", and autocast for the half types."""
+    """Autocast for the half types; TensorFloat-32 on or off for the others."""
     backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [backend.allow_tf32 for backend in backends]
     dtype = autocast_dtype(precision)
-    try:
+    if dtype is None:
         for backend in backends:
-            backend.allow_tf32 = precision != "float32"
+            backend.allow_tf32 = precision == "TF32"
+    try:
         with torch.autocast(device, dtype=dtype, enabled=autocast and dtype is not None):
             yield
     finally:
@@ -193,7 +194,7 @@ def milliseconds(run: Callable[[], Any], repeats: int, device: str) -> float:
 
 
 def launches(run: Callable[[], Any], device: str) -> Row:
-    """What the device is given to do in a call, and how long it computes."""
+    """What the device is given to do in a call, and the time that it takes for it."""
     kind = ProfilerActivity.CUDA if device == "cuda" else ProfilerActivity.CPU
     with profile(activities=[kind]) as profiled:
         run()
@@ -202,7 +203,7 @@ def launches(run: Callable[[], Any], device: str) -> Row:
     events = [e for e in profiled.events() if e.device_type == wanted]
     copies = sum("memcpy" in e.name.lower() or "copy" in e.name for e in events)
     busy = sum(e.time_range.elapsed_us() for e in events) / 1000
-    return {"launches": len(events), "of these copies": copies, "computing, ms": busy}
+    return {"kernels": len(events) - copies, "copies": copies, "computing, ms": busy}
 
 
 def three_times(

@@ -15,5 +15,5 @@ TINY = (
 @pytest.fixture
 def tiny_work():
     return Workload(
-        "configs/shapes/panoptic.yaml", TINY, size=(64, 96), output_size=(60, 90), objects=4
+        "configs/shapes/panoptic.yaml", TINY, size=(64, 96), output_size=(60, 90), objects=5
     )

@@ -18,7 +18,7 @@ def small(tiny_work):
     sizes = (tiny_work.size, tiny_work.output_size)
     (height, width), (rows, columns) = (map(str, size) for size in sizes)
     return ["--config-file", tiny_work.config_file, "--size", height, width,
-            "--output-size", rows, columns, "--objects", "4", "--repeats", "2"]  # fmt: skip
+            "--output-size", rows, columns, "--objects", "5", "--repeats", "2"]  # fmt: skip
 
 
 def test_quick_run_ends_with_the_three_ratios(tmp_path, capsys, small, tiny_work):
