@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from workload import Workload, make_inputs, make_model, peak_memory
 
-from knet.inference.predictions import Frame
-from knet.modeling.classes import class_ids_from_config
+from knet.classes import class_ids_from_config
+from knet.modeling.predictions import Frame
 
 IMAGE, HEADS, STEP = "whole image", "heads + post-processing", "training step"
 

@@ -2,8 +2,9 @@
 
 On a GPU every dispatched operator but views and allocations launches at least one kernel, 5 to
 10 microseconds each, and every value that Python looks at waits for all work before it. Both depend
-on the code alone, so they can be counted where there is no GPU: the model is not accelerated for
-the CPU, and what it would read from a GPU is told from what the loader hands over on the CPU.
+on the code alone, so they can be counted where there is no GPU: batch norms are folded as there, a
+forward pass that a graph would replay in one launch counts in full, nothing is accelerated for the
+CPU, and what would be read from a GPU is told from what the loader hands over on the CPU.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from workload import Workload, make_inputs, make_model, make_step
+from workload import Workload, loaded, make_inputs, make_model, make_step
+
+from knet.accel.forward import InferenceForward
 
 # operators of no work that are no views either
 _FREE = ("empty", "new_empty", "resize_", "lift", "is_pinned", "_reshape_alias", "_unsafe_view")
@@ -114,6 +117,7 @@ def count_all(work: Workload, *, images: int, objects: int) -> dict[str, Count]:
         images, objects: of the training step, and in each of its images.
     """
     cfg, model = make_model(work, accelerated=False)
+    model.inference = InferenceForward(model)  # as on a GPU, but for its graphs
     x = make_inputs(work, model.task.class_ids, 1)[0]
     x = {key: x[key] for key in ("image", "height", "width")}
     host = [x["image"]]
@@ -126,11 +130,11 @@ def count_all(work: Workload, *, images: int, objects: int) -> dict[str, Count]:
             "image": Count(lambda: model([x]), host),
         }
     small = replace(work, size=_TRAINED_SIZE, batch=images, objects=objects)
-    batch = make_inputs(small, model.task.class_ids, images)
-    host = [t for t in vars(model.task).values() if isinstance(t, Tensor)]
-    for x in batch:
-        host += [x["image"], x["instances"].gt_masks.tensor, x["instances"].gt_classes]
-        host += [x["sem_seg"]] if "sem_seg" in x else []
+    batch = loaded(model, make_inputs(small, model.task.class_ids, images))
     step = make_step(cfg, model, batch)
     step()  # makes the optimiser's state
+    host = [
+        *_tensors([x["image"], x["targets"]] for x in batch),
+        *_tensors(vars(model.task).values()),
+    ]
     return {**counts, "step": Count(step, host)}

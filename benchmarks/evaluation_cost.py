@@ -27,11 +27,11 @@ from detectron2.evaluation import COCOEvaluator, COCOPanopticEvaluator
 from detectron2.structures import Boxes, Instances
 from workload import Workload, blobs, make_inputs, peak_memory, write_data_set
 
+from knet.classes import ClassIds
 from knet.evaluation.evaluators import Evaluators
 from knet.evaluation.instances import InstanceEvaluator
 from knet.evaluation.panoptic import PanopticEvaluator
-from knet.inference.instances import mask_boxes
-from knet.modeling.classes import ClassIds
+from knet.modeling.instances import mask_boxes
 
 NAME, SCENES = "drawn", 4
 CLASSES = ClassIds(tuple(range(80)), tuple(range(80, 133)))

@@ -27,6 +27,7 @@ from detectron2.engine import HookBase
 from torch.profiler import ProfilerActivity, profile
 from workload import (
     Workload,
+    loaded,
     make_config,
     make_inputs,
     make_model,
@@ -36,9 +37,9 @@ from workload import (
     write_data_set,
 )
 
+from knet.classes import class_ids_from_config
 from knet.errors import UserError
 from knet.files import write_json
-from knet.modeling.classes import class_ids_from_config
 from knet.training.trainer import Trainer
 
 PRECISIONS = ("bfloat16", "float16", "TF32", "float32")
@@ -230,14 +231,19 @@ def three_times(
 def infer_images(
     work: Workload, precision: str, repeats: int, *, accelerated: bool, weights: Row
 ) -> Row:
-    """K-Net, from pixels on the CPU to results on the device."""
-    _, model = make_model(work, accelerated=accelerated, weights=weights)
+    """K-Net, from pixels on the CPU to results on the device.
+
+    Accelerated, the weights are kept in a half type; the plain model computes under autocast.
+    """
+    half = autocast_dtype(precision) is not None
+    opts = ("MODEL.KNET.ACCEL.DTYPE", precision if half else "float32")
+    _, model = make_model(work, *opts, accelerated=accelerated, weights=weights)
     inputs = make_inputs(replace(work, objects=1), model.task.class_ids, work.batch)
 
     def results(found: Any) -> Any:
         return [model.task.results(p, work.output_size) for p in found]
 
-    with computing_in(precision, work.device):
+    with computing_in(precision, work.device, autocast=not accelerated):
         forward, whole = (partial(f, inputs) for f in (model.predict, model))
         return three_times(work, repeats, forward, results, whole)
 
@@ -287,7 +293,7 @@ def infer_mask2former(
 def train_steps(work: Workload, precision: str, repeats: int, *opts: Any, accelerated: bool) -> Row:
     """Whole steps on one batch: forward, losses, backward, clipping and AdamW."""
     cfg, model = make_model(work, *opts, accelerated=accelerated)
-    batch = make_inputs(work, model.task.class_ids, work.batch)
+    batch = loaded(model, make_inputs(work, model.task.class_ids, work.batch))
     step = make_step(cfg, model, batch, autocast_dtype=autocast_dtype(precision))
     marks: list[float] = []
     with computing_in(precision, work.device, autocast=False):

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data._utils.pin_memory import pin_memory
 
 import knet  # noqa: F401  (registers the model; has to come before detectron2)
 
@@ -23,7 +24,8 @@ from detectron2.structures import BitMasks, Instances
 from detectron2.utils.events import EventStorage
 from PIL import Image
 
-from knet.accel import accelerate
+from knet.accel import accelerate_as_configured
+from knet.classes import ClassIds, class_ids_from_config
 from knet.config import get_cfg_from_file
 from knet.data import (
     panoptic_to_instances,
@@ -33,12 +35,8 @@ from knet.data import (
 )
 from knet.data.registration.builtin import register_builtin
 from knet.files import write_json
-from knet.modeling.classes import ClassIds, class_ids_from_config
 from knet.training.optimizer import build_optimizer
 from knet.training.step import TrainStep
-
-# the core without what is made faster in it, and is no part of `accelerate` yet
-_PLAIN = ("MODEL.KNET.FAST_CONVOLUTIONS", False)
 
 
 @dataclass(frozen=True)
@@ -88,11 +86,11 @@ def make_model(
     Args:
         work: what is measured.
         opts: more keys and values.
-        accelerated: with `knet.accel.accelerate`.
+        accelerated: with `knet.accel.accelerate`, as MODEL.KNET.ACCEL says.
         weights: a state dict; by default random ones, see `spread`.
     """
     torch.manual_seed(0)
-    cfg = make_config(work, *opts, *(() if accelerated else _PLAIN))
+    cfg = make_config(work, "MODEL.KNET.ACCEL.ENABLED", accelerated, *opts)
     model = build_model(cfg).eval()
     if weights is not None:
         model.load_state_dict(weights)
@@ -101,7 +99,7 @@ def make_model(
             picture = make_inputs(work, class_ids_from_config(cfg), 1)
             features = model.backbone(model._images(picture))
             spread(model.heads, [features[name] for name in model.in_features])
-    return cfg, accelerate(model) if accelerated else model
+    return cfg, accelerate_as_configured(model, cfg)
 
 
 def smooth_noise(channels: int, size: Sequence[int], cells: int) -> Tensor:
@@ -233,6 +231,12 @@ def write_data_set(
     panoptic_to_instances(*files.values(), instances)
     register_coco_panoptic(name, image_root=pictures, instances_json=instances, **files)
     return drawn
+
+
+def loaded(model: Any, inputs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Inputs of training as loaders give them: with small targets, in pinned memory for a GPU."""
+    batch = [model.task.prepare(x) for x in inputs]
+    return pin_memory(batch) if model.device.type == "cuda" else batch
 
 
 def make_step(

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from parity_report import (
     Report,
     compare_panoptic,
@@ -16,15 +17,12 @@ from parity_report import (
     read_case,
 )
 
-from knet.inference.postprocess import InferenceOptions, postprocess
-from knet.inference.predictions import Frame, MaskPredictions
 from knet.modeling.criterion import KNetCriterion, LossWeights
-from knet.modeling.heads import KNetHeads
-from knet.modeling.kernel_head import KernelHead
-from knet.modeling.kernel_rounds import KernelRounds
-from knet.modeling.kernel_update import UpdateRound
+from knet.modeling.kernels import KernelHead, KernelRounds, KNetHeads, UpdateRound
 from knet.modeling.matcher import MaskMatcher
 from knet.modeling.neck import SemanticFPNNeck
+from knet.modeling.postprocess import InferenceOptions, postprocess
+from knet.modeling.predictions import Frame, MaskPredictions
 from knet.modeling.targets import BatchTargets, build_targets
 
 __all__ = ["build_heads", "check_case", "load_npz"]
@@ -81,20 +79,23 @@ def _check_predictions(initial, rounds, count, golden, report):
 
 
 def _targets(meta: dict, inputs: dict[str, torch.Tensor]) -> list:
-    things = meta["dims"]["nt"]
+    things, (height, width) = meta["dims"]["nt"], meta["dims"]["pad"]
     stuff_ids = torch.arange(things, things + meta["dims"]["ns"] if meta["panoptic"] else things)
     sem_seg = inputs.get("gt.semantic_seg_full_res")
-    return [
-        build_targets(
-            thing_labels=inputs[f"gt.img{b}.labels"],
-            thing_masks=inputs[f"gt.img{b}.masks_full_res"],
-            sem_seg=None if sem_seg is None else sem_seg[b].long(),
-            stuff_ids=stuff_ids,
-            padded_size=tuple(meta["dims"]["pad"]),
-            stride=4,
+    targets = []
+    for b in range(len(meta["img_metas"])):
+        masks = inputs[f"gt.img{b}.masks_full_res"]
+        targets.append(
+            build_targets(
+                thing_labels=inputs[f"gt.img{b}.labels"],
+                # to the size of the batch, which the semantic labels have already
+                thing_masks=F.pad(masks, (0, width - masks.shape[2], 0, height - masks.shape[1])),
+                sem_seg=None if sem_seg is None else sem_seg[b].long(),
+                stuff_ids=stuff_ids,
+                stride=4,
+            )
         )
-        for b in range(len(meta["img_metas"]))
-    ]
+    return targets
 
 
 def _check_training(meta, heads, features, inputs, golden, report):
