@@ -267,7 +267,7 @@ def memory_of(
     runner = Reference(work) if side is Reference else Ours(work, accelerated=True)
     runs = {IMAGE: runner.stages[IMAGE], STEP: runner.step}
     if large_output is not None:
-        runs[f"{IMAGE}, large output"] = lambda: runner.image(large_output)
+        runs = {f"{IMAGE}, large output": lambda: runner.image(large_output), **runs}
     found = {}
     for name, run in runs.items():
         run()

@@ -94,11 +94,11 @@ def measure_gpu(
         print(f"[{elapsed:3.0f} s, {left:3.0f} s left] {job.table}: {job.name}", flush=True)
         row = {"": job.name}
         result.setdefault(job.table, []).append(row)
-        if elapsed + job.expected > 60 * minutes:
-            row["note"] = "left out: no time"
-            continue
         try:
-            row.update(job.run())
+            if elapsed + job.expected > 60 * minutes:
+                row["note"] = "left out: no time"
+            else:
+                row.update(job.run())
         except Exception as error:  # the others are worth having: it is told, here and at the end
             traceback.print_exc()
             row["note"] = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
@@ -236,7 +236,7 @@ def infer_images(
     Accelerated, the weights are kept in a half type; the plain model computes under autocast.
     """
     half = autocast_dtype(precision) is not None
-    opts = ("MODEL.KNET.ACCEL.DTYPE", precision if half else "float32")
+    opts = ("MODEL.KNET.ACCEL.DTYPE", precision) if half and accelerated else ()
     _, model = make_model(work, *opts, accelerated=accelerated, weights=weights)
     inputs = make_inputs(replace(work, objects=1), model.task.class_ids, work.batch)
 

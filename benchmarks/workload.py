@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -120,8 +121,12 @@ def blobs(count: int, size: Sequence[int]) -> Tensor:
     return rows[:, :, None] + columns[:, None] + 0.6 * noise < 1.3
 
 
+@functools.lru_cache(maxsize=4)
 def make_inputs(work: Workload, ids: ClassIds, count: int) -> list[dict[str, Any]]:
-    """Pictures of soft patches under fine noise, blobs as objects, four kinds of stuff."""
+    """Pictures of soft patches under fine noise, blobs as objects, four kinds of stuff.
+
+    Drawn once; nobody may change them.
+    """
     torch.manual_seed(1)
     out = []
     for _ in range(count):

@@ -21,6 +21,7 @@ def small(tiny_work):
             "--output-size", rows, columns, "--objects", "5", "--repeats", "2"]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_quick_run_ends_with_the_three_ratios(tmp_path, capsys, small, tiny_work):
     path = tmp_path / "result.json"
     benchmark.main(["--quick", *small, "--json", str(path), *tiny_work.opts])
@@ -84,6 +85,7 @@ def _peak(size):
     return peak_memory(partial(_allocate, size), "cpu")
 
 
+@pytest.mark.slow
 def test_peak_memory_is_what_a_call_takes_at_most():
     size = 100_000_000
     # a fresh interpreter, as for the benchmark's own figures: what other tests have set in this

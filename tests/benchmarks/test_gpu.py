@@ -19,6 +19,7 @@ def test_without_a_gpu_there_is_one_clear_error():
         benchmark.main(["--gpu"])
 
 
+@pytest.mark.slow
 def test_every_measurement_gives_its_row(tiny_work, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(gpu, "_LONG_ENOUGH", 0.1)
     monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None)
