@@ -111,14 +111,11 @@ def smooth_noise(channels: int, size: Sequence[int], cells: int) -> Tensor:
 
 def blobs(count: int, size: Sequence[int]) -> Tensor:
     """(count, H, W): ellipses with ragged outlines, as predicted ones have."""
-    y, x = (torch.arange(length) / length for length in size)
-    centres, radii = torch.rand(count, 2, 1), 0.05 + 0.17 * torch.rand(count, 2, 1)
-    rows, columns = (
-        ((y - centres[:, 0]) / radii[:, 0]) ** 2,
-        ((x - centres[:, 1]) / radii[:, 1]) ** 2,
-    )
-    noise = smooth_noise(count, size, 30)
-    return rows[:, :, None] + columns[:, None] + 0.6 * noise < 1.3
+    axes = [torch.linspace(0, 1, length) for length in size]
+    grid = torch.stack(torch.meshgrid(*axes, indexing="ij"))
+    centres, radii = torch.rand(count, 2, 1, 1), 0.05 + 0.17 * torch.rand(count, 2, 1, 1)
+    distances = ((grid - centres) / radii).square().sum(dim=1)
+    return distances + 0.6 * smooth_noise(count, size, 30) < 1.3
 
 
 @functools.lru_cache(maxsize=4)
