@@ -7,8 +7,8 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
-from benchmark_laps import peak_memory
 from torch import nn
+from workload import peak_memory
 
 from knet.checkpoint.checkpointer import KNetCheckpointer
 from knet.checkpoint.read_file import read_file

@@ -8,7 +8,7 @@ import pytest
 from check_parity import main
 from parity_report import Report
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = [
     "instance_small",
     "panoptic_batch1",

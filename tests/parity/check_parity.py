@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compare this implementation with golden numbers of the published one.
 
-    python tools/check_parity.py CASE_DIR [CASE_DIR ...]
+    python tests/parity/check_parity.py CASE_DIR [CASE_DIR ...]
 
 A case folder holds `meta.json`, `weights.npz`, `inputs.npz`, `train.npz` and `test.npz`; a folder
 named `modules` holds one pair of files for each single part. Prints the worst error of every

@@ -1,11 +1,18 @@
-"""Collects errors against golden numbers."""
+"""Reads golden numbers, and collects errors against them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+
+from knet.checkpoint.published_names import import_published, to_published_name
 
 # "half": golden numbers that were stored in float16
 TOLERANCE = {"value": 1e-4, "loss": 1e-4, "gradient norm": 1e-3, "half": 1e-3, "exact": 0.0}
@@ -13,10 +20,21 @@ TOLERANCE = {"value": 1e-4, "loss": 1e-4, "gradient norm": 1e-3, "half": 1e-3, "
 
 @dataclass
 class Report:
-    """Worst error of every quantity seen; prints as it goes."""
+    """Worst error of every quantity seen; prints as it goes.
+
+    Attributes:
+        errors: (error, name, kind) of each.
+        quiet: print nothing.
+        prefix: of all names.
+    """
 
     errors: list[tuple[float, str, str]] = field(default_factory=list)
     quiet: bool = False
+    prefix: str = ""
+
+    def within(self, part: str) -> Report:
+        """The same report for the quantities of a part."""
+        return replace(self, prefix=f"{self.prefix}{part}/")
 
     def compare(self, name: str, ours: object, golden: object, kind: str = "value") -> None:
         """Compare one array.
@@ -39,6 +57,7 @@ class Report:
 
     def add(self, name: str, error: float, kind: str, note: str = "") -> None:
         """Record an error under a name."""
+        name = self.prefix + name
         self.errors.append((error, name, kind))
         if not self.quiet:
             verdict = "ok  " if error <= TOLERANCE[kind] else "FAIL"
@@ -72,4 +91,44 @@ class Report:
 
 
 def _array(x: object) -> np.ndarray:
-    return x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else np.asarray(x)
+    return x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
+
+
+def load_npz(path: Path) -> dict[str, Tensor]:
+    """Every array of a file as a tensor."""
+    with np.load(path) as file:
+        return {name: torch.from_numpy(np.array(file[name])) for name in file.files}
+
+
+def read_case(folder: Path) -> tuple[dict[str, Any], list[dict[str, Tensor]]]:
+    """`meta.json` of a case; its weights, inputs, and golden numbers of training and inference."""
+    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    return meta, [load_npz(folder / f"{n}.npz") for n in ("weights", "inputs", "train", "test")]
+
+
+def load_weights(module: nn.Module, published: Mapping[str, Tensor], ours: str = "heads.") -> None:
+    """Load published weights; `ours` comes before the module's own names."""
+    renamed = import_published(published)
+    module.load_state_dict({name.removeprefix(ours): value for name, value in renamed.items()})
+
+
+def gradient_norms(
+    module: nn.Module, ours: str = "heads.", *, semantic: bool = False
+) -> dict[str, float]:
+    """Norm of the gradient of each parameter, by published names; 0 where there is none."""
+    return {
+        str(to_published_name(ours + name, semantic=semantic)): (
+            0.0 if p.grad is None else float(p.grad.norm())
+        )
+        for name, p in module.named_parameters()
+    }
+
+
+def compare_panoptic(
+    report: Report, name: str, ours: tuple, num_classes: int, golden: Tensor
+) -> None:
+    """Compare an id map with the published one, whose ids are label + 1000 * running index."""
+    id_map, segments = ours
+    lookup = [num_classes] + [s.label + 1000 * (s.id - 1) for s in segments]
+    published = torch.tensor(lookup, dtype=torch.int32)[id_map.long()]
+    report.compare(f"{name} panoptic id map", published, golden, "exact")

@@ -2,54 +2,52 @@
 
 On a GPU every dispatched operator but views and allocations launches at least one kernel, 5 to
 10 microseconds each, and every value that Python looks at waits for all work before it. Both depend
-on the code alone, so they can be counted where there is no GPU: the model is not accelerated for
-the CPU, and what it would read from a GPU is told from what the loader hands over on the CPU.
+on the code alone, so they can be counted where there is no GPU: batch norms are folded as there, a
+forward pass that a graph would replay in one launch counts in full, nothing is accelerated for the
+CPU, and what would be read from a GPU is told from what the loader hands over on the CPU.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from benchmark_inputs import Workload, make_input, make_material
-from detectron2.utils.events import EventStorage
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from workload import Workload, loaded, make_inputs, make_model, make_step
 
-from knet.training.optimizer import build_optimizer
-from knet.training.step import TrainStep
-
-__all__ = ["count_all"]
+from knet.accel.forward import InferenceForward
 
 # operators of no work that are no views either
 _FREE = ("empty", "new_empty", "resize_", "lift", "is_pinned", "_reshape_alias", "_unsafe_view")
 # each gives values to Python
 _WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "unique_dim", "_unique2"}
-_READING = {"cpu", "tolist", "numpy", "item", "__bool__", "__int__", "__float__"}
+# reads that no operator shows where the tensor is on the CPU already
+_READING = {"cpu", "tolist", "numpy"}
 # the number of operators does not depend on the size, which on a CPU only costs time here
 _TRAINED_SIZE = (128, 192)
 
 
 class Count:
-    """Operators and waits while a function runs."""
+    """Operators and waits while a function runs.
 
-    def __init__(self, host: Sequence[Tensor]) -> None:
-        """`host`: tensors that are on the CPU in earnest, where reading waits for nothing."""
+    Args:
+        run: the function.
+        host: tensors that are on the CPU in earnest, where reading waits for nothing.
+    """
+
+    def __init__(self, run: Callable[[], Any], host: Sequence[Tensor] = ()) -> None:
         self.operators: Counter[str] = Counter()
         self.waits: Counter[str] = Counter()
         self._host: set[int] = set()
         self._kept: list[Tensor] = []  # so that their memory does not become another tensor's
-        for tensor in host:
-            self.keep_host(tensor)
-
-    def __call__(self, run: Callable[[], Any]) -> Count:
-        """Run and count."""
+        self.keep_host(host)
         with _Reads(self), _Operators(self):
             run()
-        return self
 
     def is_host(self, value: Any) -> bool:
         """Whether a tensor lies on the CPU, not on the device that is thought of."""
@@ -57,9 +55,8 @@ class Count:
 
     def keep_host(self, value: Any) -> None:
         """What was read stays on the CPU."""
-        for tensor in _tensors([value]):
-            self._host.add(tensor.untyped_storage().data_ptr())
-            self._kept.append(tensor)
+        self._kept += _tensors([value])
+        self._host |= {tensor.untyped_storage().data_ptr() for tensor in _tensors([value])}
 
     def __str__(self) -> str:
         return f"{sum(self.operators.values())} ops {sum(self.waits.values())} waits"
@@ -93,8 +90,6 @@ class _Operators(TorchDispatchMode):
 
 
 class _Reads(TorchFunctionMode):
-    """Reads that no operator shows where the tensor is on the CPU already."""
-
     def __init__(self, count: Count) -> None:
         super().__init__()
         self.count = count
@@ -103,13 +98,11 @@ class _Reads(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name == "to" and self.count.is_host(args[0]):
             # the copy that a GPU gets, which on a CPU would be the tensor itself
-            with torch.utils._python_dispatch._disable_current_modes():
-                copied = args[0].clone()
+            with _disable_current_modes():
+                args = (args[0].clone(), *args[1:])
             self.count.operators["copy to the device"] += 1
-            return func(copied, *args[1:], **(kwargs or {}))
         out = func(*args, **(kwargs or {}))
-        # those that dispatch an operator are counted there
-        if name in _READING - {"item", "__bool__", "__int__", "__float__"}:
+        if name in _READING:
             if not self.count.is_host(args[0]):
                 self.count.waits[name] += 1
             self.count.keep_host(out)
@@ -123,37 +116,25 @@ def count_all(work: Workload, *, images: int, objects: int) -> dict[str, Count]:
         work: the config, and the size of the picture and its results.
         images, objects: of the training step, and in each of its images.
     """
-    work = Workload(**{**vars(work), "opts": [*work.opts, "MODEL.KNET.FAST_CONVOLUTIONS", False]})
-    material = make_material(work, accelerated=False)
-    model, x = material.model, material.batched_inputs[0]
+    cfg, model = make_model(work, accelerated=False)
+    model.inference = InferenceForward(model)  # as on a GPU, but for its graphs
+    x = make_inputs(work, model.task.class_ids, 1)[0]
+    x = {key: x[key] for key in ("image", "height", "width")}
     host = [x["image"]]
-    x = {"image": x["image"], "height": work.output_size[0], "width": work.output_size[1]}
     with torch.no_grad():
         model([x])  # folds the batch norms
         (predictions,) = model.predict([x])
         counts = {
-            "forward": Count(host)(lambda: model.predict([x])),
-            "post-processing": Count([])(lambda: model.task.results(predictions, work.output_size)),
-            "image": Count(host)(lambda: model([x])),
+            "forward": Count(lambda: model.predict([x]), host),
+            "post-processing": Count(lambda: model.task.results(predictions, work.output_size)),
+            "image": Count(lambda: model([x]), host),
         }
-    small = Workload(**{**vars(work), "size": _TRAINED_SIZE, "objects": objects})
-    ids = model.task.class_ids
-    batch = [make_input(small, things=ids.things, stuff=ids.stuff) for _ in range(images)]
-    counts["step"] = _count_step(material.cfg, model, batch)
-    return counts
-
-
-def _count_step(cfg: Any, model: nn.Module, batch: list[dict[str, Any]]) -> Count:
-    step = TrainStep(
-        model.train(), lambda *_: iter([batch, batch]), build_optimizer(cfg, model),
-        seed=0, clip_norm=1.0,
-    )  # fmt: skip
-    host = [x["image"] for x in batch] + [x["sem_seg"] for x in batch if "sem_seg" in x]
-    host += [t for t in vars(model.task).values() if isinstance(t, Tensor)]
-    for x in batch:
-        host += [x["instances"].gt_masks.tensor, x["instances"].gt_classes]
-    with EventStorage(0) as storage:
-        step.iter = storage.iter = 0
-        step.run_step()  # makes the optimiser's state
-        step.iter = storage.iter = 1
-        return Count(host)(step.run_step)
+    small = replace(work, size=_TRAINED_SIZE, batch=images, objects=objects)
+    batch = loaded(model, make_inputs(small, model.task.class_ids, images))
+    step = make_step(cfg, model, batch)
+    step()  # makes the optimiser's state
+    host = [
+        *_tensors([x["image"], x["targets"]] for x in batch),
+        *_tensors(vars(model.task).values()),
+    ]
+    return {**counts, "step": Count(step, host)}

@@ -1,15 +1,12 @@
 """How many operators a GPU would launch, and how often Python would wait for it."""
 
 import pytest
-from benchmark_count import count_all
-from benchmark_inputs import Workload
+from counting import count_all
+from workload import Workload
 
 
 def _work(config):
-    return Workload(
-        config_file=config, opts=[], device="cpu", dtype="float32", size=(64, 96),
-        output_size=(50, 70), batch=1, objects=3,
-    )  # fmt: skip
+    return Workload(config, size=(64, 96), output_size=(50, 70))
 
 
 def _sum(counter):
