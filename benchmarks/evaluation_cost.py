@@ -25,10 +25,10 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, COCOPanopticEvaluator
 from detectron2.structures import Boxes, Instances
+from knet.evaluation.evaluators import Evaluators
 from workload import Workload, blobs, make_inputs, peak_memory, write_data_set
 
 from knet.classes import ClassIds
-from knet.evaluation.evaluators import Evaluators
 from knet.evaluation.instances import InstanceEvaluator
 from knet.evaluation.panoptic import PanopticEvaluator
 from knet.modeling.instances import mask_boxes
