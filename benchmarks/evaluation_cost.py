@@ -25,7 +25,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, COCOPanopticEvaluator
 from detectron2.structures import Boxes, Instances
-from knet.evaluation.evaluators import Evaluators
+from knet.evaluation.scores import Evaluators
 from workload import Workload, blobs, make_inputs, peak_memory, write_data_set
 
 from knet.classes import ClassIds
