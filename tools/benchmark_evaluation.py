@@ -38,9 +38,9 @@ from pycocotools import mask as mask_util
 from knet.data import register_coco_panoptic
 from knet.data.annotations.panoptic_png import write_panoptic_png
 from knet.errors import run_command
-from knet.evaluation.evaluators import Evaluators
 from knet.evaluation.instances import InstanceEvaluator
 from knet.evaluation.panoptic import PanopticEvaluator
+from knet.evaluation.scores import Evaluators
 from knet.files import write_json
 from knet.inference.instances import mask_boxes
 

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from knet.data import loader
-from knet.evaluation.score_tables import format_classes, format_scores
+from knet.evaluation.scores import format_classes, format_scores
 from knet.training.console import _is_news
 
 

@@ -29,7 +29,7 @@ from knet.data.mapper import KNetDatasetMapper
 from knet.data.skip_report import SkipReport
 from knet.data.worker_errors import RaisingLoader, hand_over
 from knet.evaluation import build_evaluator
-from knet.evaluation.score_tables import format_classes, format_scores
+from knet.evaluation.scores import format_classes, format_scores
 from knet.files import UNFINISHED, remove_unfinished
 from knet.modeling.test_time_augmentation import KNetWithTTA
 from knet.training.checkpoints import Checkpoints

@@ -1,22 +1,83 @@
-"""AP of images with more than 100 objects, and of models that find nothing."""
+"""Mask AP: Detectron2's numbers and files, images of many objects, broken annotations."""
+
+from __future__ import annotations
 
 import json
 import logging
+import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
-from knet.data import register_coco_instances
+from knet.data import register_coco_instances, register_coco_panoptic
+from knet.data.defects import DataError
 from knet.evaluation import build_evaluator
+from knet.evaluation.instances import InstanceEvaluator
+
+from ..data.broken_instances import INSTANCE_CASES
+from ..data.broken_sets import make_broken, make_good
+from . import photos
+from .drawn import config
 
 COUNT, SIDE, COLUMNS = 150, 4, 15
 METRICS = {"AP", "AP50", "AP75", "APs"}  # all objects are small
 NAME = "many_objects"
+
+# What is wrong with a picture is found when it is read.
+BROKEN_JSON = [
+    case for case in INSTANCE_CASES if case.severity == "error" and case.file.endswith(".json")
+]
+
+
+@pytest.mark.parametrize("limit", [100, 150, 7])
+def test_mask_ap_is_pycocotools(records, tmp_path, limit, monkeypatch):
+    monkeypatch.setattr("knet.evaluation.instances._CHUNK_BYTES", 10 << 20)  # several an image
+    file = "coco_instances_results.json"
+    ours = InstanceEvaluator(photos.NAME, str(tmp_path / "ours"), max_dets_per_image=limit)
+    theirs = COCOEvaluator(photos.NAME, ("segm",), output_dir=str(tmp_path / "theirs"),
+                           max_dets_per_image=limit, use_fast_impl=False)  # fmt: skip
+    results = photos.compare(
+        ours, theirs, records, tmp_path / "ours" / file, tmp_path / "theirs" / file
+    )
+    assert 5 < results["segm"]["AP"] < 95
+    assert not list((tmp_path / "ours").glob("*.pth"))
+
+
+def test_images_without_predictions_count_as_missed(records):
+    few = photos.evaluate(InstanceEvaluator(photos.NAME), records[:1])
+    theirs = photos.evaluate(
+        COCOEvaluator(photos.NAME, ("segm",), use_fast_impl=False), records[:1]
+    )
+    np.testing.assert_equal(few["segm"], dict(theirs["segm"]))
+    assert photos.evaluate(InstanceEvaluator(photos.NAME), []) == {}
+
+
+def test_little_is_kept_of_an_image(records):
+    evaluator = InstanceEvaluator(photos.NAME)
+    evaluator.reset()
+    for record in records:
+        evaluator.process([record], [photos.predictions(record, detections=100)])
+    assert len(pickle.dumps(evaluator._images)) < 4000 * len(records)
+
+
+def test_errors_name_the_image_or_class(records):
+    evaluator = InstanceEvaluator(photos.NAME)
+    evaluator.reset()
+    out = photos.predictions(records[0])
+    with pytest.raises(ValueError, match=r"instances_val\.json' has no image with the id 3"):
+        evaluator.process([{"image_id": 3}], [out])
+    out["instances"].pred_classes[1] = 80
+    with pytest.raises(
+        ValueError,
+        match=r"at least 81 thing .*val\.json' \(data set 'photos'\) .* 80 .*: 1 'person', 2",
+    ):
+        evaluator.process([records[0]], [out])
 
 
 @pytest.fixture
@@ -46,12 +107,7 @@ def objects(tmp_path):
 
 
 def evaluate(masks, top_k, count=COUNT, folder=None):
-    cfg = CfgNode(
-        {
-            "MODEL": {"KNET": {"TEST": {"INSTANCE_ON": True}, "NUM_KERNELS": 120}},
-            "TEST": {"DETECTIONS_PER_IMAGE": top_k},
-        }
-    )
+    cfg = config(False, True, False, top_k, kernels=120)
     found = Instances(tuple(masks.shape[1:]))
     found.pred_masks = masks[:count]
     found.pred_boxes = Boxes(torch.zeros(count, 4))
@@ -139,3 +195,40 @@ def test_without_annotations_the_log_says_where_results_are(objects, caplog, tmp
         caplog.text
     )
     assert len(json.loads(file.read_text())) == COUNT
+
+
+def test_there_are_broken_annotations():
+    names = {case.name for case in BROKEN_JSON}
+    masks = {"nan", "far-outside", "rle-cut", "rle-text"}
+    assert names >= {f"instances-{mask}" for mask in masks} and len(names) >= 40
+
+
+@pytest.mark.parametrize("case", BROKEN_JSON, ids=lambda case: case.name)
+def test_broken_annotations_are_named(tmp_path, case):
+    entry = make_broken(case, tmp_path / "set")
+    with pytest.raises(DataError) as caught:
+        register_coco_instances(
+            entry["NAME"], image_root=entry["IMAGE_ROOT"], json_file=entry["JSON_FILE"]
+        )
+        build_evaluator(
+            config(panoptic=False, semantic=False), entry["NAME"], str(tmp_path / "out")
+        )
+    defect = caught.value.defect
+    assert defect is not None
+    assert (defect.kind, defect.record) == (case.kind, case.record)
+    assert defect.file == entry["JSON_FILE"] and defect.file in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["instances-json-invalid", "instances-no-category", "instances-rle-cut"]
+)
+def test_broken_instances_beside_panoptic_annotations(tmp_path, name):
+    (case,) = [case for case in BROKEN_JSON if case.name == name]
+    json_file = make_broken(case, tmp_path / "instances")["JSON_FILE"]
+    entry = make_good("coco_panoptic", tmp_path / "panoptic")
+    paths = {key.lower(): entry[key] for key in ("IMAGE_ROOT", "PANOPTIC_ROOT", "PANOPTIC_JSON")}
+    register_coco_panoptic("beside", **paths, instances_json=json_file)
+    with pytest.raises(DataError) as caught:
+        build_evaluator(config(panoptic=False, semantic=False), "beside", str(tmp_path / "out"))
+    assert caught.value.defect is not None and caught.value.defect.file == json_file
+    assert caught.value.defect.record == case.record

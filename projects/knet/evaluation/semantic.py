@@ -1,4 +1,4 @@
-"""Detectron2's group of evaluators and its semantic one, made to fit any data set."""
+"""Semantic scores of a model's results, with labels that are checked."""
 
 from __future__ import annotations
 
@@ -6,44 +6,22 @@ import json
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from detectron2.evaluation import DatasetEvaluators, SemSegEvaluator
+from detectron2.evaluation import SemSegEvaluator
 from PIL import Image
 
+from knet.data.annotations.image_files import open_image
 from knet.data.labels import read_label_png
 from knet.errors import first_of
 
 from .spool import Spool
 
-__all__ = ["Evaluators", "SemanticEvaluator"]
+__all__ = ["SemanticEvaluator"]
 
 logger = logging.getLogger(__name__)
-
-
-class Evaluators(DatasetEvaluators):
-    """Several evaluators; what the data set cannot judge (NaN) is left out of the results.
-
-    Such are the AP of sizes that no object has, or the IoU of classes that no pixel has.
-    """
-
-    def evaluate(self) -> Any:
-        """As the original: the metrics a task, in percent; empty but in the main process."""
-        results = super().evaluate()
-        absent = [
-            f"{task}/{name}"
-            for task, metrics in results.items()
-            for name, value in metrics.items()
-            if math.isnan(value)
-        ]
-        if absent:
-            logger.info("No ground truth for %s: not reported", ", ".join(absent))
-        return type(results)(
-            (task, {name: value for name, value in metrics.items() if not math.isnan(value)})
-            for task, metrics in results.items()
-        )
 
 
 class SemanticEvaluator(SemSegEvaluator):
@@ -55,12 +33,18 @@ class SemanticEvaluator(SemSegEvaluator):
     of the label PNGs.
     """
 
+    def __init__(self, dataset_name: str, output_dir: str | None = None) -> None:
+        super().__init__(dataset_name, output_dir=output_dir)
+        self.sem_seg_loading_fn = _load_labels  # v0.6 has none, and opens the file itself
+
     def reset(self) -> None:
         """Forget all predictions."""
         super().reset()
         self._spool = Spool(self._output_dir) if self._output_dir else None
 
-    def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
+    def process(
+        self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
+    ) -> None:
         """As the original.
 
         Raises:
@@ -80,6 +64,13 @@ class SemanticEvaluator(SemSegEvaluator):
         finally:
             Image.MAX_IMAGE_PIXELS = limit
 
+    def encode_json_sem_seg(self, sem_seg: np.ndarray, input_file_name: str) -> list[Any]:
+        """The original's records of an image go to disk; it gets none to keep."""
+        if self._spool is not None:
+            for record in super().encode_json_sem_seg(sem_seg, input_file_name):
+                self._spool.add(json.dumps(record))
+        return []
+
     def evaluate(self) -> Any:
         """As the original; all NaN if no pixel has a label.
 
@@ -87,13 +78,12 @@ class SemanticEvaluator(SemSegEvaluator):
         """
         with np.errstate(invalid="ignore"):
             results = super().evaluate()
-        if results:
-            self._warn_of_absent_classes()
         if self._spool is not None:
             self._spool.write(os.path.join(self._output_dir, "sem_seg_predictions.json"))
-        for metrics in (results or {}).values():
-            if math.isnan(metrics["pACC"]):
-                metrics["fwIoU"] = math.nan  # an empty sum there
+        if results:
+            self._warn_of_absent_classes()
+            if math.isnan(results["sem_seg"]["pACC"]):
+                results["sem_seg"]["fwIoU"] = math.nan  # an empty sum there
         return results
 
     def _warn_of_absent_classes(self) -> None:
@@ -115,9 +105,8 @@ class SemanticEvaluator(SemSegEvaluator):
                 text += f"OUT --map {self._ignore_label}=1` makes them class 1"
         logger.warning("%s", text)
 
-    def encode_json_sem_seg(self, sem_seg: np.ndarray, input_file_name: str) -> list[Any]:
-        """The original's records of an image go to disk; it gets none to keep."""
-        if self._spool is not None:
-            for record in super().encode_json_sem_seg(sem_seg, input_file_name):
-                self._spool.add(json.dumps(record))
-        return []
+
+def _load_labels(filename: str, copy: bool = False, dtype: Any = None) -> np.ndarray:
+    """As newer Detectron2's own default, whose ``copy=False`` is an error from numpy 2 on."""
+    with open_image(filename, max_pixels=None) as image:  # it has its picture's size by now
+        return np.array(image, dtype=dtype)
