@@ -58,6 +58,7 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         scenes = make_inputs(work, CLASSES, SCENES)
         drawn = write_data_set(Path(folder), NAME, scenes, CLASSES, images)
+        torch.manual_seed(0)
         outputs = [_prediction(*scene, detections) for scene in drawn]
         if side == "ours":
             parts = [PanopticEvaluator(NAME, folder), InstanceEvaluator(NAME, folder)]
