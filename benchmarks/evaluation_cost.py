@@ -25,12 +25,12 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, COCOPanopticEvaluator
 from detectron2.structures import Boxes, Instances
-from knet.evaluation.scores import Evaluators
 from workload import Workload, blobs, make_inputs, peak_memory, write_data_set
 
 from knet.classes import ClassIds
 from knet.evaluation.instances import InstanceEvaluator
 from knet.evaluation.panoptic import PanopticEvaluator
+from knet.evaluation.scores import Evaluators
 from knet.modeling.instances import mask_boxes
 
 NAME, SCENES = "drawn", 4
