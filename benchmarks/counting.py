@@ -132,9 +132,9 @@ def count_all(work: Workload, *, images: int, objects: int) -> dict[str, Count]:
     small = replace(work, size=_TRAINED_SIZE, batch=images, objects=objects)
     batch = loaded(model, make_inputs(small, model.task.class_ids, images))
     step = make_step(cfg, model, batch)
-    step()  # makes the optimiser's state
+    step.run_step()  # makes the optimiser's state
     host = [
         *_tensors([x["image"], x["targets"]] for x in batch),
         *_tensors(vars(model.task).values()),
     ]
-    return {**counts, "step": Count(step, host)}
+    return {**counts, "step": Count(step.run_step, host)}

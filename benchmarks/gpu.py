@@ -294,7 +294,8 @@ def train_steps(work: Workload, precision: str, repeats: int, *opts: Any, accele
     """Whole steps on one batch: forward, losses, backward, clipping and AdamW."""
     cfg, model = make_model(work, *opts, accelerated=accelerated)
     batch = loaded(model, make_inputs(work, model.task.class_ids, work.batch))
-    step = make_step(cfg, model, batch, autocast_dtype=autocast_dtype(precision))
+    trainer = make_step(cfg, model, batch, autocast_dtype=autocast_dtype(precision))
+    step = trainer.run_step
     marks: list[float] = []
     with computing_in(precision, work.device, autocast=False):
         peak = peak_memory(lambda: [step() for _ in range(2)], work.device)
@@ -306,7 +307,9 @@ def train_steps(work: Workload, precision: str, repeats: int, *opts: Any, accele
             end = now(work.device)
         row["forward and losses, ms"] = 1000 * (marks[0] - start)
         row["backward and AdamW, ms"] = 1000 * (end - marks[0])
-        return {**row, "peak, GB": peak / 1e9, **launches(step, work.device)}
+        row.update({"peak, GB": peak / 1e9, **launches(step, work.device)})
+    trainer.require_finite()
+    return row
 
 
 class TimeIsUp(BaseException):
@@ -314,7 +317,7 @@ class TimeIsUp(BaseException):
 
 
 class Clock(HookBase):
-    """Notes the end of every step and its wait for data; ends the training after some seconds."""
+    """Notes the end of every step; ends the training after some seconds, with all its metrics."""
 
     def __init__(self, seconds: float, warm_up: int = 5) -> None:
         self.seconds, self.warm_up = seconds, warm_up
@@ -323,9 +326,12 @@ class Clock(HookBase):
 
     def after_step(self) -> None:
         self.ends.append(time.perf_counter())
-        self.waits.append(self.trainer.storage.latest()["data_time"][0])
         measured = self.ends[self.warm_up :]
         if len(measured) > 1 and measured[-1] - measured[0] > self.seconds:
+            self.trainer._trainer.flush_metrics()  # waits for the device
+            self.ends[-1] = time.perf_counter()
+            values = self.trainer.storage.history("data_time").values()
+            self.waits = [seconds for seconds, step in values if step > self.warm_up]
             raise TimeIsUp
 
 
@@ -350,8 +356,7 @@ def train_loop(
         trainer.register_hooks([clock])
         with contextlib.suppress(TimeIsUp):
             trainer.train()
-    ends, waits = clock.ends[clock.warm_up :], clock.waits[clock.warm_up + 1 :]
-    taken = ends[-1] - ends[0]
+    waits, taken = clock.waits, clock.ends[-1] - clock.ends[clock.warm_up]
     return {"steps": len(waits), "step, ms": 1000 * taken / len(waits), "workers": workers,
             "images/s": work.batch * len(waits) / taken,
             "waiting for data, %": 100 * sum(waits) / taken}  # fmt: skip

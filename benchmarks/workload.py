@@ -22,7 +22,6 @@ import knet  # noqa: F401  (registers the model; has to come before detectron2)
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Instances
-from detectron2.utils.events import EventStorage
 from PIL import Image
 
 from knet.accel import accelerate_as_configured
@@ -247,19 +246,14 @@ def make_step(
     batch: list[dict[str, Any]],
     *,
     autocast_dtype: torch.dtype | None = None,
-) -> Callable[[], None]:
-    """A function that trains a step on this batch, as `train_net.py` does."""
+) -> TrainStep:
+    """Its `run_step` trains on this batch, as `train_net.py` does."""
     step = TrainStep(
         model.train(), lambda *_: itertools.repeat(batch), build_optimizer(cfg, model),
         seed=0, clip_norm=1.0, autocast_dtype=autocast_dtype,
     )  # fmt: skip
-
-    def run() -> None:
-        with EventStorage(1) as storage:
-            step.iter = storage.iter
-            step.run_step()
-
-    return run
+    step.iter = 0
+    return step
 
 
 def peak_memory(run: Callable[[], Any], device: str) -> float:
