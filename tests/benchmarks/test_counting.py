@@ -24,7 +24,7 @@ def test_one_image_of_the_published_model(r50):
     assert _sum(r50["forward"].waits) == 0
 
 
-def test_one_step_waits_for_the_matching_and_for_the_losses(r50):
+def test_one_step_waits_for_the_matching_alone(r50):
     assert 1000 < _sum(r50["step"].operators) <= 1800 and dict(r50["step"].waits) == {"cpu": 1}
 
 
