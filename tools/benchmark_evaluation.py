@@ -36,7 +36,7 @@ from detectron2.structures import Boxes, Instances
 from pycocotools import mask as mask_util
 
 from knet.data import register_coco_panoptic
-from knet.data.annotations.panoptic_png import write_panoptic_png
+from knet.data.panoptic_png import write_panoptic_png
 from knet.errors import run_command
 from knet.evaluation.evaluators import Evaluators
 from knet.evaluation.instances import InstanceEvaluator

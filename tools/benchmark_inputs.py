@@ -22,8 +22,7 @@ from detectron2.structures import BitMasks, Instances
 
 from knet.accel import accelerate
 from knet.config import get_cfg_from_file
-from knet.data.registration.builtin import register_builtin
-from knet.data.registration.custom import register_custom
+from knet.data.custom import register_builtin, register_custom
 from knet.modeling.classes import class_ids_from_config
 
 

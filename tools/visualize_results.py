@@ -21,8 +21,7 @@ from detectron2.utils.logger import setup_logger
 
 from knet.checkpoint.checkpointer import KNetCheckpointer
 from knet.config import get_cfg_from_file
-from knet.data.registration.builtin import register_builtin
-from knet.data.registration.custom import register_custom
+from knet.data.custom import register_builtin, register_custom
 from knet.demo.model_arguments import split_config_keys
 from knet.errors import UserError, run_command
 from knet.modeling.test_time_augmentation import KNetWithTTA

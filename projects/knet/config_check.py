@@ -16,7 +16,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import META_ARCH_REGISTRY
 
 from knet.config_file import flat_keys, shown
-from knet.data.annotations.image_files import FORMATS
+from knet.data.images import FORMATS
 from knet.modeling.pixel_decoders import PIXEL_DECODERS
 from knet.modeling.recompute import RECOMPUTABLE
 

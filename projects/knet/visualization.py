@@ -20,11 +20,10 @@ from detectron2.structures import BitMasks, Instances
 from detectron2.utils.visualizer import GenericMask
 from PIL import Image, ImageDraw, ImageFont
 
-from knet.data.annotations.image_files import MAX_PIXELS, save_image
-from knet.data.annotations.label_files import open_label_png
-from knet.data.annotations.panoptic_png import read_panoptic_png
-from knet.data.annotations.pictures import read_picture
 from knet.data.augmentation import build_knet_augmentation
+from knet.data.images import MAX_PIXELS, read_picture, save_image
+from knet.data.label_png import open_label_png
+from knet.data.panoptic_png import read_panoptic_png
 from knet.visualizer import DRAWN_SCORE, TASKS, draw_result, enlarge, enlarging_factor
 
 __all__ = ["draw_annotations", "draw_sheet", "write_sheets"]

@@ -20,7 +20,7 @@ from PIL import Image
 from pycocotools import mask as mask_util
 
 from knet.data import register_coco_panoptic
-from knet.data.annotations.panoptic_png import read_panoptic_png
+from knet.data.panoptic_png import read_panoptic_png
 from knet.evaluation.background import Background
 from knet.evaluation.evaluators import SemanticEvaluator
 from knet.evaluation.instances import InstanceEvaluator, encode_masks

@@ -23,11 +23,10 @@ from detectron2.structures import BitMasks, Instances
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from knet.data.check.whole_set import nothing_to_learn
+from knet.data.check.data_set import nothing_to_learn
 from knet.data.defects import DataError, raise_first
-from knet.data.on_error import left_out
-from knet.data.skip_report import SKIPPED, SkipReport
-from knet.data.worker_errors import hand_over
+from knet.data.on_error import SKIPPED, SkipReport, hand_over
+from knet.data.register import own_data_set
 
 logger = logging.getLogger(__name__)
 
@@ -268,7 +267,7 @@ def build_train_loader(
     return SkipReport(
         loader,
         epoch_size=len(records) // processes,
-        left_out=left_out(cfg.DATASETS.TRAIN),
+        left_out=_left_out(cfg),
         start=start_step * cfg.SOLVER.IMS_PER_BATCH // processes,
         processes=processes,
     )
@@ -291,7 +290,7 @@ def _read_records(cfg: CfgNode) -> list[Record]:
     except AssertionError as error:  # no record is left
         for name in cfg.DATASETS.TRAIN:
             raise_first(nothing_to_learn(DatasetCatalog.get(name), name))
-        lost = left_out(cfg.DATASETS.TRAIN)
+        lost = _left_out(cfg)
         mend = "see what is in it with `python tools/check_dataset.py`"
         if lost:
             mend = f"{lost} images were left out for errors (DATASETS.ON_ERROR): {mend}"
@@ -300,3 +299,9 @@ def _read_records(cfg: CfgNode) -> list[Record]:
         raise ValueError(
             f"the data sets in DATASETS.TRAIN ({names}) cannot be trained on: {error} {mend}"
         ) from error
+
+
+def _left_out(cfg: CfgNode) -> int:
+    """The images that the data sets in DATASETS.TRAIN lost to errors when they were read."""
+    own = [own_data_set(name) for name in cfg.DATASETS.TRAIN]
+    return sum(data_set.left_out for data_set in own if data_set is not None)

@@ -17,7 +17,7 @@ from detectron2.evaluation import (
     SemSegEvaluator,
 )
 
-from knet.data.annotations.image_files import open_image
+from knet.data.images import open_image
 
 from .derived import converted_dataset, instance_dataset, semantic_dataset
 from .evaluators import Evaluators, SemanticEvaluator

@@ -65,7 +65,7 @@ def instance_dataset(dataset_name: str, output_folder: str | None) -> str:
         json_file = os.path.join(_folder(dataset_name, output_folder), "instances.json")
 
         def derive(target: str) -> None:
-            from knet.data.annotations.derive import panoptic_to_instances
+            from knet.data.derive import panoptic_to_instances
 
             panoptic_to_instances(
                 PathManager.get_local_path(metadata.panoptic_json),
@@ -128,7 +128,7 @@ def semantic_dataset(dataset_name: str, output_folder: str | None) -> str:
         root = os.path.join(_folder(dataset_name, output_folder), "semantic")
 
         def derive(target: str) -> None:
-            from knet.data.annotations.derive import panoptic_to_semantic
+            from knet.data.derive import panoptic_to_semantic
 
             panoptic_to_semantic(
                 PathManager.get_local_path(metadata.panoptic_json),

@@ -13,7 +13,7 @@ import numpy as np
 from detectron2.evaluation import DatasetEvaluators, SemSegEvaluator
 from PIL import Image
 
-from knet.data.labels import read_label_png
+from knet.data.label_png import read_label_png
 from knet.errors import first_of
 
 from .spool import Spool

@@ -250,7 +250,7 @@ def pq_compute(
             message names the file and the segment.
     """
     # not above: the counting itself needs numpy alone
-    from knet.data.annotations.coco_file import load_json
+    from knet.data.coco_file import load_json
 
     gt_json_file, pred_json_file = os.fspath(gt_json_file), os.fspath(pred_json_file)
     gt_folder = os.path.splitext(gt_json_file)[0] if gt_folder is None else os.fspath(gt_folder)
@@ -298,7 +298,7 @@ def pq_compute(
 
 
 def _read_ids(path: str, pixels: int) -> np.ndarray:
-    from knet.data.annotations.image_files import MAX_PIXELS, open_image
+    from knet.data.images import MAX_PIXELS, open_image
 
     # labels may be as large as their picture
     with open_image(path, max_pixels=max(MAX_PIXELS, pixels)) as image:

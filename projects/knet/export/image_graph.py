@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from knet.data.annotations.image_files import FORMATS
+from knet.data.images import FORMATS
 from knet.export.lowering import exportable_copy
 from knet.inference.predictions import Frame
 from knet.inference.resize import composed_matrix

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from detectron2.evaluation import DatasetEvaluator
 
-from knet.data.labels import IGNORE_LABEL
+from knet.data.label_png import IGNORE_LABEL
 from knet.evaluation.panoptic_quality import PanopticStatistics
 from knet.report.best_threshold import ScoreCounts
 from knet.report.confusion import Confusion

@@ -12,7 +12,7 @@ import numpy as np
 from detectron2.data import Metadata
 from markupsafe import Markup
 
-from knet.data.annotations.image_files import MAX_PIXELS
+from knet.data.images import MAX_PIXELS
 from knet.report.collect import MEASURES, ReportCollector
 from knet.report.confusion import Confusion
 from knet.report.pictures import Picture, draw_picture

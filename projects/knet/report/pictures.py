@@ -12,8 +12,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 from PIL import Image
 
-from knet.data.annotations.image_files import MAX_PIXELS
-from knet.data.annotations.pictures import read_picture
+from knet.data.images import MAX_PIXELS, read_picture
 from knet.report.collect import ReportImage
 from knet.report.matching import Outcome
 from knet.report.outlines import inner_point, outline, shrink_labels

@@ -2,83 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from torch.utils.data import DataLoader, Dataset
 
-from knet.data.annotations.coco_json import instance_file_defects, scan_coco_instances
-from knet.data.annotations.coco_panoptic_json import scan_coco_panoptic
-from knet.data.annotations.image_files import MAX_PIXELS
+from knet.data.categories import category_warnings, instance_metadata, read_categories
 from knet.data.check.record import Expected, RecordSummary, inspect_record
-from knet.data.check.whole_set import class_defects, nothing_to_learn
-from knet.data.defects import DataError, Defect, make_defect
-from knet.data.on_error import Scan, scan_dataset
-from knet.data.registration.categories import (
-    category_warnings,
-    instance_metadata,
-    read_categories,
-)
-
-__all__ = ["DatasetReport", "check_dataset"]
+from knet.data.check.report import DatasetReport
+from knet.data.coco_instances import instance_file_defects, scan_coco_instances
+from knet.data.coco_panoptic import scan_coco_panoptic
+from knet.data.defects import KINDS, DataError, Defect, Defects, make_defect
+from knet.data.images import MAX_PIXELS
+from knet.data.label_png import IGNORE_LABEL
+from knet.data.on_error import Scan
+from knet.data.register import own_data_set
+from knet.errors import first_of
 
 _CHUNK = 8  # records that a worker process hands back at once
-
-
-@dataclass
-class DatasetReport:
-    """What is in a data set and what is wrong with it.
-
-    Attributes:
-        name: of the data set.
-        class_names: by contiguous id.
-        num_images: records that were read.
-        sizes: (H, W) of each picture that can be read, in pixels.
-        class_images: of each class, the number of images that show it.
-        class_objects: of each class, the number of objects (no crowds); 0 for stuff.
-        class_pixels: of each class, the number of pixels.
-        objects: of each image, the number of objects (no crowds); empty for semantic data.
-        areas: of each object, in pixels.
-        crowds: the number of crowds.
-        ignored: pixels of semantic maps without a label.
-        image_areas: of each image with objects, (H, W) and the areas of its objects in pixels.
-        defects: in the order of the files.
-        usable: the records without an error.
-    """
-
-    name: str
-    class_names: list[str] = field(default_factory=list)
-    num_images: int = 0
-    sizes: list[tuple[int, int]] = field(default_factory=list)
-    class_images: list[int] = field(default_factory=list)
-    class_objects: list[int] = field(default_factory=list)
-    class_pixels: list[int] = field(default_factory=list)
-    objects: list[int] = field(default_factory=list)
-    areas: list[int] = field(default_factory=list)
-    crowds: int = 0
-    ignored: int = 0
-    image_areas: list[tuple[tuple[int, int], list[int]]] = field(default_factory=list)
-    defects: list[Defect] = field(default_factory=list)
-    usable: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def num_errors(self) -> int:
-        return sum(defect.severity == "error" for defect in self.defects)
-
-    @property
-    def num_warnings(self) -> int:
-        return len(self.defects) - self.num_errors
-
-    def as_dict(self) -> dict[str, Any]:
-        """All but what belongs to single records, for JSON."""
-        left_out = ("usable", "image_areas")
-        fields = {key: value for key, value in vars(self).items() if key not in left_out}
-        defects = [asdict(defect) for defect in self.defects]
-        counts = {"num_errors": self.num_errors, "num_warnings": self.num_warnings}
-        return {**fields, "defects": defects, **counts}
 
 
 def check_dataset(
@@ -119,7 +62,7 @@ def check_dataset(
             progress(index + 1, len(scan.records))
     if not report.num_errors:  # else it may be the errors' fault
         report.defects += nothing_to_learn(scan.records, name)
-        report.defects += class_defects(report, meta)
+        report.defects += _class_defects(report, meta)
     return report
 
 
@@ -170,7 +113,8 @@ def _scan_registered(name: str) -> tuple[Scan, Metadata]:
     meta = MetadataCatalog.get(name)
     paths = [meta.get(key) for key in ("json_file", "image_root", "panoptic_json", "panoptic_root")]
     json_file, image_root, panoptic_json, panoptic_root = paths
-    scan = scan_dataset(name)
+    own = own_data_set(name)
+    scan = None if own is None else own.scan()
     separated = (meta.get("stuff_classes") or [""])[0] == "things"
     if scan is None and panoptic_json and panoptic_root and image_root and not separated:
         scan = scan_coco_panoptic(
@@ -190,9 +134,7 @@ def _scan_registered(name: str) -> tuple[Scan, Metadata]:
     elif scan is None:
         scan = Scan(records=DatasetCatalog.get(name))
         if not scan.records:
-            scan.defects.append(
-                make_defect("no-images", "", f"data set {name!r}", "has no records")
-            )
+            scan.defects.add("no-images", "", f"data set {name!r}", "has no records")
         return scan, MetadataCatalog.get(name)
     source = panoptic_json or json_file
     if source:
@@ -242,3 +184,56 @@ def _identity(chunk: list[RecordSummary]) -> list[RecordSummary]:
 
 def _one_thread(_: int) -> None:
     torch.set_num_threads(1)
+
+
+def nothing_to_learn(records: Sequence[Mapping[str, Any]], name: str) -> list[Defect]:
+    """The defect of records all of whose annotations are crowds; else none.
+
+    Images without any annotation teach what is no object, so a data set may consist of them.
+
+    Args:
+        records: of one or several data sets, without errors.
+        name: of them, for messages.
+    """
+    crowds = 0
+    for record in records:
+        annotations = record.get("annotations", record.get("segments_info"))
+        if annotations is None:
+            return []  # semantic label maps
+        for annotation in annotations:
+            if not annotation.get("iscrowd", 0) or not annotation.get("isthing", True):
+                return []
+            crowds += 1
+    if not crowds:
+        return []
+    file = str(records[0].get("annotation_file", ""))
+    problem = f"all {crowds} annotations of its {len(records)} images are crowds (iscrowd 1)"
+    return [make_defect("nothing-to-learn", file, f"data set {name!r}", problem)]
+
+
+def _class_defects(report: DatasetReport, meta: Metadata) -> list[Defect]:
+    """Classes that nobody can learn or score, in one defect, and a foreground that is ignored.
+
+    Args:
+        report: of a data set without errors, all of whose records have been read.
+        meta: of it.
+    """
+    paths = [meta.get(key) for key in ("panoptic_json", "json_file", "sem_seg_root")]
+    file = next((path for path in paths if path), "")
+    where, names = f"data set {report.name!r}", report.class_names
+    found = Defects()
+    absent = [name for name, images in zip(names, report.class_images) if not images]
+    if absent:
+        problem = f"no label shows {len(absent)} of its {len(names)} classes: {first_of(absent)}"
+        found.add("class-without-labels", file, where, problem)
+    shown = [label for label, images in enumerate(report.class_images) if images]
+    if report.ignored and shown in ([], [0]) and len(names) > 1:
+        label = str(meta.get("ignore_label", IGNORE_LABEL))
+        share = 100 * report.ignored / (report.ignored + sum(report.class_pixels))
+        problem = (
+            f"label {label}, which is ignored, covers {share:.1f} % of the pixels: all that is not "
+            f"{names[0]!r} (class 0)"
+        )
+        mend = KINDS["ignored-foreground"].replace(f"{IGNORE_LABEL}=", f"{label}=")
+        found.add("ignored-foreground", file, where, problem, mend=mend)
+    return found

@@ -1,7 +1,7 @@
 """Reads picture and labels of one record: what is in it, and all that is wrong with it.
 
-The errors are those that :class:`knet.data.KNetDatasetMapper` raises, from the same functions; the
-warnings are about what can be used, but looks wrong.
+The errors are those at which :class:`knet.data.KNetDatasetMapper` stops, from the same functions;
+the warnings are about what can be used, but looks wrong.
 """
 
 from __future__ import annotations
@@ -15,29 +15,19 @@ import pycocotools.mask as mask_util
 from detectron2.data import Metadata
 from detectron2.structures import BoxMode
 
-from knet.data.annotations.coco_file import is_box, is_number, missing_keys, number_defects
-from knet.data.annotations.image_files import MAX_PIXELS
-from knet.data.annotations.label_files import open_label_png
-from knet.data.annotations.panoptic_png import (
-    inspect_panoptic_png,
-    segment_defects,
-    segment_key_defects,
-)
-from knet.data.annotations.pictures import PictureHeader, check_picture, rotation_defect
-from knet.data.annotations.segmentations import segmentation_errors, segmentation_warnings
-from knet.data.defects import DataError, Defect, describe, make_defect
-from knet.data.labels import (
+from knet.data.check.polygons import polygon_warnings
+from knet.data.coco_file import is_box, is_number, missing_keys, number_defects
+from knet.data.defects import DataError, Defect, Defects, annotation_name, describe
+from knet.data.images import MAX_PIXELS, PictureHeader, check_picture, rotation_defect
+from knet.data.label_png import (
     IGNORE_LABEL,
-    annotation_name,
-    annotation_source,
     check_label_size,
     class_defects,
-    encode_segmentation,
     label_png_defects,
-    repeated_masks,
+    open_label_png,
 )
-
-__all__ = ["Expected", "RecordSummary", "check_record", "inspect_record"]
+from knet.data.masks import encode_segmentation, repeated_masks, segmentation_errors
+from knet.data.panoptic_png import inspect_panoptic_png, segment_defects, segment_key_defects
 
 # Polygons and boxes are drawn between pixels, masks are made of them: both differ a little.
 _BOX_PIXELS, _BOX_SHARE = 2.0, 0.05
@@ -65,17 +55,22 @@ class Expected:
     @classmethod
     def from_metadata(cls, meta: Metadata, *, max_pixels: int = MAX_PIXELS) -> Expected:
         """From a data set's metadata, as the mapper takes it."""
-        things = meta.get("thing_dataset_id_to_contiguous_id")
-        names = meta.get("thing_classes")
-        ids = sorted(things.values()) if things else range(len(names)) if names else None
         stuff = meta.get("stuff_classes")
         return cls(
             annotation_file=meta.get("json_file"),
-            thing_ids=None if ids is None else list(ids),
+            thing_ids=thing_ids(meta),
             num_classes=len(stuff) if stuff else None,
             ignore_label=meta.get("ignore_label", IGNORE_LABEL),
             max_pixels=max_pixels,
         )
+
+
+def thing_ids(meta: Metadata) -> list[int] | None:
+    """The classes that instances of a data set may have, sorted; None if its metadata name none."""
+    # Cityscapes numbers its things 11 to 18, after the stuff, so their count is no bound.
+    ids = meta.get("thing_dataset_id_to_contiguous_id")
+    names = meta.get("thing_classes")
+    return sorted(set(ids.values())) if ids else list(range(len(names))) if names else None
 
 
 @dataclass
@@ -96,7 +91,38 @@ class RecordSummary:
     crowds: int = 0
     regions: dict[int, int] = field(default_factory=dict)
     ignored: int = 0
-    defects: list[Defect] = field(default_factory=list)
+    defects: Defects = field(default_factory=Defects)
+
+
+def label_errors(
+    record: Mapping[str, Any], size: tuple[int, int], file: str | None = None
+) -> list[Defect]:
+    """What makes the annotations of a record unusable, whoever read it; label PNGs stay closed.
+
+    Args:
+        record: in Detectron2's format.
+        size: (H, W) of its picture.
+        file: of the annotations, for messages; None: what the record knows.
+    """
+    name = describe(record)
+    if "pan_seg_file_name" in record:
+        path = record["pan_seg_file_name"]
+        found = missing_keys(record, ("segments_info",), path, name)
+        return found or segment_key_defects(record["segments_info"], path, name)
+    found = []
+    for position in range(len(record.get("annotations", ()))):
+        found += annotation_errors(record, position, size, file)
+    return found
+
+
+def annotation_errors(
+    record: Mapping[str, Any], position: int, size: tuple[int, int], file: str | None = None
+) -> list[Defect]:
+    """What makes one of a record's instance annotations unusable; see :func:`label_errors`."""
+    file = file or record.get("annotation_file", record["file_name"])
+    annotation, name = record["annotations"][position], annotation_name(record, position)
+    found = number_defects(annotation, ("category_id",), file, name)
+    return found + segmentation_errors(annotation.get("segmentation"), size, file, name)
 
 
 def check_record(record: Mapping[str, Any], expected: Expected) -> list[Defect]:
@@ -118,7 +144,7 @@ def inspect_record(record: Mapping[str, Any], expected: Expected) -> RecordSumma
     except Exception as error:  # of a kind that nobody thought of: all other records go on
         where = record.get("file_name") or expected.annotation_file or ""
         problem = f"cannot be checked: {type(error).__name__}: {error}"
-        summary.defects.append(make_defect("record-unchecked", where, describe(record), problem))
+        summary.defects.add("record-unchecked", where, describe(record), problem)
     return summary
 
 
@@ -130,12 +156,17 @@ def _inspect(record: Mapping[str, Any], expected: Expected, summary: RecordSumma
     header, found = check_picture(record, max_pixels=expected.max_pixels)
     summary.size = None if header is None else header.size
     summary.defects += found
-    if "pan_seg_file_name" in record:
-        _inspect_panoptic(record, expected, header, summary)
-    elif "annotations" in record:
-        _inspect_annotations(record, expected, summary)
-    if "sem_seg_file_name" in record:
-        _inspect_semantic(record, expected, header, summary)
+    for key, inspect in (
+        ("pan_seg_file_name", _inspect_panoptic),
+        ("annotations", _inspect_annotations),
+        ("sem_seg_file_name", _inspect_semantic),
+    ):
+        if key not in record or (key == "annotations" and "pan_seg_file_name" in record):
+            continue
+        try:
+            inspect(record, expected, header, summary)
+        except DataError as error:  # label PNGs of which nothing more can be said
+            summary.defects += error.defects
 
 
 def _inspect_panoptic(
@@ -145,20 +176,18 @@ def _inspect_panoptic(
     summary: RecordSummary,
 ) -> None:
     path, name = record["pan_seg_file_name"], describe(record)
-    wrong = missing_keys(record, ("segments_info",), path, name)
-    segments = record.get("segments_info", [])
-    wrong += segment_key_defects(segments, path, name)
+    wrong = label_errors(record, (0, 0))
     if wrong:
         summary.defects += wrong
         return
-    try:
-        ids, found = inspect_panoptic_png(path, name, summary.size, record["file_name"])
-        summary.defects += found
-        _check_label_size(ids, path, record, header, summary)
-    except DataError as error:
-        assert error.defect is not None
-        summary.defects.append(error.defect)
-        return
+    segments = record["segments_info"]
+    ids, opaque = inspect_panoptic_png(path, name, summary.size, record["file_name"])
+    if not opaque:
+        problem = "has transparent pixels: alpha is ignored, R, G and B alone are the id"
+        mend = "look whether they should be void (id 0), and save it as RGB"
+        kind, severity = "panoptic-png-mode", "warning"
+        summary.defects.add(kind, path, name, problem, severity=severity, mend=mend)
+    _check_label_size(ids, path, record, header, summary)
     found, pixels = segment_defects(ids, segments, path, name)
     summary.defects += found
     things = expected.thing_ids
@@ -190,22 +219,14 @@ def _inspect_semantic(
 ) -> None:
     path, name = record["sem_seg_file_name"], describe(record)
     ignored = expected.ignore_label
-    try:
-        mode, labels = open_label_png(path, name, summary.size, record["file_name"])
-        found = label_png_defects(mode, labels, expected.num_classes, ignored, path, name)
-        summary.defects += found
-        _check_label_size(labels, path, record, header, summary)
-    except DataError as error:
-        assert error.defect is not None
-        summary.defects.append(error.defect)
-        return
+    mode, labels = open_label_png(path, name, summary.size, record["file_name"])
+    found = label_png_defects(mode, labels, expected.num_classes, ignored, path, name)
+    summary.defects += found
+    _check_label_size(labels, path, record, header, summary)
     if not found and "pan_seg_file_name" not in record:  # these have been counted
         counts = np.bincount(labels.ravel(), minlength=256)
-        for label in np.flatnonzero(counts).tolist():
-            if label == ignored:
-                summary.ignored = int(counts[label])
-            else:
-                summary.regions[label] = int(counts[label])
+        summary.regions.update({int(k): int(counts[k]) for k in np.flatnonzero(counts)})
+        summary.ignored = summary.regions.pop(ignored, 0)
 
 
 def _check_label_size(
@@ -227,12 +248,15 @@ def _check_label_size(
 
 
 def _inspect_annotations(
-    record: Mapping[str, Any], expected: Expected, summary: RecordSummary
+    record: Mapping[str, Any],
+    expected: Expected,
+    header: PictureHeader | None,
+    summary: RecordSummary,
 ) -> None:
-    file = expected.annotation_file or annotation_source(record)[0]
+    file = expected.annotation_file or record.get("annotation_file", record["file_name"])
     # Against the size that the annotations were made for: a picture of another size is one
     # defect, not one of each mask.
-    size = summary.size
+    size = None if header is None else header.size
     if record.get("height") is not None and record.get("width") is not None:
         size = (record["height"], record["width"])
     if size is None:
@@ -241,38 +265,33 @@ def _inspect_annotations(
     for position, annotation in enumerate(record["annotations"]):
         name = annotation_name(record, position)
         segmentation, label = annotation.get("segmentation"), annotation.get("category_id")
-        found = number_defects(annotation, ("category_id",), file, name)
-        broken = bool(found)
-        found += segmentation_errors(segmentation, size, file, name)
+        found = annotation_errors(record, position, size, file)
         crowd = bool(annotation.get("iscrowd", 0))
-        if not crowd and not broken:
+        if not crowd and not number_defects(annotation, ("category_id",), file, name):
             ids = expected.thing_ids
             found += class_defects(np.array([label]), ids, file, "instance class", name)
         if found:
             summary.defects += found
             continue
-        summary.defects += segmentation_warnings(segmentation, size, file, name)
+        drawn = isinstance(segmentation, list)
+        if drawn:
+            summary.defects += polygon_warnings(segmentation, size, file, name)
         rle = encode_segmentation(segmentation, size)
         area = int(mask_util.area(rle))
-        if crowd and isinstance(segmentation, list):
-            problem = "a crowd (iscrowd 1) with polygons"
-            summary.defects.append(make_defect("crowd-polygon", file, name, problem))
+        if crowd and drawn:
+            summary.defects.add("crowd-polygon", file, name, "a crowd (iscrowd 1) with polygons")
         if not area:
-            problem = "the mask has no pixel"
-            summary.defects.append(make_defect("zero-area", file, name, problem))
+            summary.defects.add("zero-area", file, name, "the mask has no pixel")
             continue
-        drawn = isinstance(segmentation, list)
         summary.defects += _measure_defects(annotation, rle, area, file, name, drawn=drawn)
         if crowd:
             summary.crowds += 1
         else:
             summary.objects.append((label, area))
             masks.append((name, label, rle))
-    for one, other in repeated_masks(
-        [mask for *_, mask in masks], [label for _, label, _ in masks]
-    ):
+    for one, other in repeated_masks([rle for *_, rle in masks], [label for _, label, _ in masks]):
         problem = f"the mask is that of {masks[other][0].split(', ')[-1]}, of the same class"
-        summary.defects.append(make_defect("same-object-twice", file, masks[one][0], problem))
+        summary.defects.add("same-object-twice", file, masks[one][0], problem)
 
 
 def _measure_defects(
@@ -290,21 +309,21 @@ def _measure_defects(
         rle, area: the mask and its pixels.
         drawn: whether the mask is a polygon, whose own area differs a little from its pixels'.
     """
-    found = []
+    found = Defects()
     x, y, width, height = (float(v) for v in mask_util.toBbox(rle))
     given = annotation.get("area", area)
     if not is_number(given):
         problem = f"area is {given!r}, not a number of pixels"
-        found.append(make_defect("bad-value", file, name, problem, severity="warning"))
+        found.add("bad-value", file, name, problem, severity="warning")
     elif given <= 0 or abs(given - area) > (
         _AREA_SHARE * max(given, area) + width + height if drawn else _AREA_ROUNDING
     ):
         problem = f"area is {given:g}, but the mask has {area} pixels"
-        found.append(make_defect("wrong-area", file, name, problem))
+        found.add("wrong-area", file, name, problem)
     mode = annotation.get("bbox_mode", BoxMode.XYWH_ABS)
     if "bbox" in annotation and not is_box(annotation["bbox"]):
         problem = f"bbox is {annotation['bbox']!r}, not four numbers"
-        found.append(make_defect("bad-value", file, name, problem, severity="warning"))
+        found.add("bad-value", file, name, problem, severity="warning")
     elif "bbox" in annotation and mode in (BoxMode.XYWH_ABS, BoxMode.XYXY_ABS):
         stated = np.array(BoxMode.convert(list(annotation["bbox"]), mode, BoxMode.XYXY_ABS))
         actual = np.array([x, y, x + width, y + height])
@@ -312,5 +331,5 @@ def _measure_defects(
         if not (np.abs(stated - actual) <= allowed).all():
             text = [", ".join(f"{v:g}" for v in values) for values in (stated, actual)]
             problem = f"bbox spans {text[0]} (x0, y0, x1, y1), but the mask {text[1]}"
-            found.append(make_defect("bbox-wrong", file, name, problem))
+            found.add("bbox-wrong", file, name, problem)
     return found

@@ -1,19 +1,71 @@
-"""The report of a checked data set as text."""
+"""What a check found in a data set, and that as text."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 
-from knet.data.check.data_set import DatasetReport
-from knet.data.defects import Defect
-
-__all__ = ["format_report", "kernel_advice"]
+from knet.data.defects import Defect, Defects
 
 _FIRST = 10  # defects of a kind that are shown
 _SMALL, _MEDIUM = 32**2, 96**2  # pixels; COCO's limits
+
+
+@dataclass
+class DatasetReport:
+    """What is in a data set and what is wrong with it.
+
+    Attributes:
+        name: of the data set.
+        class_names: by contiguous id.
+        num_images: records that were read.
+        sizes: (H, W) of each picture that can be read, in pixels.
+        class_images: of each class, the number of images that show it.
+        class_objects: of each class, the number of objects (no crowds); 0 for stuff.
+        class_pixels: of each class, the number of pixels.
+        objects: of each image, the number of objects (no crowds); empty for semantic data.
+        areas: of each object, in pixels.
+        crowds: the number of crowds.
+        ignored: pixels of semantic maps without a label.
+        image_areas: of each image with objects, (H, W) and the areas of its objects in pixels.
+        defects: in the order of the files.
+        usable: the records without an error.
+    """
+
+    name: str
+    class_names: list[str] = field(default_factory=list)
+    num_images: int = 0
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+    class_images: list[int] = field(default_factory=list)
+    class_objects: list[int] = field(default_factory=list)
+    class_pixels: list[int] = field(default_factory=list)
+    objects: list[int] = field(default_factory=list)
+    areas: list[int] = field(default_factory=list)
+    crowds: int = 0
+    ignored: int = 0
+    image_areas: list[tuple[tuple[int, int], list[int]]] = field(default_factory=list)
+    defects: Defects = field(default_factory=Defects)
+    usable: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def num_errors(self) -> int:
+        return sum(defect.severity == "error" for defect in self.defects)
+
+    @property
+    def num_warnings(self) -> int:
+        return len(self.defects) - self.num_errors
+
+    def as_dict(self) -> dict[str, Any]:
+        """All but what belongs to single records, for JSON."""
+        left_out = ("usable", "image_areas")
+        fields = {key: value for key, value in vars(self).items() if key not in left_out}
+        defects = [asdict(defect) for defect in self.defects]
+        counts = {"num_errors": self.num_errors, "num_warnings": self.num_warnings}
+        return {**fields, "defects": defects, **counts}
 
 
 def format_report(

@@ -13,7 +13,7 @@ from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.modeling import build_backbone
 from detectron2.utils.file_io import PathManager
 
-from knet.data.check.data_set import DatasetReport
+from knet.data.check.report import DatasetReport
 from knet.data.defects import Defect, make_defect
 
 __all__ = ["add_config_defects"]

@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from knet.data.annotations.derive import panoptic_to_instances, panoptic_to_semantic
-from knet.data.annotations.panoptic_png import write_panoptic_png
+from knet.data.derive import panoptic_to_instances, panoptic_to_semantic
+from knet.data.panoptic_png import write_panoptic_png
 from knet.data.shapes.scene import THING_NAMES, Scene, draw_scene
 from knet.files import whole_folder, write_json
 

@@ -9,23 +9,21 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from knet.data.annotations.coco_file import (
+from knet.data.coco_file import (
     entries,
     find_image,
     image_part,
     is_id,
-    is_number,
     is_text,
     load_json,
     missing_keys,
     read_images,
     shared_files,
+    value_defects,
 )
-from knet.data.annotations.panoptic_png import LARGEST_ID
-from knet.data.defects import DataError, Defect, make_defect
+from knet.data.defects import DataError, Defects, is_broken, make_defect
 from knet.data.on_error import Scan
-
-__all__ = ["scan_coco_panoptic"]
+from knet.data.panoptic_png import LARGEST_ID
 
 
 def scan_coco_panoptic(
@@ -40,23 +38,29 @@ def scan_coco_panoptic(
     """Reads the records of a panoptic data set.
 
     Args:
-        panoptic_json, image_root, panoptic_root, sem_seg_root, meta: as in
-            :func:`knet.data.load_coco_panoptic`, which also describes the records. A record with
-            an error lacks its labels.
+        panoptic_json, image_root, panoptic_root, sem_seg_root: as in
+            :func:`knet.data.register_coco_panoptic`.
+        meta: with both ``…_dataset_id_to_contiguous_id`` maps.
         content: of the file, if it has been read already.
+
+    Returns:
+        One dict an image, as Detectron2's own COCO panoptic data sets give it: ``file_name``,
+        ``image_id``, ``height``, ``width`` (if the JSON has them), ``pan_seg_file_name``,
+        ``sem_seg_file_name`` (with ``sem_seg_root``) and ``segments_info``, a list of ``id``,
+        ``category_id`` (contiguous), ``isthing``, ``iscrowd``, ``area``, ``bbox``. A record with
+        an error lacks its labels.
 
     Raises:
         FileNotFoundError: if there is no such file.
         DataError: if the file as a whole is not usable.
     """
     content = load_json(panoptic_json) if content is None else content
-    defects: list[Defect] = []
+    defects = Defects()
     images, broken_ids = read_images(content, panoptic_json, defects, sizes=False)
-    unusable = len(broken_ids - set(images))
-    scan = Scan(defects=defects)
+    scan = Scan(defects=defects, lost=len(broken_ids - set(images)))
     things = meta["thing_dataset_id_to_contiguous_id"]
     class_ids = {**meta["stuff_dataset_id_to_contiguous_id"], **things}
-    annotated: set[Any] = set()
+    annotated: dict[Any, int] = {}  # image id → position of its record
     if "annotations" not in content:
         mend = "add it; `demo/demo.py --results FOLDER` predicts pictures without annotations"
         problem = "lacks `annotations`"
@@ -71,41 +75,35 @@ def scan_coco_panoptic(
         found += orphaned
         if image is not None and image_id in annotated:
             problem = "a second annotation of this image"
-            found.append(make_defect("duplicate-annotation", panoptic_json, name, problem))
-            scan.broken.update(
-                k for k, record in enumerate(scan.records) if record["image_id"] == image_id
-            )
+            found.add("duplicate-annotation", panoptic_json, name, problem)
+            scan.broken.add(annotated[image_id])
             image = None
         if isinstance(entry.get("segments_info"), list):
             found += _segment_defects(entry["segments_info"], class_ids, panoptic_json, name)
-        defects.extend(found)
+        defects += found
         if image is None:
             continue
-        annotated.add(image_id)
+        annotated[image_id] = len(scan.records)
         record = image_part(image, image_root)
-        if any(defect.severity == "error" for defect in found) or image_id in broken_ids:
+        if is_broken(found) or image_id in broken_ids:
             scan.broken.add(len(scan.records))
-        if not any(defect.severity == "error" for defect in found):
-            record.update(
-                pan_seg_file_name=os.path.join(panoptic_root, entry["file_name"]),
-                segments_info=[
-                    _segment(segment, class_ids, things) for segment in entry["segments_info"]
-                ],
-            )
+        if not is_broken(found):
+            record["pan_seg_file_name"] = os.path.join(panoptic_root, entry["file_name"])
+            record["segments_info"] = [
+                _segment(segment, class_ids, things) for segment in entry["segments_info"]
+            ]
             if sem_seg_root is not None:
                 record["sem_seg_file_name"] = os.path.join(sem_seg_root, entry["file_name"])
         scan.records.append(record)
     for image_id in images:
         if image_id not in annotated:
             problem = "no annotation of this image"
-            name = f"image {image_id}"
-            defects.append(make_defect("image-without-annotation", panoptic_json, name, problem))
+            defects.add("image-without-annotation", panoptic_json, f"image {image_id}", problem)
     for key in ("file_name", "pan_seg_file_name"):
         for index, defect in shared_files(scan.records, key, panoptic_json, _labels).items():
             defects.append(defect)
             if defect.severity == "error":
                 scan.broken.add(index)
-    scan.lost = unusable
     return scan
 
 
@@ -113,52 +111,44 @@ def _labels(record: Mapping[str, Any]) -> tuple[Any, Any]:
     return record.get("pan_seg_file_name"), record.get("segments_info")
 
 
-def _entry_defects(entry: Mapping[str, Any], path: str, name: str) -> list[Defect]:
-    found = missing_keys(entry, ("image_id", "file_name", "segments_info"), path, name)
+def _entry_defects(entry: Mapping[str, Any], path: str, name: str) -> Defects:
+    found = Defects(missing_keys(entry, ("image_id", "file_name", "segments_info"), path, name))
     if "file_name" in entry and not (entry["file_name"] and is_text(entry["file_name"])):
         problem = f"file_name is {entry['file_name']!r}, not the path of a PNG"
-        found.append(make_defect("bad-value", path, name, problem))
+        found.add("bad-value", path, name, problem)
     if "segments_info" in entry and not isinstance(entry["segments_info"], list):
-        found.append(make_defect("bad-value", path, name, "segments_info is no list"))
+        found.add("bad-value", path, name, "segments_info is no list")
     return found
 
 
 def _segment_defects(
     segments: list[Any], class_ids: Mapping[int, int], path: str, image: str
-) -> list[Defect]:
+) -> Defects:
     """What is wrong with the segments of one image, without a look at its PNG."""
-    found: list[Defect] = []
+    found = Defects()
     seen: set[Any] = set()
     for position, segment in enumerate(segments):
         place = f"{image}: segments_info[{position}]"
         if not isinstance(segment, dict):
-            found.append(make_defect("bad-value", path, place, "is not an object"))
+            found.add("bad-value", path, place, "is not an object")
             continue
         segment_id: Any = segment.get("id")
         name = f"{image}: segment {segment_id}" if is_id(segment_id) else place
         found += missing_keys(segment, ("id", "category_id"), path, name)
-
         if "id" in segment and not (is_id(segment_id) and 0 <= segment_id <= LARGEST_ID):
             problem = f"id is {segment_id!r}, not a whole number up to {LARGEST_ID}"
-            found.append(make_defect("bad-value", path, name, problem))
+            found.add("bad-value", path, name, problem)
         elif "id" in segment:
             if segment_id == 0:
-                problem = "the id 0 is reserved for void"
-                found.append(make_defect("segment-id-zero", path, name, problem))
+                found.add("segment-id-zero", path, name, "the id 0 is reserved for void")
             elif segment_id in seen:
                 problem = "the id is twice in its segments_info"
-                found.append(make_defect("duplicate-segment-id", path, name, problem))
+                found.add("duplicate-segment-id", path, name, problem)
             seen.add(segment_id)
         category: Any = segment.get("category_id")
         if "category_id" in segment and not (is_id(category) and category in class_ids):
-            problem = f"unknown category {category!r}"
-            found.append(make_defect("unknown-category", path, name, problem))
-        if segment.get("iscrowd", 0) not in (0, 1):
-            problem = f"iscrowd is {segment['iscrowd']!r}, not 0 or 1"
-            found.append(make_defect("bad-value", path, name, problem))
-        if not is_number(segment.get("area", 0)):
-            problem = f"area is {segment['area']!r}, not a number of pixels"
-            found.append(make_defect("bad-value", path, name, problem))
+            found.add("unknown-category", path, name, f"unknown category {category!r}")
+        found += value_defects(segment, path, name)
     return found
 
 

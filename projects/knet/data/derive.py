@@ -17,16 +17,13 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as mask_util
 
-from knet.data.annotations.coco_file import load_json
-from knet.data.annotations.coco_panoptic_json import scan_coco_panoptic
-from knet.data.annotations.label_files import save_labels
-from knet.data.annotations.panoptic_png import ids_to_rows, read_panoptic_png
+from knet.data.categories import panoptic_metadata, read_categories
+from knet.data.coco_file import load_json
+from knet.data.coco_panoptic import scan_coco_panoptic
 from knet.data.defects import DataError, describe, make_defect, raise_first
-from knet.data.labels import check_label_size
-from knet.data.registration.categories import panoptic_metadata, read_categories
+from knet.data.label_png import IGNORE_LABEL, check_label_size, save_labels
+from knet.data.panoptic_png import ids_to_rows, read_panoptic_png
 from knet.files import write_json
-
-__all__ = ["panoptic_to_instances", "panoptic_to_semantic", "read_panoptic"]
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +87,7 @@ def panoptic_to_semantic(
     out_root: str,
     *,
     class_ids: Mapping[int, int],
-    ignore_label: int = 255,
+    ignore_label: int = IGNORE_LABEL,
 ) -> int:
     """Writes one semantic label PNG an image, under the relative path of its panoptic PNG.
 

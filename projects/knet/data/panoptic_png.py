@@ -10,27 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from knet.data.annotations.coco_file import number_defects
-from knet.data.annotations.image_files import (
-    BROKEN_FILE,
-    MAX_PIXELS,
-    has_deep_channels,
-    open_image,
-    save_image,
-    unreadable,
-)
-from knet.data.annotations.label_files import check_pixels, foreign_format
-from knet.data.defects import DataError, Defect, data_error, make_defect, raise_first
-
-__all__ = [
-    "LARGEST_ID",
-    "ids_to_rows",
-    "inspect_panoptic_png",
-    "read_panoptic_png",
-    "segment_defects",
-    "segment_key_defects",
-    "write_panoptic_png",
-]
+from knet.data.coco_file import number_defects
+from knet.data.defects import DataError, Defect, Defects, make_defect, raise_first
+from knet.data.images import has_deep_channels, save_image
+from knet.data.label_png import open_png
 
 LARGEST_ID = 2**24 - 1  # three bytes of colour
 _MOST_IDS = 20  # unknown ids of a PNG that are named one by one
@@ -55,56 +38,31 @@ def read_panoptic_png(
             cannot be read, is no PNG, has no colour channels of 8 bit, or more or fewer pixels
             than its picture.
     """
-    return _ids(_read_rgba(path, record, size, picture))
+    return inspect_panoptic_png(path, record, size, picture)[0]
 
 
 def inspect_panoptic_png(
     path: str, record: str, size: tuple[int, int] | None = None, picture: str = ""
-) -> tuple[np.ndarray, list[Defect]]:
-    """The ids of a panoptic PNG, as :func:`read_panoptic_png`, and what looks wrong with it."""
-    rgba = _read_rgba(path, record, size, picture)
-    if rgba[..., 3].min(initial=255) == 255:
-        return _ids(rgba), []
-    problem = "has transparent pixels: alpha is ignored, R, G and B alone are the id"
-    mend = "look whether they should be void (id 0), and save it as RGB"
-    return _ids(rgba), [
-        make_defect("panoptic-png-mode", path, record, problem, severity="warning", mend=mend)
-    ]
-
-
-def _ids(rgba: np.ndarray) -> np.ndarray:
-    ids = rgba.view("<u4")[..., 0]
-    ids &= 0xFFFFFF
-    return ids.astype(np.uint32, copy=False)
-
-
-def _read_rgba(path: str, record: str, size: tuple[int, int] | None, picture: str) -> np.ndarray:
-    """(H, W, 4) uint8; raises as :func:`read_panoptic_png`."""
-    try:
-        # a label may be as large as its picture
-        limit = MAX_PIXELS if size is None else None
-        with open_image(path, max_pixels=limit) as image:
-            check_pixels(image, size, path, record, picture)
-            mode, form, deep = image.mode, image.format, has_deep_channels(image)
-            # With a fourth byte the picture *is* an array of little-endian integers, which saves
-            # three widened copies; the mask removes the alpha byte.
-            rgba = np.array(image if mode == "RGBA" else image.convert("RGBA"))
-    except DataError:
-        raise
-    except BROKEN_FILE as error:
-        raise data_error(unreadable(error, path, record, label="panoptic PNG")) from error
-    if form != "PNG":
-        raise DataError(foreign_format("panoptic-png-mode", form, path, record))
-    if mode in ("RGB", "RGBA") and deep:
-        problem = "has 16 bit a channel, of which the lower 8 would be cut"
-        raise DataError(make_defect("panoptic-png-mode", path, record, problem))
+) -> tuple[np.ndarray, bool]:
+    """The ids of a panoptic PNG, as :func:`read_panoptic_png`, and whether all is opaque."""
+    with open_png(path, record, size, picture, kind=("panoptic-png-mode", "panoptic PNG")) as image:
+        mode, deep = image.mode, has_deep_channels(image)
+        # With a fourth byte the picture *is* an array of little-endian integers, which saves
+        # three widened copies; the mask removes the alpha byte.
+        rgba = np.array(image if mode == "RGBA" else image.convert("RGBA"))
     if mode not in ("RGB", "RGBA"):
         problem = (
             f"a panoptic PNG holds segment ids in R, G and B, but this one is in mode {mode}; a "
             f"semantic label map is given as sem_seg_root instead"
         )
         raise DataError(make_defect("panoptic-png-mode", path, record, problem))
-    return rgba
+    if deep:
+        problem = "has 16 bit a channel, of which the lower 8 would be cut"
+        raise DataError(make_defect("panoptic-png-mode", path, record, problem))
+    opaque = mode == "RGB" or bool((rgba[..., 3] == 255).all())
+    ids = rgba.view("<u4")[..., 0]
+    ids &= 0xFFFFFF
+    return ids.astype(np.uint32, copy=False), opaque
 
 
 def write_panoptic_png(path: str, ids: np.ndarray) -> None:
@@ -131,10 +89,11 @@ def ids_to_rows(
     Raises:
         DataError: if the PNG holds an id that no segment has, or an id is 0 or twice there.
     """
-    raise_first(_id_defects(segments, path, record))
     known = np.array([0] + [int(segment["id"]) for segment in segments], np.uint32)
     order = np.argsort(known, kind="stable")
     ordered = known[order]
+    if (ordered[1:] == ordered[:-1]).any():
+        raise_first(_id_defects(segments, path, record))
     # A search in the short list of ids is several times faster than sorting all the pixels.
     position = np.searchsorted(ordered, ids)
     position[position == len(ordered)] = 0
@@ -156,18 +115,17 @@ def segment_defects(
     values, counts = np.unique(ids, return_counts=True)
     pixels = dict(zip(values.tolist(), counts.tolist()))
     found = _id_defects(segments, path, record)
-    known = {int(segment["id"]) for segment in segments}
-    unknown = np.array([value != 0 and value not in known for value in values.tolist()], bool)
+    known = [0, *(int(segment["id"]) for segment in segments)]
+    unknown = ~np.isin(values, np.array(known, np.uint32))
     found += _unknown_defects(values[unknown], counts[unknown], path, record)
     for segment in segments:
         count = pixels.get(int(segment["id"]), 0)
-        problem = f"segment {segment['id']} of its segments_info has no pixel"
         if segment["id"] and not count:
-            found.append(make_defect("segment-without-pixels", path, record, problem))
+            problem = f"segment {segment['id']} of its segments_info has no pixel"
+            found.add("segment-without-pixels", path, record, problem)
         elif segment.get("area", count) != count:
             problem = f"segment {segment['id']} has {count} pixels, but its area is "
-            problem += str(segment["area"])
-            found.append(make_defect("wrong-area", path, record, problem))
+            found.add("wrong-area", path, record, problem + str(segment["area"]))
     return found, pixels
 
 
@@ -175,28 +133,27 @@ def segment_key_defects(
     segments: Sequence[Mapping[str, Any]], path: str, record: str
 ) -> list[Defect]:
     """What keeps segments from being read at all: a key that is missing, an id that is none."""
-    found = []
+    found = Defects()
     for position, segment in enumerate(segments):
         name = ", ".join(part for part in (record, f"segments_info[{position}]") if part)
         wrong = number_defects(segment, ("id", "category_id"), path, name)
+        found += wrong
         if not wrong and not 0 <= segment["id"] <= LARGEST_ID:
             problem = f"id is {segment['id']}, not a whole number up to {LARGEST_ID}"
-            wrong = [make_defect("bad-value", path, name, problem)]
-        found += wrong
+            found.add("bad-value", path, name, problem)
     return found
 
 
-def _id_defects(segments: Sequence[Mapping[str, Any]], path: str, record: str) -> list[Defect]:
+def _id_defects(segments: Sequence[Mapping[str, Any]], path: str, record: str) -> Defects:
     seen: set[int] = set()
-    found = []
+    found = Defects()
     for segment in segments:
         key = int(segment["id"])
         if key == 0:
-            problem = "segment id 0 is reserved for void"
-            found.append(make_defect("segment-id-zero", path, record, problem))
+            found.add("segment-id-zero", path, record, "segment id 0 is reserved for void")
         elif key in seen:
             problem = f"segment id {key} is twice in its segments_info"
-            found.append(make_defect("duplicate-segment-id", path, record, problem))
+            found.add("duplicate-segment-id", path, record, problem)
         seen.add(key)
     return found
 

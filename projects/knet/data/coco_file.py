@@ -10,26 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from knet.data.defects import DataError, Defect, make_defect
+from knet.data.defects import DataError, Defect, Defects, make_defect
 
 _LONGEST_SIDE = 10**6  # more is no picture, and would cost memory without end
 _MOST_PIXELS = 2**32 - 1  # of a picture: run lengths hold no more
-
-__all__ = [
-    "entries",
-    "find_image",
-    "image_part",
-    "is_box",
-    "is_count",
-    "is_id",
-    "is_number",
-    "is_text",
-    "load_json",
-    "missing_keys",
-    "number_defects",
-    "read_images",
-    "shared_files",
-]
 
 
 def load_json(path: str) -> dict[str, Any]:
@@ -54,15 +38,13 @@ def load_json(path: str) -> dict[str, Any]:
 
 
 def entries(
-    content: Mapping[str, Any], key: str, path: str, defects: list[Defect], *, needed: bool = True
+    content: Mapping[str, Any], key: str, path: str, defects: Defects
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """(position, entry) of each dict in a list of the file; adds a defect for all else.
 
     Raises:
         DataError: if the list itself is missing or no list.
     """
-    if key not in content and not needed:
-        return
     if not isinstance(content.get(key), list):
         kind = "bad-value" if key in content else "missing-key"
         problem = f"`{key}` is no list" if key in content else f"lacks `{key}`"
@@ -72,7 +54,7 @@ def entries(
             yield position, entry
         else:
             problem = f"is a {type(entry).__name__}, not an object"
-            defects.append(make_defect("bad-value", path, f"{key}[{position}]", problem))
+            defects.add("bad-value", path, f"{key}[{position}]", problem)
 
 
 def is_id(value: Any, *, text: bool = False) -> bool:
@@ -91,11 +73,8 @@ def is_number(value: Any) -> bool:
 
 def is_box(value: Any) -> bool:
     """Whether a value can be a box: four numbers."""
-    return (
-        isinstance(value, (list, tuple, np.ndarray))
-        and len(value) == 4
-        and all(map(is_number, value))
-    )
+    four = isinstance(value, (list, tuple, np.ndarray)) and len(value) == 4
+    return four and all(map(is_number, value))
 
 
 def is_count(value: Any) -> bool:
@@ -124,12 +103,21 @@ def number_defects(
     entry: Mapping[str, Any], keys: tuple[str, ...], path: str, record: str
 ) -> list[Defect]:
     """Defects of keys that must hold whole numbers: missing, or something else."""
-    found = missing_keys(entry, keys, path, record)
+    found = Defects(missing_keys(entry, keys, path, record))
     for key in keys:
         value = entry.get(key, 0)
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-            problem = f"{key} is {value!r}, not a whole number"
-            found.append(make_defect("bad-value", path, record, problem))
+            found.add("bad-value", path, record, f"{key} is {value!r}, not a whole number")
+    return found
+
+
+def value_defects(entry: Mapping[str, Any], path: str, record: str) -> list[Defect]:
+    """Defects of what annotations and segments may have: iscrowd and area."""
+    found = Defects()
+    if entry.get("iscrowd", 0) not in (0, 1):
+        found.add("bad-value", path, record, f"iscrowd is {entry['iscrowd']!r}, not 0 or 1")
+    if not is_number(entry.get("area", 0)):
+        found.add("bad-value", path, record, f"area is {entry['area']!r}, not a number of pixels")
     return found
 
 
@@ -141,7 +129,7 @@ def image_part(image: Mapping[str, Any], image_root: str) -> dict[str, Any]:
 
 
 def read_images(
-    content: Mapping[str, Any], path: str, defects: list[Defect], *, sizes: bool
+    content: Mapping[str, Any], path: str, defects: Defects, *, sizes: bool
 ) -> tuple[dict[Any, dict[str, Any]], set[Any]]:
     """The usable images of a file by id.
 
@@ -167,34 +155,33 @@ def read_images(
     for position, image in entries(content, "images", path, defects):
         known = is_id(image.get("id"), text=True)
         record = f"image {image['id']}" if known else f"images[{position}]"
-        found = missing_keys(image, needed, path, record)
+        found = Defects(missing_keys(image, needed, path, record))
         if "id" in image and not known:
             problem = f"id is {image['id']!r}, not a whole number or text"
-            found.append(make_defect("bad-value", path, record, problem))
+            found.add("bad-value", path, record, problem)
         if "file_name" in image and not (image["file_name"] and is_text(image["file_name"])):
             problem = f"file_name is {image['file_name']!r}, not a path"
-            found.append(make_defect("bad-value", path, record, problem))
+            found.add("bad-value", path, record, problem)
         for key in ("height", "width"):
             if key in image and not is_count(image[key]):
                 problem = f"{key} is {image[key]!r}, not a number of pixels"
-                found.append(make_defect("bad-value", path, record, problem))
+                found.add("bad-value", path, record, problem)
         if not found and image.get("height", 0) * image.get("width", 0) > _MOST_PIXELS:
             problem = f"height {image['height']} times width {image['width']} is no picture's size"
-            found.append(make_defect("bad-value", path, record, problem))
+            found.add("bad-value", path, record, problem)
         if not found and image["id"] in images:
             names = f"{images[image['id']]['file_name']!r} and {image['file_name']!r}"
-            problem = f"the id comes twice, for {names}"
-            found.append(make_defect("duplicate-image-id", path, record, problem))
+            found.add("duplicate-image-id", path, record, f"the id comes twice, for {names}")
         elif not found:
             images[image["id"]] = image
         if found and known:
             broken.add(image["id"])
-        defects.extend(found)
+        defects += found
     text = next((key for key in images if isinstance(key, str)), None)
     number = next((key for key in images if not isinstance(key, str)), None)
     if text is not None and number is not None:
         problem = f"some image ids are text ({text!r}), others numbers ({number})"
-        defects.append(make_defect("mixed-image-ids", path, "", problem))
+        defects.add("mixed-image-ids", path, "", problem)
     return images, broken
 
 
