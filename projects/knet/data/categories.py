@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from knet.data.coco_file import is_id, is_text, load_json, missing_keys
-from knet.data.defects import DataError, Defect, Defects, make_defect, raise_first
+from knet.data.coco_file import check_keys, is_id, is_text, load_json
+from knet.data.defects import Defect, Defects, failure, raise_first
 from knet.files import read_text
 
 
@@ -42,7 +42,7 @@ def read_categories(json_file: str, *, panoptic: bool) -> list[dict[str, Any]]:
         categories = load_json(str(path)).get("categories")
     if not isinstance(categories, list) or not categories:
         problem = "has no `categories`: not a COCO annotation file"
-        raise DataError(make_defect("no-categories", str(path), "", problem))
+        raise failure("no-categories", str(path), "", problem)
     raise_first(_category_errors(categories, str(path), panoptic))
     return sorted(categories, key=lambda category: category["id"])
 
@@ -69,47 +69,40 @@ def _find_categories(text: str) -> list[dict[str, Any]] | None:
 def _category_errors(categories: list[Any], path: str, panoptic: bool) -> list[Defect]:
     needed = ("id", "name") + (("isthing",) if panoptic else ())
     names: dict[int, str] = {}
-    found = Defects()
+    errors = Defects(path)
     for category in categories:
-        record = f"category {category}"
+        found = errors.at(f"category {category}")
         if not isinstance(category, dict):
-            found.add("bad-value", path, record, "is not an object")
-            continue
-        if set(needed) - set(category) == {"isthing"}:
+            found.add("bad-value", "is not an object")
+        elif set(needed) - set(category) == {"isthing"}:
             mend = "give panoptic annotations, not an instances JSON"
-            found.add("missing-key", path, record, "lacks isthing", mend=mend)
-            continue
-        lacking = missing_keys(category, needed, path, record)
-        found += lacking
-        if lacking:
-            continue
-        flag, color = category.get("isthing", 0), _color_problem(category.get("color"))
-        if not is_id(category["id"]) or not is_text(category["name"]):
-            found.add("bad-value", path, record, "id must be a whole number and name a text")
-        elif panoptic and (not isinstance(flag, int) or flag not in (0, 1)):
-            problem = f"isthing is {flag!r}, not 0 (stuff) or 1 (a thing)"
-            found.add("bad-value", path, record, problem)
-        elif color:
-            found.add("bad-value", path, record, color)
-        elif category["id"] in names:
-            problem = (
-                f"category id {category['id']} comes twice, as {names[category['id']]!r} and "
-                f"{category['name']!r}"
-            )
-            found.add("duplicate-category", path, "", problem)
-        else:
-            names[category["id"]] = category["name"]
-    return found
+            found.add("missing-key", "lacks isthing", mend=mend)
+        elif check_keys(category, needed, found):
+            flag, color = category.get("isthing", 0), _color_problem(category.get("color"))
+            if not is_id(category["id"]) or not is_text(category["name"]):
+                found.add("bad-value", "id must be a whole number and name a text")
+            elif panoptic and (not isinstance(flag, int) or flag not in (0, 1)):
+                found.add("bad-value", f"isthing is {flag!r}, not 0 (stuff) or 1 (a thing)")
+            elif color:
+                found.add("bad-value", color)
+            elif category["id"] in names:
+                both = f"as {names[category['id']]!r} and {category['name']!r}"
+                problem = f"category id {category['id']} comes twice, {both}"
+                errors.add("duplicate-category", problem)
+            else:
+                names[category["id"]] = category["name"]
+        errors += found
+    return errors
 
 
 def category_warnings(categories: Sequence[dict[str, Any]], path: str) -> list[Defect]:
     """A defect for each name that a second category has."""
     first: dict[str, Any] = {}
-    found = Defects()
+    found = Defects(path)
     for category in categories:
         if category["name"] in first:
             problem = f"the name {category['name']!r} is also that of {first[category['name']]}"
-            found.add("duplicate-category-name", path, f"category {category['id']}", problem)
+            found.add("duplicate-category-name", problem, f"category {category['id']}")
         first.setdefault(category["name"], category["id"])
     return found
 
@@ -171,7 +164,7 @@ def read_class_names(
                 entries = json.loads(text)
             except (ValueError, RecursionError) as error:
                 problem = f"{source} is not JSON: {error}"
-                raise DataError(make_defect("json-invalid", source, "", problem)) from error
+                raise failure("json-invalid", source, "", problem) from error
     if not isinstance(entries, (list, tuple)):
         raise ValueError(
             f"{source}: class names must be a list of names or of dicts with `name`, "

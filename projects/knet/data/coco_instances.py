@@ -15,16 +15,16 @@ from detectron2.structures import BoxMode
 
 from knet.data.categories import instance_metadata, read_categories
 from knet.data.coco_file import (
+    check_keys,
+    check_values,
     entries,
     find_image,
     image_part,
     is_box,
     is_id,
     load_json,
-    missing_keys,
     read_images,
     shared_files,
-    value_defects,
 )
 from knet.data.defects import Defect, Defects, is_broken
 from knet.data.masks import segmentation_errors
@@ -68,18 +68,19 @@ def scan_coco_instances(json_file: str, image_root: str, category_ids: Mapping[i
         DataError: if the file as a whole is not usable.
     """
     content = load_json(json_file)
-    defects = Defects()
-    images, broken_ids = read_images(content, json_file, defects, sizes=True)
+    defects = Defects(json_file)
+    images, broken_ids = read_images(content, defects, sizes=True)
     objects: dict[Any, list[dict[str, Any]]] = {key: [] for key in images}
     seen: set[Any] = set()
     if "annotations" not in content:
         problem = "lacks `annotations`: every image counts as empty"
-        defects.add("missing-key", json_file, "", problem, severity="warning")
+        defects.add("missing-key", problem, severity="warning")
         content["annotations"] = []
-    for position, entry in entries(content, "annotations", json_file, defects):
-        record = _name(entry, position)
-        image, orphaned = find_image(entry, images, broken_ids, json_file, record)
-        found = _annotation_defects(entry, image, seen, category_ids, json_file, record)
+    for position, entry in entries(content, "annotations", defects):
+        found = defects.at(_name(entry, position))
+        orphaned = found.at(found.record)
+        image = find_image(entry, images, broken_ids, orphaned, found.record)
+        _check_annotation(entry, image, seen, category_ids, found)
         found += orphaned
         defects += found
         if image is None:
@@ -105,43 +106,39 @@ def _name(entry: Mapping[str, Any], position: int) -> str:
     return f"image {entry['image_id']}, {name}" if "image_id" in entry else name
 
 
-def _annotation_defects(
+def _check_annotation(
     entry: Mapping[str, Any],
     image: Mapping[str, Any] | None,
     seen: set[Any],
     category_ids: Mapping[int, int],
-    path: str,
-    record: str,
-) -> Defects:
-    """What is wrong with an annotation, but for its image; adds its id to ``seen``."""
-    found = Defects(missing_keys(entry, ("id", "image_id", "category_id"), path, record))
+    found: Defects,
+) -> None:
+    """Adds what is wrong with an annotation, but for its image, and its id to ``seen``."""
+    check_keys(entry, ("id", "image_id", "category_id"), found)
     if is_id(entry.get("id")):
         if entry["id"] in seen:
             problem = f"the id {entry['id']} is that of another annotation"
-            found.add("duplicate-annotation-id", path, record, problem)
+            found.add("duplicate-annotation-id", problem)
         elif entry["id"] == 0:
-            found.add("annotation-id-zero", path, record, "the id is 0")
+            found.add("annotation-id-zero", "the id is 0")
         seen.add(entry["id"])
     elif "id" in entry:
-        found.add("bad-value", path, record, f"id is {entry['id']!r}, not a whole number")
+        found.add("bad-value", f"id is {entry['id']!r}, not a whole number")
     category = entry.get("category_id")
     if "category_id" in entry and not (is_id(category) and category in category_ids):
-        problem = f"category_id {category!r} is not among `categories`"
-        found.add("unknown-category", path, record, problem)
+        found.add("unknown-category", f"category_id {category!r} is not among `categories`")
     if entry.get("ignore", 0):
-        problem = f"`ignore` is {entry['ignore']!r}, which nobody evaluates"
-        found.add("ignore-flag", path, record, problem)
-    found += value_defects(entry, path, record)
+        found.add("ignore-flag", f"`ignore` is {entry['ignore']!r}, which nobody evaluates")
+    check_values(entry, found)
     if "bbox" in entry and not is_box(entry["bbox"]):
         problem = f"bbox is {entry['bbox']!r}, not four numbers"
-        found.add("bbox-wrong", path, record, problem, severity="error")
+        found.add("bbox-wrong", problem, severity="error")
     lacking = [key for key in ("area", "iscrowd") if key not in entry]
     if lacking:
         problem = f"lacks {' and '.join(lacking)}, which COCO's evaluation reads"
-        found.add("missing-key", path, record, problem, severity="warning")
+        found.add("missing-key", problem, severity="warning")
     size = None if image is None else (int(image["height"]), int(image["width"]))
-    found += segmentation_errors(entry.get("segmentation"), size, path, record)
-    return found
+    found += segmentation_errors(entry.get("segmentation"), size, found.file, found.record)
 
 
 def _annotation(entry: Mapping[str, Any], category_ids: Mapping[int, int]) -> dict[str, Any]:

@@ -10,18 +10,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from knet.data.coco_file import (
+    check_file_name,
+    check_keys,
+    check_values,
     entries,
     find_image,
     image_part,
     is_id,
-    is_text,
     load_json,
-    missing_keys,
     read_images,
     shared_files,
-    value_defects,
 )
-from knet.data.defects import DataError, Defects, is_broken, make_defect
+from knet.data.defects import Defects, failure, is_broken
 from knet.data.on_error import Scan
 from knet.data.panoptic_png import LARGEST_ID
 
@@ -55,31 +55,31 @@ def scan_coco_panoptic(
         DataError: if the file as a whole is not usable.
     """
     content = load_json(panoptic_json) if content is None else content
-    defects = Defects()
-    images, broken_ids = read_images(content, panoptic_json, defects, sizes=False)
+    defects = Defects(panoptic_json)
+    images, broken_ids = read_images(content, defects, sizes=False)
     scan = Scan(defects=defects, lost=len(broken_ids - set(images)))
     things = meta["thing_dataset_id_to_contiguous_id"]
     class_ids = {**meta["stuff_dataset_id_to_contiguous_id"], **things}
     annotated: dict[Any, int] = {}  # image id → position of its record
     if "annotations" not in content:
         mend = "add it; `demo/demo.py --results FOLDER` predicts pictures without annotations"
-        problem = "lacks `annotations`"
-        raise DataError(make_defect("missing-key", panoptic_json, "", problem, mend=mend))
-    for position, entry in entries(content, "annotations", panoptic_json, defects):
+        raise failure("missing-key", panoptic_json, "", "lacks `annotations`", mend=mend)
+    for position, entry in entries(content, "annotations", defects):
         image_id = entry.get("image_id")
         known = is_id(image_id, text=True)
-        name = f"image {image_id}" if known else f"annotations[{position}]"
-        found = _entry_defects(entry, panoptic_json, name)
+        found = defects.at(f"image {image_id}" if known else f"annotations[{position}]")
+        check_keys(entry, ("image_id", "file_name", "segments_info"), found)
+        check_file_name(entry, found, "the path of a PNG")
+        if "segments_info" in entry and not isinstance(entry["segments_info"], list):
+            found.add("bad-value", "segments_info is no list")
         where = f"annotation of image {image_id!r}"
-        image, orphaned = find_image(entry, images, broken_ids, panoptic_json, where)
-        found += orphaned
+        image = find_image(entry, images, broken_ids, found, where)
         if image is not None and image_id in annotated:
-            problem = "a second annotation of this image"
-            found.add("duplicate-annotation", panoptic_json, name, problem)
+            found.add("duplicate-annotation", "a second annotation of this image")
             scan.broken.add(annotated[image_id])
             image = None
         if isinstance(entry.get("segments_info"), list):
-            found += _segment_defects(entry["segments_info"], class_ids, panoptic_json, name)
+            _check_segments(entry["segments_info"], class_ids, found)
         defects += found
         if image is None:
             continue
@@ -97,8 +97,8 @@ def scan_coco_panoptic(
         scan.records.append(record)
     for image_id in images:
         if image_id not in annotated:
-            problem = "no annotation of this image"
-            defects.add("image-without-annotation", panoptic_json, f"image {image_id}", problem)
+            name = f"image {image_id}"
+            defects.add("image-without-annotation", "no annotation of this image", name)
     for key in ("file_name", "pan_seg_file_name"):
         for index, defect in shared_files(scan.records, key, panoptic_json, _labels).items():
             defects.append(defect)
@@ -111,45 +111,30 @@ def _labels(record: Mapping[str, Any]) -> tuple[Any, Any]:
     return record.get("pan_seg_file_name"), record.get("segments_info")
 
 
-def _entry_defects(entry: Mapping[str, Any], path: str, name: str) -> Defects:
-    found = Defects(missing_keys(entry, ("image_id", "file_name", "segments_info"), path, name))
-    if "file_name" in entry and not (entry["file_name"] and is_text(entry["file_name"])):
-        problem = f"file_name is {entry['file_name']!r}, not the path of a PNG"
-        found.add("bad-value", path, name, problem)
-    if "segments_info" in entry and not isinstance(entry["segments_info"], list):
-        found.add("bad-value", path, name, "segments_info is no list")
-    return found
-
-
-def _segment_defects(
-    segments: list[Any], class_ids: Mapping[int, int], path: str, image: str
-) -> Defects:
-    """What is wrong with the segments of one image, without a look at its PNG."""
-    found = Defects()
+def _check_segments(segments: list[Any], class_ids: Mapping[int, int], image: Defects) -> None:
+    """Adds what is wrong with the segments of one image, without a look at its PNG."""
     seen: set[Any] = set()
     for position, segment in enumerate(segments):
-        place = f"{image}: segments_info[{position}]"
+        place = f"{image.record}: segments_info[{position}]"
         if not isinstance(segment, dict):
-            found.add("bad-value", path, place, "is not an object")
+            image.add("bad-value", "is not an object", place)
             continue
         segment_id: Any = segment.get("id")
-        name = f"{image}: segment {segment_id}" if is_id(segment_id) else place
-        found += missing_keys(segment, ("id", "category_id"), path, name)
+        found = image.at(f"{image.record}: segment {segment_id}" if is_id(segment_id) else place)
+        check_keys(segment, ("id", "category_id"), found)
         if "id" in segment and not (is_id(segment_id) and 0 <= segment_id <= LARGEST_ID):
-            problem = f"id is {segment_id!r}, not a whole number up to {LARGEST_ID}"
-            found.add("bad-value", path, name, problem)
+            found.add("bad-value", f"id is {segment_id!r}, not a whole number up to {LARGEST_ID}")
         elif "id" in segment:
             if segment_id == 0:
-                found.add("segment-id-zero", path, name, "the id 0 is reserved for void")
+                found.add("segment-id-zero", "the id 0 is reserved for void")
             elif segment_id in seen:
-                problem = "the id is twice in its segments_info"
-                found.add("duplicate-segment-id", path, name, problem)
+                found.add("duplicate-segment-id", "the id is twice in its segments_info")
             seen.add(segment_id)
         category: Any = segment.get("category_id")
         if "category_id" in segment and not (is_id(category) and category in class_ids):
-            found.add("unknown-category", path, name, f"unknown category {category!r}")
-        found += value_defects(segment, path, name)
-    return found
+            found.add("unknown-category", f"unknown category {category!r}")
+        check_values(segment, found)
+        image += found
 
 
 def _segment(

@@ -12,8 +12,6 @@ from typing import Any
 
 from detectron2.data.detection_utils import SizeMismatchError
 
-__all__ = ["DataError", "Defect", "Defects", "data_error", "describe", "make_defect", "raise_first"]
-
 _REMAKE = "restore the file from its source, or remove it and its annotations"
 _POINTS = "a polygon is a list [x0, y0, x1, y1, …] of three or more points; correct or remove it"
 
@@ -142,11 +140,19 @@ def make_defect(
 
 
 class Defects(list[Defect]):
-    """Defects as they are found."""
+    """Defects as they are found in one place: in a file, and in one record of it."""
 
-    def add(self, kind: str, file: str, record: str, problem: str, **own: str | None) -> None:
-        """Adds one; arguments as of :func:`make_defect`."""
-        self.append(make_defect(kind, file, record, problem, **own))
+    def __init__(self, file: str = "", record: str = "") -> None:
+        super().__init__()
+        self.file, self.record = file, record
+
+    def add(self, kind: str, problem: str, record: str | None = None, **own: str) -> None:
+        """Adds one, of another record perhaps; the other arguments as of :func:`make_defect`."""
+        self.append(make_defect(kind, self.file, record or self.record, problem, **own))
+
+    def at(self, record: str) -> Defects:
+        """An empty list for a record of the same file."""
+        return Defects(self.file, record)
 
 
 class DataError(ValueError):
@@ -187,6 +193,11 @@ _TYPES: Mapping[str, type[DataError]] = {
     "size-mismatch": PictureSizeError,
     "exif-rotation": PictureSizeError,
 }
+
+
+def failure(kind: str, file: str, record: str, problem: str, **own: str) -> DataError:
+    """The error for one defect; arguments as of :func:`make_defect`."""
+    return data_error(make_defect(kind, file, record, problem, **own))
 
 
 def data_error(defect: Defect, others: Sequence[Defect] = ()) -> DataError:

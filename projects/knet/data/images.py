@@ -81,17 +81,10 @@ class TooManyPixelsError(ValueError):
 
 
 def in_format(pixels: np.ndarray, image_format: str) -> np.ndarray:
-    """Pixels as a model takes them.
-
-    Args:
-        pixels: (H, W, 3) uint8 RGB.
-        image_format: INPUT.FORMAT, a key of `FORMATS`.
-
-    Returns:
-        (H, W, C) uint8.
+    """(H, W, 3) uint8 RGB as a model takes it, (H, W, C) uint8.
 
     Raises:
-        ValueError: an unknown format.
+        ValueError: `image_format`, INPUT.FORMAT, is no key of `FORMATS`.
     """
     if image_format not in FORMATS:
         raise ValueError(f"INPUT.FORMAT is {image_format!r}: it must be {' or '.join(FORMATS)}")
@@ -176,27 +169,19 @@ def _too_many(count: str, limit: int | None) -> str:
 
 
 def save_image(path: str | os.PathLike[str], pixels: np.ndarray, **options: Any) -> None:
-    """Write pixels, whole or not at all.
+    """Write pixels, (H, W) or (H, W, 3) of a type that Pillow has, whole or not at all.
 
-    Args:
-        path: whose suffix names the format, if no option does.
-        pixels: (H, W) or (H, W, 3), of a type that Pillow has.
-        options: of Pillow's `save`.
-
-    Raises:
-        OSError: the file cannot be written.
+    The suffix names the format, if no option of Pillow's `save` does; OSError if that fails.
     """
     with whole_file(path) as unfinished:
         Image.fromarray(pixels).save(unfinished, **options)
 
 
 def unreadable(error: BaseException, path: str, name: str, *, label: str = "") -> Defect:
-    """The defect of a file that `open_image` or Pillow's decoder refused.
+    """The defect of a file that `open_image` or Pillow's decoder refused with an error.
 
     Args:
-        error: that was raised.
-        path: of the file.
-        name: of its record, see :func:`knet.data.defects.describe`.
+        path, name: of the file and its record.
         label: what the file holds if it is no picture: "panoptic PNG".
     """
     family = "png" if label else "image"
@@ -309,11 +294,7 @@ def read_picture(
 
 
 def read_header(record: Mapping[str, Any]) -> PictureHeader:
-    """Reads the header of a record's picture, of any size.
-
-    Raises:
-        DataError: it is missing or no picture.
-    """
+    """The header of a record's picture, of any size; DataError: it is missing or no picture."""
     with _open_picture(record, None) as image:
         return PictureHeader.of(image)
 
@@ -321,13 +302,9 @@ def read_header(record: Mapping[str, Any]) -> PictureHeader:
 def check_picture(
     record: Mapping[str, Any], *, max_pixels: int = MAX_PIXELS
 ) -> tuple[PictureHeader | None, list[Defect]]:
-    """Reads a record's picture to its last byte and names all that is wrong with it.
+    """Reads a record's picture to its last byte: the header, None if there is none, and defects.
 
-    Args: as of :func:`read_picture`.
-
-    Returns:
-        The header (None if it cannot be read) and the defects: the errors are those of
-        :func:`read_picture`.
+    The errors among them are those of :func:`read_picture`.
     """
     header = None
     try:
@@ -339,24 +316,20 @@ def check_picture(
     except DataError as error:
         return header, error.defects
     if problem:
-        found.add("image-mode", record["file_name"], describe(record), problem)
+        found.add("image-mode", problem)
     return header, found
 
 
 def _header_defects(header: PictureHeader, record: Mapping[str, Any]) -> Defects:
-    path, name = record["file_name"], describe(record)
-    found = Defects()
+    found = Defects(record["file_name"], describe(record))
     if header.deep:
         problem = f"has more than 8 bit a channel (mode {header.mode}): a part would be cut"
-        found.add("image-depth", path, name, problem)
+        found.add("image-depth", problem)
     size = (record.get("height"), record.get("width"))
     expected = None if None in size else size
     if expected not in (None, header.size, header.stored):
-        problem = (
-            f"the picture is {_text(header.size)} pixels (width x height), but its record says "
-            f"{_text(expected)}"
-        )
-        found.add("size-mismatch", path, name, problem)
+        is_now = f"the picture is {_text(header.size)} pixels (width x height)"
+        found.add("size-mismatch", f"{is_now}, but its record says {_text(expected)}")
     elif header.orientation != 1:
         found.append(rotation_defect(header, record, displaced=expected not in (None, header.size)))
     return found
@@ -367,10 +340,8 @@ def rotation_defect(header: PictureHeader, record: Mapping[str, Any], *, displac
     turned = f"{_text(header.stored)} to {_text(header.size)} pixels (width x height)"
     problem = f"its EXIF tag (orientation {header.orientation}) turns it on reading, {turned}"
     problem += ", but it was annotated as stored" if displaced else "; was it annotated as turned?"
-    own: dict[str, Any] = {}
-    if displaced:
-        own = {"severity": "error", "mend": "remove the tag: the annotations fit the pixels as "
-               "stored"}  # fmt: skip
+    mend = "remove the tag: the annotations fit the pixels as stored"
+    own = {"severity": "error", "mend": mend} if displaced else {}
     return make_defect("exif-rotation", record["file_name"], describe(record), problem, **own)
 
 

@@ -13,8 +13,8 @@ from PIL import Image
 from knet.data.defects import (
     DataError,
     Defect,
-    Defects,
     data_error,
+    failure,
     make_defect,
     raise_first,
 )
@@ -41,7 +41,7 @@ def read_label_png(
     ignore_label: int,
     record: str = "",
 ) -> np.ndarray:
-    """Reads a semantic label PNG.
+    """Reads a semantic label PNG: (H, W) uint8, with 255 for ``ignore_label``.
 
     Args:
         path: of an 8 bit greyscale picture, the values being labels.
@@ -50,12 +50,8 @@ def read_label_png(
         ignore_label: value of pixels without a label.
         record: that it belongs to, for messages.
 
-    Returns:
-        (H, W) uint8, with 255 for ``ignore_label``.
-
     Raises:
-        DataError: naming the file and the record, if it is missing (also a FileNotFoundError),
-            cannot be read, is no label map of this size and kind, or holds other labels.
+        DataError: as of :func:`open_png`; or it is no label map, or holds other labels.
     """
     mode, labels = open_label_png(path, record, size)
     raise_first(label_png_defects(mode, labels, num_classes, ignore_label, path, record))
@@ -122,7 +118,7 @@ def open_png(
                 problem = f"is a {image.format} file, not a PNG"
                 problem += ": its values are not exact" * (image.format == "JPEG")
                 mend = "write it again, from its source, as PNG"
-                raise DataError(make_defect(kind[0], path, record, problem, mend=mend))
+                raise failure(kind[0], path, record, problem, mend=mend)
             yield image
     except DataError:
         raise
@@ -145,7 +141,7 @@ def _size_error(
         f"{path} is {found[1]}x{found[0]} (width x height), but its picture "
         f"{picture + ' ' if picture else ''}is {size[1]}x{size[0]}"
     )
-    return DataError(make_defect("png-size", path, record, problem))
+    return failure("png-size", path, record, problem)
 
 
 def label_png_defects(
@@ -156,11 +152,7 @@ def label_png_defects(
     path: str,
     record: str,
 ) -> list[Defect]:
-    """What is wrong with the kind or the values of a label PNG; see :func:`read_label_png`.
-
-    Args:
-        mode, labels: as :func:`open_label_png` gives.
-    """
+    """What is wrong with kind or values of what :func:`open_label_png` gave."""
     if mode == "L":
         if num_classes is None:
             return []
@@ -191,16 +183,10 @@ def class_defects(
     """A defect for each value that is no known id, in their order.
 
     Args:
-        values: ids.
+        values: ids, which the message calls ``what``.
         known: sorted ids; None allows any that is not negative.
-        path: of the file, for messages.
-        what: the ids are, for messages.
-        record: in the file, for messages.
-        kind: of the defect.
     """
     wrong = values < 0 if known is None else ~np.isin(values, known)
-    if not wrong.any():
-        return []
     allowed = "must not be negative"
     if known is not None:
         gaps = known[-1] - known[0] >= len(known) if known else True
@@ -229,13 +215,13 @@ def image_paths(root: Path) -> dict[str, Path]:
 def by_stem(root: Path, files: Iterable[Path]) -> dict[str, Path]:
     """Files below a folder by relative path without suffix, sorted by it."""
     found: dict[str, Path] = {}
-    twice = Defects()
+    twice = []
     for path in files:
         stem = path.relative_to(root).with_suffix("").as_posix()
         if stem in found:
             first, second = sorted((found[stem], path))
             problem = f"differs from {first} in its suffix only: both would have the same labels"
-            twice.add("shared-name", str(second), f"image {stem}", problem)
+            twice.append(make_defect("shared-name", str(second), f"image {stem}", problem))
         found[stem] = path
     raise_first(sorted(twice, key=lambda defect: defect.file))
     return dict(sorted(found.items()))

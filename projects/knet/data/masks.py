@@ -63,7 +63,7 @@ def segmentation_errors(
     return [make_defect(kind, file, record, text, severity="error") for kind, text in found]
 
 
-def part(index: int, polygons: list[Any]) -> str:
+def part(index: int, polygons: Sequence[Any]) -> str:
     """The start of a problem with one polygon of an object."""
     return f"polygon {index + 1} of {len(polygons)}: " if len(polygons) > 1 else ""
 
@@ -135,18 +135,14 @@ def _rle_problem(rle: dict[str, Any]) -> Problem | None:
 
 
 def rle_counts(counts: list[int] | str | bytes) -> np.ndarray:
-    """The run lengths of an RLE, column by column, beginning with background.
+    """The run lengths of an RLE, (R,) int64, column by column, beginning with background.
 
-    Args:
-        counts: run lengths, or COCO's text form of them: digits of five bits, the lowest first,
-            48 added; 32 marks that one more follows, the last one's 16 is the sign. From the
-            fourth run on the difference to the run before the last is written.
-
-    Returns:
-        (R,) int64; nothing is said about their signs or their sum.
+    COCO's text form of them is digits of five bits, the lowest first, 48 added; 32 marks that one
+    more follows, the last one's 16 is the sign. From the fourth run on the difference to the run
+    before the last is written. Nothing is said about their signs or their sum.
 
     Raises:
-        ValueError: if the text is not of this form, or the runs are no whole numbers.
+        ValueError: the text is not of this form, or the runs are no whole numbers.
     """
     if isinstance(counts, list):
         if not all(isinstance(v, int) and not isinstance(v, bool) for v in counts):

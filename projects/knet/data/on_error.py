@@ -14,7 +14,7 @@ from typing import Any
 
 from torch.utils.data import get_worker_info
 
-from knet.data.defects import DataError, Defects, raise_first
+from knet.data.defects import DataError, Defect, raise_first
 from knet.errors import MEANT, UserError, one_line
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class Scan:
     records: Batch = field(default_factory=list)
     broken: set[int] = field(default_factory=set)
     lost: int = 0
-    defects: Defects = field(default_factory=Defects)
+    defects: list[Defect] = field(default_factory=list)
 
     @property
     def left_out(self) -> int:

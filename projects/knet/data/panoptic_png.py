@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from knet.data.coco_file import number_defects
-from knet.data.defects import DataError, Defect, Defects, make_defect, raise_first
+from knet.data.defects import Defect, Defects, failure, raise_first
 from knet.data.images import has_deep_channels, save_image
 from knet.data.label_png import open_png
 
@@ -55,10 +54,10 @@ def inspect_panoptic_png(
             f"a panoptic PNG holds segment ids in R, G and B, but this one is in mode {mode}; a "
             f"semantic label map is given as sem_seg_root instead"
         )
-        raise DataError(make_defect("panoptic-png-mode", path, record, problem))
+        raise failure("panoptic-png-mode", path, record, problem)
     if deep:
         problem = "has 16 bit a channel, of which the lower 8 would be cut"
-        raise DataError(make_defect("panoptic-png-mode", path, record, problem))
+        raise failure("panoptic-png-mode", path, record, problem)
     opaque = mode == "RGB" or bool((rgba[..., 3] == 255).all())
     ids = rgba.view("<u4")[..., 0]
     ids &= 0xFFFFFF
@@ -92,14 +91,11 @@ def ids_to_rows(
     known = np.array([0] + [int(segment["id"]) for segment in segments], np.uint32)
     order = np.argsort(known, kind="stable")
     ordered = known[order]
-    if (ordered[1:] == ordered[:-1]).any():
-        raise_first(_id_defects(segments, path, record))
     # A search in the short list of ids is several times faster than sorting all the pixels.
     position = np.searchsorted(ordered, ids)
     position[position == len(ordered)] = 0
-    unknown = ordered[position] != ids
-    if unknown.any():
-        raise_first(_unknown_defects(*np.unique(ids[unknown], return_counts=True), path, record))
+    if (ordered[1:] == ordered[:-1]).any() or (ordered[position] != ids).any():
+        raise_first(segment_defects(ids, segments, path, record)[0])
     dtype = np.uint8 if len(known) <= 256 else np.int32
     return order.astype(dtype)[position]
 
@@ -112,63 +108,31 @@ def segment_defects(
     Args: as of :func:`ids_to_rows`, whose errors are among the defects; the others are segments
         without a pixel and ``area`` values that are no counts of pixels.
     """
-    values, counts = np.unique(ids, return_counts=True)
-    pixels = dict(zip(values.tolist(), counts.tolist()))
-    found = _id_defects(segments, path, record)
-    known = [0, *(int(segment["id"]) for segment in segments)]
-    unknown = ~np.isin(values, np.array(known, np.uint32))
-    found += _unknown_defects(values[unknown], counts[unknown], path, record)
-    for segment in segments:
-        count = pixels.get(int(segment["id"]), 0)
-        if segment["id"] and not count:
-            problem = f"segment {segment['id']} of its segments_info has no pixel"
-            found.add("segment-without-pixels", path, record, problem)
-        elif segment.get("area", count) != count:
-            problem = f"segment {segment['id']} has {count} pixels, but its area is "
-            found.add("wrong-area", path, record, problem + str(segment["area"]))
-    return found, pixels
-
-
-def segment_key_defects(
-    segments: Sequence[Mapping[str, Any]], path: str, record: str
-) -> list[Defect]:
-    """What keeps segments from being read at all: a key that is missing, an id that is none."""
-    found = Defects()
-    for position, segment in enumerate(segments):
-        name = ", ".join(part for part in (record, f"segments_info[{position}]") if part)
-        wrong = number_defects(segment, ("id", "category_id"), path, name)
-        found += wrong
-        if not wrong and not 0 <= segment["id"] <= LARGEST_ID:
-            problem = f"id is {segment['id']}, not a whole number up to {LARGEST_ID}"
-            found.add("bad-value", path, name, problem)
-    return found
-
-
-def _id_defects(segments: Sequence[Mapping[str, Any]], path: str, record: str) -> Defects:
-    seen: set[int] = set()
-    found = Defects()
+    found = Defects(path, record)
+    known = {0}
     for segment in segments:
         key = int(segment["id"])
         if key == 0:
-            found.add("segment-id-zero", path, record, "segment id 0 is reserved for void")
-        elif key in seen:
-            problem = f"segment id {key} is twice in its segments_info"
-            found.add("duplicate-segment-id", path, record, problem)
-        seen.add(key)
-    return found
-
-
-def _unknown_defects(
-    values: np.ndarray, counts: np.ndarray, path: str, record: str
-) -> list[Defect]:
-    problems = [
-        f"segment id {value} ({count} pixels) is not in its segments_info"
-        for value, count in zip(values.tolist(), counts.tolist())
-    ]
-    if len(problems) > _MOST_IDS:
-        shown = ", ".join(map(str, values[:3].tolist()))
-        problems = [
-            f"{len(values)} segment ids ({counts.sum()} pixels) are not in its segments_info: "
-            f"{shown}, …"
-        ]
-    return [make_defect("png-id-unknown", path, record, problem) for problem in problems]
+            found.add("segment-id-zero", "segment id 0 is reserved for void")
+        elif key in known:
+            found.add("duplicate-segment-id", f"segment id {key} is twice in its segments_info")
+        known.add(key)
+    values, counts = np.unique(ids, return_counts=True)
+    pixels = dict(zip(values.tolist(), counts.tolist()))
+    unknown = {value: count for value, count in pixels.items() if value not in known}
+    if len(unknown) > _MOST_IDS:
+        start = f"{len(unknown)} segment ids ({sum(unknown.values())} pixels) are not in its"
+        shown = ", ".join(map(str, list(unknown)[:3]))
+        found.add("png-id-unknown", f"{start} segments_info: {shown}, …")
+    else:
+        for value, count in unknown.items():
+            problem = f"segment id {value} ({count} pixels) is not in its segments_info"
+            found.add("png-id-unknown", problem)
+    for segment in segments:
+        count, name = pixels.get(int(segment["id"]), 0), f"segment {segment['id']}"
+        if segment["id"] and not count:
+            found.add("segment-without-pixels", f"{name} of its segments_info has no pixel")
+        elif segment.get("area", count) != count:
+            problem = f"{name} has {count} pixels, but its area is {segment['area']}"
+            found.add("wrong-area", problem)
+    return found, pixels

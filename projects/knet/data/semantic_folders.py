@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from knet.data.defects import DataError, Defects, make_defect
+from knet.data.defects import DataError, Defect, failure, make_defect
 from knet.data.images import SUFFIXES, is_read, left_out, read_header
 from knet.data.label_png import files_below, image_paths, label_png_paths
 from knet.data.on_error import Scan
@@ -24,7 +24,7 @@ class Pairing:
     """
 
     pairs: list[tuple[str, Path, Path]]
-    defects: Defects
+    defects: list[Defect]
     error: DataError | None
     left_out: list[str]
 
@@ -53,17 +53,18 @@ def pair_images_with_labels(image_root: Path, sem_seg_root: Path, where: str) ->
         problem = "; ".join([f"{where}: no picture below {image_root}", *unread])
         suffixes = ", ".join(filter(is_read, SUFFIXES))
         mend = f"put pictures there ({suffixes}), or correct the folder"
-        raise DataError(make_defect("no-images", str(image_root), "", problem, mend=mend))
+        raise failure("no-images", str(image_root), "", problem, mend=mend)
     labels = label_png_paths(sem_seg_root)
     bare = {stem: path for stem, path in images.items() if stem not in labels}
     lone = {stem: path for stem, path in labels.items() if stem not in images}
-    defects, problems = Defects(), []
+    defects: list[Defect] = []
+    problems = []
     for stem, path in bare.items():
         problem = f"no label PNG of this name below {sem_seg_root}"
-        defects.add("png-missing", str(path), f"image {stem}", problem)
+        defects.append(make_defect("png-missing", str(path), f"image {stem}", problem))
     for stem, path in lone.items():
         problem = "; ".join([f"no picture of this name below {image_root}", *unread])
-        defects.add("orphan-annotation", str(path), f"image {stem}", problem)
+        defects.append(make_defect("orphan-annotation", str(path), f"image {stem}", problem))
     if bare:
         problems.append(f"{len(bare)} without a label PNG below {sem_seg_root}: {_first(bare)}")
     if lone:
@@ -91,7 +92,7 @@ def scan_sem_seg(pairing: Pairing, max_images: int | None) -> Scan:
         One dict a pair: ``file_name``, ``image_id`` (the relative path without suffix), ``height``
         and ``width`` (from the picture's header) and ``sem_seg_file_name``.
     """
-    scan = Scan(defects=Defects(pairing.defects), lost=len(pairing.defects))
+    scan = Scan(defects=[*pairing.defects], lost=len(pairing.defects))
     for stem, image, label in pairing.pairs[:max_images]:
         record: dict[str, Any] = {"file_name": str(image), "image_id": stem}
         try:

@@ -134,7 +134,8 @@ def _scan_registered(name: str) -> tuple[Scan, Metadata]:
     elif scan is None:
         scan = Scan(records=DatasetCatalog.get(name))
         if not scan.records:
-            scan.defects.add("no-images", "", f"data set {name!r}", "has no records")
+            problem = "has no records"
+            scan.defects.append(make_defect("no-images", "", f"data set {name!r}", problem))
         return scan, MetadataCatalog.get(name)
     source = panoptic_json or json_file
     if source:
@@ -220,12 +221,11 @@ def _class_defects(report: DatasetReport, meta: Metadata) -> list[Defect]:
     """
     paths = [meta.get(key) for key in ("panoptic_json", "json_file", "sem_seg_root")]
     file = next((path for path in paths if path), "")
-    where, names = f"data set {report.name!r}", report.class_names
-    found = Defects()
+    found, names = Defects(file, f"data set {report.name!r}"), report.class_names
     absent = [name for name, images in zip(names, report.class_images) if not images]
     if absent:
         problem = f"no label shows {len(absent)} of its {len(names)} classes: {first_of(absent)}"
-        found.add("class-without-labels", file, where, problem)
+        found.add("class-without-labels", problem)
     shown = [label for label, images in enumerate(report.class_images) if images]
     if report.ignored and shown in ([], [0]) and len(names) > 1:
         label = str(meta.get("ignore_label", IGNORE_LABEL))
@@ -235,5 +235,5 @@ def _class_defects(report: DatasetReport, meta: Metadata) -> list[Defect]:
             f"{names[0]!r} (class 0)"
         )
         mend = KINDS["ignored-foreground"].replace(f"{IGNORE_LABEL}=", f"{label}=")
-        found.add("ignored-foreground", file, where, problem, mend=mend)
+        found.add("ignored-foreground", problem, mend=mend)
     return found

@@ -32,31 +32,27 @@ def polygon_warnings(
         file: to mend.
         record: image and annotation, for :class:`Defect`.
     """
-    found = Defects()
-
-    def warn(kind: str, problem: str) -> None:
-        found.add(kind, file, record, problem, severity="warning")
-
+    found = Defects(file, record)
     for index, polygon in enumerate(polygons):
-        which = part(index, list(polygons))
+        which = part(index, polygons)
         points = np.asarray(polygon, np.float64).reshape(-1, 2)
         if points.min() < -TOLERANCE or (points.max(axis=0) > np.add(size[::-1], TOLERANCE)).any():
             text = f"{which}the polygon lies partly outside the picture ({extent(points, size)})"
-            warn("polygon-outside", text)
+            found.add("polygon-outside", text, severity="warning")
         try:
             crossing = crossing_edges(points)
         except TooManyPairs:
             text = f"{which}not checked for self-intersection: {len(points)} points"
-            warn("polygon-unchecked", text)
+            found.add("polygon-unchecked", text)
             continue
         if crossing is not None:
             first, second = crossing
             text = f"the edges from points {first + 1} and {second + 1} of {len(points)} cross"
-            warn("polygon-self-intersecting", which + text)
+            found.add("polygon-self-intersecting", which + text)
     nested = polygon_within(polygons)
     if nested is not None:
-        text = f"polygon {nested[0] + 1} of {len(polygons)} lies within polygon "
-        warn("polygon-within-polygon", f"{text}{nested[1] + 1}: it is filled, no hole")
+        text = f"polygon {nested[0] + 1} of {len(polygons)} lies within polygon {nested[1] + 1}"
+        found.add("polygon-within-polygon", f"{text}: it is filled, no hole")
     return found
 
 

@@ -16,8 +16,8 @@ from detectron2.data import Metadata
 from detectron2.structures import BoxMode
 
 from knet.data.check.polygons import polygon_warnings
-from knet.data.coco_file import is_box, is_number, missing_keys, number_defects
-from knet.data.defects import DataError, Defect, Defects, annotation_name, describe
+from knet.data.coco_file import check_keys, check_numbers, is_box, is_number
+from knet.data.defects import DataError, Defect, Defects, annotation_name, describe, make_defect
 from knet.data.images import MAX_PIXELS, PictureHeader, check_picture, rotation_defect
 from knet.data.label_png import (
     IGNORE_LABEL,
@@ -27,7 +27,7 @@ from knet.data.label_png import (
     open_label_png,
 )
 from knet.data.masks import encode_segmentation, repeated_masks, segmentation_errors
-from knet.data.panoptic_png import inspect_panoptic_png, segment_defects, segment_key_defects
+from knet.data.panoptic_png import LARGEST_ID, inspect_panoptic_png, segment_defects
 
 # Polygons and boxes are drawn between pixels, masks are made of them: both differ a little.
 _BOX_PIXELS, _BOX_SHARE = 2.0, 0.05
@@ -91,7 +91,7 @@ class RecordSummary:
     crowds: int = 0
     regions: dict[int, int] = field(default_factory=dict)
     ignored: int = 0
-    defects: Defects = field(default_factory=Defects)
+    defects: list[Defect] = field(default_factory=list)
 
 
 def label_errors(
@@ -104,25 +104,34 @@ def label_errors(
         size: (H, W) of its picture.
         file: of the annotations, for messages; None: what the record knows.
     """
-    name = describe(record)
-    if "pan_seg_file_name" in record:
-        path = record["pan_seg_file_name"]
-        found = missing_keys(record, ("segments_info",), path, name)
-        return found or segment_key_defects(record["segments_info"], path, name)
-    found = []
-    for position in range(len(record.get("annotations", ()))):
-        found += annotation_errors(record, position, size, file)
+    if "pan_seg_file_name" not in record:
+        errors: list[Defect] = []
+        for position in range(len(record.get("annotations", ()))):
+            errors += annotation_errors(record, position, size, file)
+        return errors
+    found = Defects(record["pan_seg_file_name"], describe(record))
+    if check_keys(record, ("segments_info",), found):
+        for position, segment in enumerate(record["segments_info"]):
+            parts = found.record, f"segments_info[{position}]"
+            place = found.at(", ".join(filter(None, parts)))
+            right = check_numbers(segment, ("id", "category_id"), place)
+            if right and not 0 <= segment["id"] <= LARGEST_ID:
+                problem = f"id is {segment['id']}, not a whole number up to {LARGEST_ID}"
+                place.add("bad-value", problem)
+            found += place
     return found
 
 
 def annotation_errors(
     record: Mapping[str, Any], position: int, size: tuple[int, int], file: str | None = None
-) -> list[Defect]:
+) -> Defects:
     """What makes one of a record's instance annotations unusable; see :func:`label_errors`."""
+    annotation = record["annotations"][position]
     file = file or record.get("annotation_file", record["file_name"])
-    annotation, name = record["annotations"][position], annotation_name(record, position)
-    found = number_defects(annotation, ("category_id",), file, name)
-    return found + segmentation_errors(annotation.get("segmentation"), size, file, name)
+    found = Defects(str(file), annotation_name(record, position))
+    check_numbers(annotation, ("category_id",), found)
+    found += segmentation_errors(annotation.get("segmentation"), size, found.file, found.record)
+    return found
 
 
 def check_record(record: Mapping[str, Any], expected: Expected) -> list[Defect]:
@@ -138,192 +147,178 @@ def inspect_record(record: Mapping[str, Any], expected: Expected) -> RecordSumma
             them are checked, but not counted.
         expected: of its data set.
     """
-    summary = RecordSummary()
+    inspection = _Inspection(record, expected)
     try:
-        _inspect(record, expected, summary)
+        inspection.run()
     except Exception as error:  # of a kind that nobody thought of: all other records go on
         where = record.get("file_name") or expected.annotation_file or ""
         problem = f"cannot be checked: {type(error).__name__}: {error}"
-        summary.defects.add("record-unchecked", where, describe(record), problem)
-    return summary
+        defect = make_defect("record-unchecked", where, describe(record), problem)
+        inspection.summary.defects.append(defect)
+    return inspection.summary
 
 
-def _inspect(record: Mapping[str, Any], expected: Expected, summary: RecordSummary) -> None:
-    lacking = missing_keys(record, ("file_name",), expected.annotation_file or "", describe(record))
-    if lacking:
-        summary.defects += lacking
-        return
-    header, found = check_picture(record, max_pixels=expected.max_pixels)
-    summary.size = None if header is None else header.size
-    summary.defects += found
-    for key, inspect in (
-        ("pan_seg_file_name", _inspect_panoptic),
-        ("annotations", _inspect_annotations),
-        ("sem_seg_file_name", _inspect_semantic),
-    ):
-        if key not in record or (key == "annotations" and "pan_seg_file_name" in record):
-            continue
-        try:
-            inspect(record, expected, header, summary)
-        except DataError as error:  # label PNGs of which nothing more can be said
-            summary.defects += error.defects
+class _Inspection:
+    """A record while it is looked at; the methods add what they find to the summary."""
 
+    def __init__(self, record: Mapping[str, Any], expected: Expected) -> None:
+        self.record, self.expected = record, expected
+        self.name = describe(record)
+        self.header: PictureHeader | None = None
+        self.summary = RecordSummary()
 
-def _inspect_panoptic(
-    record: Mapping[str, Any],
-    expected: Expected,
-    header: PictureHeader | None,
-    summary: RecordSummary,
-) -> None:
-    path, name = record["pan_seg_file_name"], describe(record)
-    wrong = label_errors(record, (0, 0))
-    if wrong:
-        summary.defects += wrong
-        return
-    segments = record["segments_info"]
-    ids, opaque = inspect_panoptic_png(path, name, summary.size, record["file_name"])
-    if not opaque:
-        problem = "has transparent pixels: alpha is ignored, R, G and B alone are the id"
-        mend = "look whether they should be void (id 0), and save it as RGB"
-        kind, severity = "panoptic-png-mode", "warning"
-        summary.defects.add(kind, path, name, problem, severity=severity, mend=mend)
-    _check_label_size(ids, path, record, header, summary)
-    found, pixels = segment_defects(ids, segments, path, name)
-    summary.defects += found
-    things = expected.thing_ids
-    classes = None if expected.num_classes is None else range(expected.num_classes)
-    for segment in segments:
-        label, area = segment["category_id"], pixels.get(int(segment["id"]), 0)
-        is_thing = segment.get("isthing", things is not None and label in things)
-        is_crowd = bool(segment.get("iscrowd", 0))
-        where = f"{name}, segment {segment['id']}"
-        wrong = class_defects(np.array([label]), classes, path, "class", where)
-        if not wrong and is_thing and not is_crowd:
-            wrong = class_defects(np.array([label]), things, path, "instance class", where)
-        summary.defects += wrong
-        if wrong or not area:
-            continue
-        if not is_thing:
-            summary.regions[label] = summary.regions.get(label, 0) + area
-        elif is_crowd:
-            summary.crowds += 1
-        else:
-            summary.objects.append((label, area))
+    def run(self) -> None:
+        found = Defects(self.expected.annotation_file or "", self.name)
+        if not check_keys(self.record, ("file_name",), found):
+            self.summary.defects += found
+            return
+        max_pixels = self.expected.max_pixels
+        self.header, self.summary.defects = check_picture(self.record, max_pixels=max_pixels)
+        self.summary.size = None if self.header is None else self.header.size
+        parts = {
+            "pan_seg_file_name": self.panoptic,
+            "annotations": self.annotations,
+            "sem_seg_file_name": self.semantic,
+        }
+        if "pan_seg_file_name" in self.record:
+            del parts["annotations"]
+        for key, inspect in parts.items():
+            try:
+                if key in self.record:
+                    inspect()
+            except DataError as error:  # a label PNG of which nothing more can be said
+                self.summary.defects += error.defects
 
+    def panoptic(self) -> None:
+        path, summary = self.record["pan_seg_file_name"], self.summary
+        wrong = label_errors(self.record, (0, 0))
+        if wrong:
+            summary.defects += wrong
+            return
+        picture = self.record["file_name"]
+        ids, opaque = inspect_panoptic_png(path, self.name, summary.size, picture)
+        if not opaque:
+            problem = "has transparent pixels: alpha is ignored, R, G and B alone are the id"
+            mend = "look whether they should be void (id 0), and save it as RGB"
+            own = {"severity": "warning", "mend": mend}
+            summary.defects.append(
+                make_defect("panoptic-png-mode", path, self.name, problem, **own)
+            )
+        self._check_size(ids, path)
+        segments, things = self.record["segments_info"], self.expected.thing_ids
+        found, pixels = segment_defects(ids, segments, path, self.name)
+        summary.defects += found
+        count = self.expected.num_classes
+        classes = None if count is None else range(count)
+        for segment in segments:
+            label, area = segment["category_id"], pixels.get(int(segment["id"]), 0)
+            is_thing = segment.get("isthing", things is not None and label in things)
+            is_crowd = bool(segment.get("iscrowd", 0))
+            where = f"{self.name}, segment {segment['id']}"
+            wrong = class_defects(np.array([label]), classes, path, "class", where)
+            if not wrong and is_thing and not is_crowd:
+                wrong = class_defects(np.array([label]), things, path, "instance class", where)
+            summary.defects += wrong
+            if wrong or not area:
+                continue
+            if not is_thing:
+                summary.regions[label] = summary.regions.get(label, 0) + area
+            elif is_crowd:
+                summary.crowds += 1
+            else:
+                summary.objects.append((label, area))
 
-def _inspect_semantic(
-    record: Mapping[str, Any],
-    expected: Expected,
-    header: PictureHeader | None,
-    summary: RecordSummary,
-) -> None:
-    path, name = record["sem_seg_file_name"], describe(record)
-    ignored = expected.ignore_label
-    mode, labels = open_label_png(path, name, summary.size, record["file_name"])
-    found = label_png_defects(mode, labels, expected.num_classes, ignored, path, name)
-    summary.defects += found
-    _check_label_size(labels, path, record, header, summary)
-    if not found and "pan_seg_file_name" not in record:  # these have been counted
-        counts = np.bincount(labels.ravel(), minlength=256)
-        summary.regions.update({int(k): int(counts[k]) for k in np.flatnonzero(counts)})
-        summary.ignored = summary.regions.pop(ignored, 0)
+    def semantic(self) -> None:
+        path, summary = self.record["sem_seg_file_name"], self.summary
+        ignored, classes = self.expected.ignore_label, self.expected.num_classes
+        mode, labels = open_label_png(path, self.name, summary.size, self.record["file_name"])
+        found = label_png_defects(mode, labels, classes, ignored, path, self.name)
+        summary.defects += found
+        self._check_size(labels, path)
+        if not found and "pan_seg_file_name" not in self.record:  # these have been counted
+            counts = np.bincount(labels.ravel(), minlength=256)
+            summary.regions.update({int(k): int(counts[k]) for k in np.flatnonzero(counts)})
+            summary.ignored = summary.regions.pop(ignored, 0)
 
+    def _check_size(self, labels: np.ndarray, path: str) -> None:
+        """Raises DataError if labels have not their picture's size; names a rotation as such."""
+        header, summary = self.header, self.summary
+        if header is None:
+            return
+        if labels.shape[:2] == header.stored != header.size:
+            # One defect, not two: the tag is why the sizes differ.
+            summary.defects = [d for d in summary.defects if d.kind != "exif-rotation"]
+            raise DataError(rotation_defect(header, self.record, displaced=True))
+        check_label_size(labels, header.size, path, self.name, self.record["file_name"])
 
-def _check_label_size(
-    labels: np.ndarray,
-    path: str,
-    record: Mapping[str, Any],
-    header: PictureHeader | None,
-    summary: RecordSummary,
-) -> None:
-    """Raises DataError if labels have not their picture's size; names a rotation for what it is."""
-    if header is None:
-        return
-    if labels.shape[:2] == header.stored != header.size:
-        # One defect, not two: the tag is why the sizes differ.
-        others = [defect for defect in summary.defects if defect.kind != "exif-rotation"]
-        summary.defects[:] = others
-        raise DataError(rotation_defect(header, record, displaced=True))
-    check_label_size(labels, header.size, path, describe(record), record["file_name"])
-
-
-def _inspect_annotations(
-    record: Mapping[str, Any],
-    expected: Expected,
-    header: PictureHeader | None,
-    summary: RecordSummary,
-) -> None:
-    file = expected.annotation_file or record.get("annotation_file", record["file_name"])
-    # Against the size that the annotations were made for: a picture of another size is one
-    # defect, not one of each mask.
-    size = None if header is None else header.size
-    if record.get("height") is not None and record.get("width") is not None:
-        size = (record["height"], record["width"])
-    if size is None:
-        return
-    masks: list[tuple[str, int, dict[str, Any]]] = []  # name, class and RLE of each object
-    for position, annotation in enumerate(record["annotations"]):
-        name = annotation_name(record, position)
-        segmentation, label = annotation.get("segmentation"), annotation.get("category_id")
-        found = annotation_errors(record, position, size, file)
-        crowd = bool(annotation.get("iscrowd", 0))
-        if not crowd and not number_defects(annotation, ("category_id",), file, name):
-            ids = expected.thing_ids
-            found += class_defects(np.array([label]), ids, file, "instance class", name)
-        if found:
+    def annotations(self) -> None:
+        record, summary = self.record, self.summary
+        # Against the size that the annotations were made for: a picture of another size is one
+        # defect, not one of each mask.
+        size = summary.size
+        if record.get("height") is not None and record.get("width") is not None:
+            size = (record["height"], record["width"])
+        if size is None:
+            return
+        masks: list[tuple[Defects, int, dict[str, Any]]] = []  # place, class and RLE
+        for position, annotation in enumerate(record["annotations"]):
+            found = annotation_errors(record, position, size, self.expected.annotation_file)
+            file, name, label = found.file, found.record, annotation.get("category_id")
+            crowd = bool(annotation.get("iscrowd", 0))
+            if not crowd and isinstance(label, (int, np.integer)):
+                known = self.expected.thing_ids
+                found += class_defects(np.array([label]), known, file, "instance class", name)
+            if found:
+                summary.defects += found
+                continue
+            segmentation = annotation["segmentation"]
+            drawn = isinstance(segmentation, list)
+            if drawn:
+                found += polygon_warnings(segmentation, size, file, name)
+            rle = encode_segmentation(segmentation, size)
+            area = int(mask_util.area(rle))
+            if crowd and drawn:
+                found.add("crowd-polygon", "a crowd (iscrowd 1) with polygons")
+            if area:
+                _check_measures(annotation, rle, area, found, drawn=drawn)
+            else:
+                found.add("zero-area", "the mask has no pixel")
             summary.defects += found
-            continue
-        drawn = isinstance(segmentation, list)
-        if drawn:
-            summary.defects += polygon_warnings(segmentation, size, file, name)
-        rle = encode_segmentation(segmentation, size)
-        area = int(mask_util.area(rle))
-        if crowd and drawn:
-            summary.defects.add("crowd-polygon", file, name, "a crowd (iscrowd 1) with polygons")
-        if not area:
-            summary.defects.add("zero-area", file, name, "the mask has no pixel")
-            continue
-        summary.defects += _measure_defects(annotation, rle, area, file, name, drawn=drawn)
-        if crowd:
-            summary.crowds += 1
-        else:
-            summary.objects.append((label, area))
-            masks.append((name, label, rle))
-    for one, other in repeated_masks([rle for *_, rle in masks], [label for _, label, _ in masks]):
-        problem = f"the mask is that of {masks[other][0].split(', ')[-1]}, of the same class"
-        summary.defects.add("same-object-twice", file, masks[one][0], problem)
+            if crowd and area:
+                summary.crowds += 1
+            elif area:
+                summary.objects.append((label, area))
+                masks.append((found.at(name), label, rle))
+        labels = [label for _, label, _ in masks]
+        for one, other in repeated_masks([rle for *_, rle in masks], labels):
+            first = masks[other][0].record.split(", ")[-1]
+            problem = f"the mask is that of {first}, of the same class"
+            masks[one][0].add("same-object-twice", problem)
+            summary.defects += masks[one][0]
 
 
-def _measure_defects(
-    annotation: Mapping[str, Any],
-    rle: dict[str, Any],
-    area: int,
-    file: str,
-    name: str,
-    *,
-    drawn: bool,
-) -> list[Defect]:
-    """Where ``area`` and ``bbox`` disagree with the mask.
+def _check_measures(
+    annotation: Mapping[str, Any], rle: dict[str, Any], area: int, found: Defects, *, drawn: bool
+) -> None:
+    """Adds where ``area`` and ``bbox`` disagree with the mask.
 
     Args:
         rle, area: the mask and its pixels.
         drawn: whether the mask is a polygon, whose own area differs a little from its pixels'.
     """
-    found = Defects()
     x, y, width, height = (float(v) for v in mask_util.toBbox(rle))
     given = annotation.get("area", area)
     if not is_number(given):
         problem = f"area is {given!r}, not a number of pixels"
-        found.add("bad-value", file, name, problem, severity="warning")
+        found.add("bad-value", problem, severity="warning")
     elif given <= 0 or abs(given - area) > (
         _AREA_SHARE * max(given, area) + width + height if drawn else _AREA_ROUNDING
     ):
-        problem = f"area is {given:g}, but the mask has {area} pixels"
-        found.add("wrong-area", file, name, problem)
+        found.add("wrong-area", f"area is {given:g}, but the mask has {area} pixels")
     mode = annotation.get("bbox_mode", BoxMode.XYWH_ABS)
     if "bbox" in annotation and not is_box(annotation["bbox"]):
         problem = f"bbox is {annotation['bbox']!r}, not four numbers"
-        found.add("bad-value", file, name, problem, severity="warning")
+        found.add("bad-value", problem, severity="warning")
     elif "bbox" in annotation and mode in (BoxMode.XYWH_ABS, BoxMode.XYXY_ABS):
         stated = np.array(BoxMode.convert(list(annotation["bbox"]), mode, BoxMode.XYXY_ABS))
         actual = np.array([x, y, x + width, y + height])
@@ -331,5 +326,4 @@ def _measure_defects(
         if not (np.abs(stated - actual) <= allowed).all():
             text = [", ".join(f"{v:g}" for v in values) for values in (stated, actual)]
             problem = f"bbox spans {text[0]} (x0, y0, x1, y1), but the mask {text[1]}"
-            found.add("bbox-wrong", file, name, problem)
-    return found
+            found.add("bbox-wrong", problem)

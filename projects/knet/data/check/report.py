@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from knet.data.defects import Defect, Defects
+from knet.data.defects import Defect
 
 _FIRST = 10  # defects of a kind that are shown
 _SMALL, _MEDIUM = 32**2, 96**2  # pixels; COCO's limits
@@ -48,7 +48,7 @@ class DatasetReport:
     crowds: int = 0
     ignored: int = 0
     image_areas: list[tuple[tuple[int, int], list[int]]] = field(default_factory=list)
-    defects: Defects = field(default_factory=Defects)
+    defects: list[Defect] = field(default_factory=list)
     usable: list[dict[str, Any]] = field(default_factory=list)
 
     @property

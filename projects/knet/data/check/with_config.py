@@ -14,7 +14,7 @@ from detectron2.modeling import build_backbone
 from detectron2.utils.file_io import PathManager
 
 from knet.data.check.report import DatasetReport
-from knet.data.defects import Defect, make_defect
+from knet.data.defects import Defect, Defects, make_defect
 
 __all__ = ["add_config_defects"]
 
@@ -53,7 +53,7 @@ def _count_defects(report: DatasetReport, cfg: CfgNode) -> list[Defect]:
     if cfg.MODEL.KNET.TEST.INSTANCE_ON:
         limits["TEST.DETECTIONS_PER_IMAGE"] = cfg.TEST.DETECTIONS_PER_IMAGE
     counts = np.array(report.objects, np.int64)
-    found = []
+    found = Defects("", f"data set {report.name!r}")
     for key, limit in limits.items():
         surplus = (counts - limit).clip(0)
         if surplus.any():
@@ -62,8 +62,7 @@ def _count_defects(report: DatasetReport, cfg: CfgNode) -> list[Defect]:
                 f"({limit}): {int(surplus.sum())} of {int(counts.sum())} objects cannot be found"
             )
             mend = f"raise {key} to {int(counts.max())}, the most that an image has"
-            where = f"data set {report.name!r}"
-            found.append(make_defect("too-many-objects", "", where, problem, mend=mend))
+            found.add("too-many-objects", problem, mend=mend)
     return found
 
 
