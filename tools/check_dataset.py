@@ -25,9 +25,8 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from knet.config import get_cfg_from_file
-from knet.data.check.data_set import check_dataset
+from knet.data.check.data_set import add_config_defects, check_dataset
 from knet.data.check.report import DatasetReport, format_report
-from knet.data.check.with_config import add_config_defects
 from knet.data.custom import register_builtin, register_custom
 from knet.data.defects import DataError
 from knet.data.images import MAX_PIXELS, save_image

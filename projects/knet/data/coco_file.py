@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,9 +59,9 @@ def entries(
 
 def is_id(value: Any, *, text: bool = False) -> bool:
     """Whether a value can be an id: a whole number, or also text."""
-    return (isinstance(value, int) and not isinstance(value, bool)) or (
-        text and isinstance(value, str)
-    )
+    if isinstance(value, str):
+        return text
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:
@@ -89,7 +89,21 @@ def is_text(value: Any) -> bool:
     return not any("\ud800" <= letter <= "\udfff" for letter in value)  # half a character
 
 
-def check_keys(entry: Mapping[str, Any], needed: tuple[str, ...], found: Defects) -> bool:
+# key → whether a value is right, and what it should be
+Rules = Mapping[str, tuple[Callable[[Any], bool], str]]
+IMAGE_RULES: Rules = {
+    "id": (lambda value: is_id(value, text=True), "a whole number or text"),
+    "file_name": (lambda value: value and is_text(value), "a path"),
+    "height": (is_count, "a number of pixels"),
+    "width": (is_count, "a number of pixels"),
+}
+LABEL_RULES: Rules = {
+    "iscrowd": (lambda value: value in (0, 1), "0 or 1"),
+    "area": (is_number, "a number of pixels"),
+}
+
+
+def check_keys(entry: Mapping[str, Any], needed: Iterable[str], found: Defects) -> bool:
     """Whether an entry has these keys; else adds a defect."""
     missing = [key for key in needed if key not in entry]
     if missing:
@@ -97,29 +111,18 @@ def check_keys(entry: Mapping[str, Any], needed: tuple[str, ...], found: Defects
     return not missing
 
 
+def check_values(entry: Mapping[str, Any], rules: Rules, found: Defects) -> bool:
+    """Whether what an entry has of some keys is right; else adds a defect of each."""
+    wrong = [key for key, (right, _) in rules.items() if key in entry and not right(entry[key])]
+    for key in wrong:
+        found.add("bad-value", f"{key} is {entry[key]!r}, not {rules[key][1]}")
+    return not wrong
+
+
 def check_numbers(entry: Mapping[str, Any], keys: tuple[str, ...], found: Defects) -> bool:
-    """Whether these keys hold whole numbers; else adds defects."""
+    """Whether these keys are there and hold whole numbers; else adds defects."""
     right = check_keys(entry, keys, found)
-    for key in keys:
-        value = entry.get(key, 0)
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-            found.add("bad-value", f"{key} is {value!r}, not a whole number")
-            right = False
-    return right
-
-
-def check_values(entry: Mapping[str, Any], found: Defects) -> None:
-    """Adds defects of what annotations and segments may have: iscrowd and area."""
-    if entry.get("iscrowd", 0) not in (0, 1):
-        found.add("bad-value", f"iscrowd is {entry['iscrowd']!r}, not 0 or 1")
-    if not is_number(entry.get("area", 0)):
-        found.add("bad-value", f"area is {entry['area']!r}, not a number of pixels")
-
-
-def check_file_name(entry: Mapping[str, Any], found: Defects, what: str) -> None:
-    """Adds a defect if an entry has a file_name that is no path; ``what`` it should be."""
-    if "file_name" in entry and not (entry["file_name"] and is_text(entry["file_name"])):
-        found.add("bad-value", f"file_name is {entry['file_name']!r}, not {what}")
+    return check_values(entry, dict.fromkeys(keys, (is_id, "a whole number")), found) and right
 
 
 def image_part(image: Mapping[str, Any], image_root: str) -> dict[str, Any]:
@@ -156,12 +159,7 @@ def read_images(
         known = is_id(image.get("id"), text=True)
         found = defects.at(f"image {image['id']}" if known else f"images[{position}]")
         check_keys(image, needed, found)
-        if "id" in image and not known:
-            found.add("bad-value", f"id is {image['id']!r}, not a whole number or text")
-        check_file_name(image, found, "a path")
-        for key in ("height", "width"):
-            if key in image and not is_count(image[key]):
-                found.add("bad-value", f"{key} is {image[key]!r}, not a number of pixels")
+        check_values(image, IMAGE_RULES, found)
         if not found and image.get("height", 0) * image.get("width", 0) > _MOST_PIXELS:
             sides = f"height {image['height']} times width {image['width']}"
             found.add("bad-value", f"{sides} is no picture's size")

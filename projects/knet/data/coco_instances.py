@@ -15,6 +15,7 @@ from detectron2.structures import BoxMode
 
 from knet.data.categories import instance_metadata, read_categories
 from knet.data.coco_file import (
+    LABEL_RULES,
     check_keys,
     check_values,
     entries,
@@ -129,10 +130,9 @@ def _check_annotation(
         found.add("unknown-category", f"category_id {category!r} is not among `categories`")
     if entry.get("ignore", 0):
         found.add("ignore-flag", f"`ignore` is {entry['ignore']!r}, which nobody evaluates")
-    check_values(entry, found)
+    check_values(entry, LABEL_RULES, found)
     if "bbox" in entry and not is_box(entry["bbox"]):
-        problem = f"bbox is {entry['bbox']!r}, not four numbers"
-        found.add("bbox-wrong", problem, severity="error")
+        found.add("bbox-wrong", f"bbox is {entry['bbox']!r}, not four numbers", severity="error")
     lacking = [key for key in ("area", "iscrowd") if key not in entry]
     if lacking:
         problem = f"lacks {' and '.join(lacking)}, which COCO's evaluation reads"

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from knet.data.coco_file import (
-    check_file_name,
+    IMAGE_RULES,
+    LABEL_RULES,
     check_keys,
     check_values,
     entries,
@@ -24,6 +25,8 @@ from knet.data.coco_file import (
 from knet.data.defects import Defects, failure, is_broken
 from knet.data.on_error import Scan
 from knet.data.panoptic_png import LARGEST_ID
+
+_PNG_RULES = {"file_name": (IMAGE_RULES["file_name"][0], "the path of a PNG")}
 
 
 def scan_coco_panoptic(
@@ -69,7 +72,7 @@ def scan_coco_panoptic(
         known = is_id(image_id, text=True)
         found = defects.at(f"image {image_id}" if known else f"annotations[{position}]")
         check_keys(entry, ("image_id", "file_name", "segments_info"), found)
-        check_file_name(entry, found, "the path of a PNG")
+        check_values(entry, _PNG_RULES, found)
         if "segments_info" in entry and not isinstance(entry["segments_info"], list):
             found.add("bad-value", "segments_info is no list")
         where = f"annotation of image {image_id!r}"
@@ -133,7 +136,7 @@ def _check_segments(segments: list[Any], class_ids: Mapping[int, int], image: De
         category: Any = segment.get("category_id")
         if "category_id" in segment and not (is_id(category) and category in class_ids):
             found.add("unknown-category", f"unknown category {category!r}")
-        check_values(segment, found)
+        check_values(segment, LABEL_RULES, found)
         image += found
 
 

@@ -199,10 +199,6 @@ def _pinnable(batch: list[Record]) -> list[Record]:
     ]
 
 
-def _one_thread(_: int) -> None:
-    torch.set_num_threads(1)
-
-
 @functools.cache  # said once
 def usable_workers(asked: int) -> int:
     """How many loader processes this process should start: no more than its share of the cores.
@@ -259,7 +255,6 @@ def build_train_loader(
         batch_sampler=sampler,
         num_workers=usable_workers(cfg.DATALOADER.NUM_WORKERS),
         collate_fn=_pinnable if on_gpu else _identity,
-        worker_init_fn=_one_thread,
         # copies to a GPU then run beside the computation
         pin_memory=on_gpu,
     )

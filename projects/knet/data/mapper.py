@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pycocotools.mask as mask_util
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Instances
 
-from knet.data.augmentation import build_knet_augmentation
+from knet.data.augmentation import build_knet_augmentation, transform_labels, transform_masks
 from knet.data.check.record import label_errors, thing_ids
 from knet.data.defects import annotation_name, describe, raise_first
 from knet.data.images import MAX_PIXELS, read_picture
@@ -34,20 +33,13 @@ Record = dict[str, Any]
 
 @dataclass
 class _Labels:
-    """Labels of one picture before augmentation; None: the record has none of this kind.
+    """Labels of one picture before augmentation; None: the record has none of this kind."""
 
-    Attributes:
-        classes: (N,) int64, of the instances.
-        masks: N compressed RLE, of the instances.
-        rows: (H, W) integers, in place of ``masks``: which row of ``classes`` a pixel is of. Those
-            of what is no instance have the class -1.
-        sem_seg: (H, W) integers, 255 where there is no label.
-    """
-
-    classes: np.ndarray | None = None
-    masks: list[dict[str, Any]] | None = None
+    classes: np.ndarray | None = None  # (N,) int64, of the instances
+    masks: list[dict[str, Any]] | None = None  # N compressed RLE, of the instances
+    # (H, W) integers in place of masks: the row of `classes` of a pixel; its class -1: no instance
     rows: np.ndarray | None = None
-    sem_seg: np.ndarray | None = None
+    sem_seg: np.ndarray | None = None  # (H, W) integers, 255 where there is no label
 
 
 class KNetDatasetMapper:
@@ -307,59 +299,3 @@ def _to_instances(masks: np.ndarray, classes: np.ndarray) -> Instances:
     instances.gt_classes = torch.from_numpy(classes.astype(np.int64))
     instances.gt_masks = BitMasks(torch.from_numpy(masks))
     return instances
-
-
-def transform_labels(transforms: T.TransformList, labels: np.ndarray) -> np.ndarray:
-    """Moves a label map (H, W) along with its picture, by nearest neighbour; keeps the dtype.
-
-    Pixels that come from outside of the picture become 0.
-    """
-    if labels.dtype == np.uint8:
-        return np.array(transforms.apply_segmentation(labels))
-    # Detectron2 takes other neighbours for other types, so it is the pixels that are moved.
-    flat = np.concatenate([np.zeros(1, labels.dtype), labels.ravel(order="F")])
-    return flat[_moved_pixels(transforms, labels.shape)]
-
-
-def transform_masks(
-    transforms: T.TransformList, masks: Sequence[dict[str, Any]], size: tuple[int, int]
-) -> np.ndarray:
-    """Moves masks along with their picture, by nearest neighbour.
-
-    One mask at a time is decoded at the picture's own size, whatever their number.
-
-    Args:
-        transforms: of the picture.
-        masks: N compressed RLE dicts of the picture before.
-        size: (H, W) of the picture afterwards.
-
-    Returns:
-        (N, H, W) bool.
-    """
-    moved = np.zeros((len(masks), *size), bool)
-    if not masks:
-        return moved
-    height, width = masks[0]["size"]
-    pixels = _moved_pixels(transforms, (height, width))
-    flat = np.zeros(height * width + 1, np.uint8)
-    for mask, rle in zip(moved, masks):
-        flat[1:] = mask_util.decode(rle).ravel(order="F")  # as decoded: by columns
-        np.take(flat, pixels, out=mask.view(np.uint8))
-    return moved
-
-
-def _moved_pixels(transforms: T.TransformList, size: tuple[int, int]) -> np.ndarray:
-    """Where each pixel of the moved picture comes from: 1 + its index by columns, 0 for nowhere.
-
-    The index goes through as three maps of bytes, the one type whose nearest neighbours are those
-    of Pillow, as the picture's are.
-    """
-    height, width = size
-    index = np.arange(1, height * width + 1, dtype=np.uint32).reshape(width, height).T
-    parts = (
-        transforms.apply_segmentation(np.ascontiguousarray(index >> shift & 0xFF, np.uint8))
-        for shift in range(0, 32, 8)
-        if index[-1, -1] >> shift
-    )
-    moved = [part.astype(np.int64) << 8 * number for number, part in enumerate(parts)]
-    return np.sum(moved, axis=0)

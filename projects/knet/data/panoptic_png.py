@@ -133,6 +133,5 @@ def segment_defects(
         if segment["id"] and not count:
             found.add("segment-without-pixels", f"{name} of its segments_info has no pixel")
         elif segment.get("area", count) != count:
-            problem = f"{name} has {count} pixels, but its area is {segment['area']}"
-            found.add("wrong-area", problem)
+            found.add("wrong-area", f"{name} has {count} pixels, but its area is {segment['area']}")
     return found, pixels

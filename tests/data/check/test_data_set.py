@@ -11,8 +11,7 @@ from PIL import Image
 
 from knet.config import get_cfg_from_file
 from knet.data import register_custom
-from knet.data.check.data_set import check_dataset
-from knet.data.check.with_config import add_config_defects
+from knet.data.check.data_set import add_config_defects, check_dataset
 from knet.data.loader import build_train_loader
 
 from ..good_sets import make_good

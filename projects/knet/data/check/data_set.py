@@ -1,20 +1,31 @@
-"""Checks a whole data set: every record is read once, every defect named, everything counted."""
+"""Checks whole data sets: every record is read once, every defect named, everything counted.
+
+And what is wrong with them for the config that trains and scores on them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import functools
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
-from torch.utils.data import DataLoader, Dataset
+from detectron2.data.transforms import ResizeShortestEdge
+from detectron2.modeling import build_backbone
+from detectron2.utils.file_io import PathManager
+from torch.utils.data import DataLoader
 
 from knet.data.categories import category_warnings, instance_metadata, read_categories
 from knet.data.check.record import Expected, RecordSummary, inspect_record
 from knet.data.check.report import DatasetReport
 from knet.data.coco_instances import instance_file_defects, scan_coco_instances
 from knet.data.coco_panoptic import scan_coco_panoptic
-from knet.data.defects import KINDS, DataError, Defect, Defects, make_defect
+from knet.data.defects import KINDS, DataError, Defect, Defects, is_broken, make_defect
 from knet.data.images import MAX_PIXELS
 from knet.data.label_png import IGNORE_LABEL
 from knet.data.on_error import Scan
@@ -22,6 +33,9 @@ from knet.data.register import own_data_set
 from knet.errors import first_of
 
 _CHUNK = 8  # records that a worker process hands back at once
+_CELLS = 2  # of the mask grid, below whose square an object is small
+_SMALL_SHARE = 0.01  # of the objects: fewer small ones are in every large data set
+_BLOCK_BYTES = 1 << 20
 
 
 def check_dataset(
@@ -52,10 +66,8 @@ def check_dataset(
     expected = Expected.from_metadata(meta, max_pixels=max_pixels)
     report.class_names = list(meta.get("stuff_classes") or meta.get("thing_classes") or [])
     report.defects += scan.defects
-    counts = len(report.class_names)
-    report.class_images = [0] * counts
-    report.class_objects = [0] * counts
-    report.class_pixels = [0] * counts
+    for counts in (report.class_images, report.class_objects, report.class_pixels):
+        counts += [0] * len(report.class_names)
     for index, summary in enumerate(_summaries(scan.records, expected, workers)):
         _add(report, scan, index, summary)
         if progress is not None:
@@ -86,8 +98,7 @@ def _add(report: DatasetReport, scan: Scan, index: int, summary: RecordSummary) 
         _count(report.class_pixels, label, area)
     for label in {*(label for label, _ in summary.objects), *summary.regions}:
         _count(report.class_images, label, 1)
-    broken = any(defect.severity == "error" for defect in summary.defects)
-    if index not in scan.broken and not broken:
+    if index not in scan.broken and not is_broken(summary.defects):
         report.usable.append(record)
 
 
@@ -153,38 +164,22 @@ def _instance_defects(json_file: str, meta: Metadata) -> list[Defect]:
         return error.defects
 
 
-class _Records(Dataset):
-    def __init__(self, records: Sequence[dict[str, Any]], expected: Expected) -> None:
-        self.records, self.expected = records, expected
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> RecordSummary:
-        return inspect_record(self.records[index], self.expected)
-
-
 def _summaries(
     records: Sequence[dict[str, Any]], expected: Expected, workers: int
 ) -> Iterator[RecordSummary]:
     """A summary of each record, in their order."""
-    loader = DataLoader(
-        _Records(records, expected),
+    chunks: DataLoader = DataLoader(
+        records,  # type: ignore[arg-type]
         batch_size=_CHUNK,
         num_workers=min(workers, (len(records) + _CHUNK - 1) // _CHUNK),
-        collate_fn=_identity,
-        worker_init_fn=_one_thread,
+        collate_fn=functools.partial(_inspect_chunk, expected=expected),
     )
-    for chunk in loader:
+    for chunk in chunks:
         yield from chunk
 
 
-def _identity(chunk: list[RecordSummary]) -> list[RecordSummary]:
-    return chunk
-
-
-def _one_thread(_: int) -> None:
-    torch.set_num_threads(1)
+def _inspect_chunk(records: list[dict[str, Any]], expected: Expected) -> list[RecordSummary]:
+    return [inspect_record(record, expected) for record in records]
 
 
 def nothing_to_learn(records: Sequence[Mapping[str, Any]], name: str) -> list[Defect]:
@@ -237,3 +232,122 @@ def _class_defects(report: DatasetReport, meta: Metadata) -> list[Defect]:
         mend = KINDS["ignored-foreground"].replace(f"{IGNORE_LABEL}=", f"{label}=")
         found.add("ignored-foreground", problem, mend=mend)
     return found
+
+
+def add_config_defects(reports: Sequence[DatasetReport], cfg: CfgNode) -> None:
+    """Adds to each report what the config makes of its data set.
+
+    More objects an image than the model has kernels or gives results, objects that its mask grid
+    cannot show, and pictures of DATASETS.TEST that are in DATASETS.TRAIN too.
+
+    Args:
+        reports: of data sets of the config, not necessarily all.
+        cfg: the config.
+
+    Raises:
+        KeyError: the config's backbone does not exist.
+    """
+    if cfg.MODEL.KNET.KERNEL_HEAD == "learned":
+        for report in reports:
+            report.defects += _count_defects(report, cfg)
+        cell = _cell(cfg) if any(report.image_areas for report in reports) else 0.0
+        for report in reports:
+            report.defects += _size_defects(report, cfg, cell)
+    train = [report for report in reports if report.name in cfg.DATASETS.TRAIN]
+    for report in reports:
+        if report.name in cfg.DATASETS.TEST:
+            report.defects += _shared_pictures(report, train)
+
+
+def _count_defects(report: DatasetReport, cfg: CfgNode) -> list[Defect]:
+    limits = {"MODEL.KNET.NUM_KERNELS": cfg.MODEL.KNET.NUM_KERNELS}
+    if cfg.MODEL.KNET.TEST.INSTANCE_ON:
+        limits["TEST.DETECTIONS_PER_IMAGE"] = cfg.TEST.DETECTIONS_PER_IMAGE
+    counts = np.array(report.objects, np.int64)
+    found = Defects("", f"data set {report.name!r}")
+    for key, limit in limits.items():
+        surplus = (counts - limit).clip(0)
+        if surplus.any():
+            problem = (
+                f"{int((surplus > 0).sum())} of {len(counts)} images have more objects than {key} "
+                f"({limit}): {int(surplus.sum())} of {int(counts.sum())} objects cannot be found"
+            )
+            mend = f"raise {key} to {int(counts.max())}, the most that an image has"
+            found.add("too-many-objects", problem, mend=mend)
+    return found
+
+
+def _cell(cfg: CfgNode) -> float:
+    """The side of a cell of the masks, in pixels of the resized picture."""
+    plain = cfg.clone()
+    plain.defrost()
+    plain.MODEL.TIMM.PRETRAINED = False  # only the shapes are asked for
+    with torch.device("meta"):  # weights without values: no time to draw them
+        strides = {k: shape.stride for k, shape in build_backbone(plain).output_shape().items()}
+    return strides[cfg.MODEL.KNET.IN_FEATURES[1]] / cfg.MODEL.KNET.MASK_UPSAMPLE
+
+
+def _size_defects(report: DatasetReport, cfg: CfgNode, cell: float) -> list[Defect]:
+    trained = report.name in cfg.DATASETS.TRAIN
+    key = "INPUT.MIN_SIZE_TRAIN" if trained else "INPUT.MIN_SIZE_TEST"
+    # where training draws among sizes, the largest is the most that it shows of an object
+    shortest = max(cfg.INPUT.MIN_SIZE_TRAIN) if trained else cfg.INPUT.MIN_SIZE_TEST
+    longest = cfg.INPUT.MAX_SIZE_TRAIN if trained else cfg.INPUT.MAX_SIZE_TEST
+    small = total = 0
+    for (height, width), areas in report.image_areas:
+        new = (height, width)
+        if shortest:
+            new = ResizeShortestEdge.get_output_shape(height, width, shortest, longest)
+        scale = new[0] * new[1] / (height * width)
+        small += int((np.array(areas) * scale < (_CELLS * cell) ** 2).sum())
+        total += len(areas)
+    if small <= _SMALL_SHARE * total:
+        return []
+    problem = (
+        f"{small} of {total} objects ({100 * small / total:.0f} %) are smaller than "
+        f"{_CELLS}x{_CELLS} cells of the mask grid, {cell:g} pixels each at {key} {shortest}"
+    )
+    mend = (
+        f"raise {key}, or take finer masks: a finer second level of MODEL.KNET.IN_FEATURES, or a "
+        "larger MODEL.KNET.MASK_UPSAMPLE"
+    )
+    return [make_defect("small-objects", "", f"data set {report.name!r}", problem, mend=mend)]
+
+
+def _shared_pictures(report: DatasetReport, train: Sequence[DatasetReport]) -> list[Defect]:
+    """A defect of each picture that a training set has too, as the same file or bytes."""
+    if any(other is report for other in train):
+        problem = "it is in DATASETS.TRAIN and in DATASETS.TEST"
+        return [make_defect("picture-in-two-sets", "", f"data set {report.name!r}", problem)]
+    ours, theirs = _paths([report]), _paths(train)
+    # only pictures of one size in bytes can be equal: hardly any has to be read
+    sizes = {size for size, _ in theirs.values()} & {size for size, _ in ours.values()}
+    known: dict[str, str] = {}
+    for path, (size, name) in theirs.items():
+        if size in sizes:
+            known.setdefault(_digest(path), f"{path} of {name!r}")
+    found = []
+    for path, (size, name) in ours.items():
+        other = known.get(_digest(path)) if size in sizes else None
+        if other is not None:
+            problem = f"the picture is also in the training: {other}"
+            found.append(make_defect("picture-in-two-sets", path, f"data set {name!r}", problem))
+    return found
+
+
+def _paths(reports: Iterable[DatasetReport]) -> dict[str, tuple[int, str]]:
+    """Real paths of pictures, with their bytes and the data set's name."""
+    found = {}
+    for report in reports:
+        for record in report.usable:
+            path = os.path.realpath(PathManager.get_local_path(record["file_name"]))
+            found[path] = (os.path.getsize(path), report.name)
+    return found
+
+
+def _digest(path: str) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while block := stream.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()

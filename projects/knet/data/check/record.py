@@ -36,21 +36,13 @@ _AREA_SHARE, _AREA_ROUNDING = 0.1, 0.5
 
 @dataclass(frozen=True)
 class Expected:
-    """What the records of a data set may hold.
+    """What the records of a data set may hold."""
 
-    Attributes:
-        annotation_file: of instance annotations; None: defects name the picture.
-        thing_ids: the classes that instances may have; None leaves them unchecked.
-        num_classes: semantic labels must be below; None leaves them unchecked.
-        ignore_label: of label PNGs.
-        max_pixels: of pictures and label PNGs; larger ones are refused.
-    """
-
-    annotation_file: str | None = None
-    thing_ids: Sequence[int] | None = None
-    num_classes: int | None = None
-    ignore_label: int = IGNORE_LABEL
-    max_pixels: int = MAX_PIXELS
+    annotation_file: str | None = None  # of instances; None: defects name the picture
+    thing_ids: Sequence[int] | None = None  # classes of instances; None leaves them unchecked
+    num_classes: int | None = None  # semantic labels must be below; None leaves them unchecked
+    ignore_label: int = IGNORE_LABEL  # of label PNGs
+    max_pixels: int = MAX_PIXELS  # larger pictures and label PNGs are refused
 
     @classmethod
     def from_metadata(cls, meta: Metadata, *, max_pixels: int = MAX_PIXELS) -> Expected:
@@ -75,22 +67,14 @@ def thing_ids(meta: Metadata) -> list[int] | None:
 
 @dataclass
 class RecordSummary:
-    """One record.
+    """One record."""
 
-    Attributes:
-        size: (H, W) of the picture in pixels, as it is read; None if it cannot be.
-        objects: class of each usable thing that is no crowd, with its area in pixels.
-        crowds: the number of crowds.
-        regions: pixels of each class in a semantic map.
-        ignored: pixels of a semantic map without a label.
-        defects: all that is wrong.
-    """
-
-    size: tuple[int, int] | None = None
+    size: tuple[int, int] | None = None  # (H, W) of the picture as it is read; None if it cannot be
+    # class of each usable thing that is no crowd, with its area in pixels
     objects: list[tuple[int, int]] = field(default_factory=list)
     crowds: int = 0
-    regions: dict[int, int] = field(default_factory=dict)
-    ignored: int = 0
+    regions: dict[int, int] = field(default_factory=dict)  # pixels of each class in a semantic map
+    ignored: int = 0  # pixels of a semantic map without a label
     defects: list[Defect] = field(default_factory=list)
 
 
@@ -309,8 +293,7 @@ def _check_measures(
     x, y, width, height = (float(v) for v in mask_util.toBbox(rle))
     given = annotation.get("area", area)
     if not is_number(given):
-        problem = f"area is {given!r}, not a number of pixels"
-        found.add("bad-value", problem, severity="warning")
+        found.add("bad-value", f"area is {given!r}, not a number of pixels", severity="warning")
     elif given <= 0 or abs(given - area) > (
         _AREA_SHARE * max(given, area) + width + height if drawn else _AREA_ROUNDING
     ):

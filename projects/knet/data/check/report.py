@@ -17,39 +17,25 @@ _SMALL, _MEDIUM = 32**2, 96**2  # pixels; COCO's limits
 
 @dataclass
 class DatasetReport:
-    """What is in a data set and what is wrong with it.
-
-    Attributes:
-        name: of the data set.
-        class_names: by contiguous id.
-        num_images: records that were read.
-        sizes: (H, W) of each picture that can be read, in pixels.
-        class_images: of each class, the number of images that show it.
-        class_objects: of each class, the number of objects (no crowds); 0 for stuff.
-        class_pixels: of each class, the number of pixels.
-        objects: of each image, the number of objects (no crowds); empty for semantic data.
-        areas: of each object, in pixels.
-        crowds: the number of crowds.
-        ignored: pixels of semantic maps without a label.
-        image_areas: of each image with objects, (H, W) and the areas of its objects in pixels.
-        defects: in the order of the files.
-        usable: the records without an error.
-    """
+    """What is in a data set and what is wrong with it; areas are in pixels."""
 
     name: str
-    class_names: list[str] = field(default_factory=list)
-    num_images: int = 0
-    sizes: list[tuple[int, int]] = field(default_factory=list)
+    class_names: list[str] = field(default_factory=list)  # by contiguous id
+    num_images: int = 0  # records that were read
+    sizes: list[tuple[int, int]] = field(default_factory=list)  # (H, W) of each readable picture
+    # of each class the number of images that show it, of objects (no crowds, no stuff), of pixels
     class_images: list[int] = field(default_factory=list)
     class_objects: list[int] = field(default_factory=list)
     class_pixels: list[int] = field(default_factory=list)
+    # of each image the number of objects (no crowds); empty for semantic data
     objects: list[int] = field(default_factory=list)
-    areas: list[int] = field(default_factory=list)
+    areas: list[int] = field(default_factory=list)  # of each object
     crowds: int = 0
-    ignored: int = 0
+    ignored: int = 0  # pixels of semantic maps without a label
+    # of each image with objects, (H, W) and the areas of its objects
     image_areas: list[tuple[tuple[int, int], list[int]]] = field(default_factory=list)
-    defects: list[Defect] = field(default_factory=list)
-    usable: list[dict[str, Any]] = field(default_factory=list)
+    defects: list[Defect] = field(default_factory=list)  # in the order of the files
+    usable: list[dict[str, Any]] = field(default_factory=list)  # records without an error
 
     @property
     def num_errors(self) -> int:
