@@ -10,6 +10,8 @@ import pycocotools.mask as mask_util
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 
+from knet.data.label_png import IGNORE_LABEL
+
 
 class ResizeShortestEdge(T.ResizeShortestEdge):
     """Detectron2's, which makes pictures that are thousands of times as long as wide vanish."""
@@ -105,7 +107,7 @@ def build_knet_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation
                     inputs.CROP.TYPE,
                     inputs.CROP.SIZE,
                     inputs.CROP.SINGLE_CATEGORY_MAX_AREA,
-                    ignored_category=255,
+                    ignored_category=IGNORE_LABEL,
                 )
             )
         else:

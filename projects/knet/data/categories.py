@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from detectron2.data import Metadata
+
 from knet.data.coco_file import check_keys, is_id, is_text, load_json
 from knet.data.defects import Defect, Defects, failure, raise_first
 from knet.files import read_text
@@ -140,6 +142,14 @@ def instance_metadata(categories: list[dict[str, Any]]) -> dict[str, Any]:
         "thing_colors": _colors(categories),
         "thing_dataset_id_to_contiguous_id": {c["id"]: i for i, c in enumerate(categories)},
     }
+
+
+def thing_ids(meta: Metadata) -> list[int] | None:
+    """The classes that instances of a data set may have, sorted; None if its metadata name none."""
+    # Cityscapes numbers its things 11 to 18, after the stuff, so their count is no bound.
+    ids = meta.get("thing_dataset_id_to_contiguous_id")
+    names = meta.get("thing_classes")
+    return sorted(set(ids.values())) if ids else list(range(len(names))) if names else None
 
 
 def read_class_names(

@@ -12,7 +12,7 @@ import functools
 import logging
 import os
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,8 +23,7 @@ from detectron2.structures import BitMasks, Instances
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from knet.data.check.data_set import nothing_to_learn
-from knet.data.defects import DataError, raise_first
+from knet.data.defects import DataError, Defect, make_defect, raise_first
 from knet.data.on_error import SKIPPED, SkipReport, hand_over
 from knet.data.register import own_data_set
 
@@ -300,3 +299,28 @@ def _left_out(cfg: CfgNode) -> int:
     """The images that the data sets in DATASETS.TRAIN lost to errors when they were read."""
     own = [own_data_set(name) for name in cfg.DATASETS.TRAIN]
     return sum(data_set.left_out for data_set in own if data_set is not None)
+
+
+def nothing_to_learn(records: Sequence[Mapping[str, Any]], name: str) -> list[Defect]:
+    """The defect of records all of whose annotations are crowds; else none.
+
+    Images without any annotation teach what is no object, so a data set may consist of them.
+
+    Args:
+        records: of one or several data sets, without errors.
+        name: of them, for messages.
+    """
+    crowds = 0
+    for record in records:
+        annotations = record.get("annotations", record.get("segments_info"))
+        if annotations is None:
+            return []  # semantic label maps
+        for annotation in annotations:
+            if not annotation.get("iscrowd", 0) or not annotation.get("isthing", True):
+                return []
+            crowds += 1
+    if not crowds:
+        return []
+    file = str(records[0].get("annotation_file", ""))
+    problem = f"all {crowds} annotations of its {len(records)} images are crowds (iscrowd 1)"
+    return [make_defect("nothing-to-learn", file, f"data set {name!r}", problem)]

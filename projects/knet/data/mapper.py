@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +15,13 @@ from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Instances
 
 from knet.data.augmentation import build_knet_augmentation, transform_labels, transform_masks
-from knet.data.check.record import label_errors, thing_ids
-from knet.data.defects import annotation_name, describe, raise_first
+from knet.data.categories import thing_ids
+from knet.data.coco_file import check_keys, check_numbers
+from knet.data.defects import Defect, Defects, annotation_name, describe, raise_first
 from knet.data.images import MAX_PIXELS, read_picture
 from knet.data.label_png import IGNORE_LABEL, check_label_size, class_defects, read_label_png
-from knet.data.masks import encode_segmentation
-from knet.data.panoptic_png import ids_to_rows, read_panoptic_png
+from knet.data.masks import encode_segmentation, segmentation_errors
+from knet.data.panoptic_png import LARGEST_ID, ids_to_rows, read_panoptic_png
 from knet.data.register import common_ignore_label, own_data_set
 
 logger = logging.getLogger(__name__)
@@ -299,3 +300,43 @@ def _to_instances(masks: np.ndarray, classes: np.ndarray) -> Instances:
     instances.gt_classes = torch.from_numpy(classes.astype(np.int64))
     instances.gt_masks = BitMasks(torch.from_numpy(masks))
     return instances
+
+
+def label_errors(
+    record: Mapping[str, Any], size: tuple[int, int], file: str | None = None
+) -> list[Defect]:
+    """What makes the annotations of a record unusable, whoever read it; label PNGs stay closed.
+
+    Args:
+        record: in Detectron2's format.
+        size: (H, W) of its picture.
+        file: of the annotations, for messages; None: what the record knows.
+    """
+    if "pan_seg_file_name" not in record:
+        errors: list[Defect] = []
+        for position in range(len(record.get("annotations", ()))):
+            errors += annotation_errors(record, position, size, file)
+        return errors
+    found = Defects(record["pan_seg_file_name"], describe(record))
+    if check_keys(record, ("segments_info",), found):
+        for position, segment in enumerate(record["segments_info"]):
+            parts = found.record, f"segments_info[{position}]"
+            place = found.at(", ".join(filter(None, parts)))
+            right = check_numbers(segment, ("id", "category_id"), place)
+            if right and not 0 <= segment["id"] <= LARGEST_ID:
+                problem = f"id is {segment['id']}, not a whole number up to {LARGEST_ID}"
+                place.add("bad-value", problem)
+            found += place
+    return found
+
+
+def annotation_errors(
+    record: Mapping[str, Any], position: int, size: tuple[int, int], file: str | None = None
+) -> Defects:
+    """What makes one of a record's instance annotations unusable; see :func:`label_errors`."""
+    annotation = record["annotations"][position]
+    file = file or record.get("annotation_file", record["file_name"])
+    found = Defects(str(file), annotation_name(record, position))
+    check_numbers(annotation, ("category_id",), found)
+    found += segmentation_errors(annotation.get("segmentation"), size, found.file, found.record)
+    return found

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from knet.data.coco_panoptic import scan_coco_panoptic
 from knet.data.defects import KINDS, DataError, Defect, Defects, is_broken, make_defect
 from knet.data.images import MAX_PIXELS
 from knet.data.label_png import IGNORE_LABEL
+from knet.data.loader import nothing_to_learn
 from knet.data.on_error import Scan
 from knet.data.register import own_data_set
 from knet.errors import first_of
@@ -180,31 +181,6 @@ def _summaries(
 
 def _inspect_chunk(records: list[dict[str, Any]], expected: Expected) -> list[RecordSummary]:
     return [inspect_record(record, expected) for record in records]
-
-
-def nothing_to_learn(records: Sequence[Mapping[str, Any]], name: str) -> list[Defect]:
-    """The defect of records all of whose annotations are crowds; else none.
-
-    Images without any annotation teach what is no object, so a data set may consist of them.
-
-    Args:
-        records: of one or several data sets, without errors.
-        name: of them, for messages.
-    """
-    crowds = 0
-    for record in records:
-        annotations = record.get("annotations", record.get("segments_info"))
-        if annotations is None:
-            return []  # semantic label maps
-        for annotation in annotations:
-            if not annotation.get("iscrowd", 0) or not annotation.get("isthing", True):
-                return []
-            crowds += 1
-    if not crowds:
-        return []
-    file = str(records[0].get("annotation_file", ""))
-    problem = f"all {crowds} annotations of its {len(records)} images are crowds (iscrowd 1)"
-    return [make_defect("nothing-to-learn", file, f"data set {name!r}", problem)]
 
 
 def _class_defects(report: DatasetReport, meta: Metadata) -> list[Defect]:

@@ -15,9 +15,10 @@ import pycocotools.mask as mask_util
 from detectron2.data import Metadata
 from detectron2.structures import BoxMode
 
+from knet.data.categories import thing_ids
 from knet.data.check.polygons import polygon_warnings
-from knet.data.coco_file import check_keys, check_numbers, is_box, is_number
-from knet.data.defects import DataError, Defect, Defects, annotation_name, describe, make_defect
+from knet.data.coco_file import check_keys, is_box, is_number
+from knet.data.defects import DataError, Defect, Defects, describe, make_defect
 from knet.data.images import MAX_PIXELS, PictureHeader, check_picture, rotation_defect
 from knet.data.label_png import (
     IGNORE_LABEL,
@@ -26,8 +27,9 @@ from knet.data.label_png import (
     label_png_defects,
     open_label_png,
 )
-from knet.data.masks import encode_segmentation, repeated_masks, segmentation_errors
-from knet.data.panoptic_png import LARGEST_ID, inspect_panoptic_png, segment_defects
+from knet.data.mapper import annotation_errors, label_errors
+from knet.data.masks import encode_segmentation, repeated_masks
+from knet.data.panoptic_png import inspect_panoptic_png, segment_defects
 
 # Polygons and boxes are drawn between pixels, masks are made of them: both differ a little.
 _BOX_PIXELS, _BOX_SHARE = 2.0, 0.05
@@ -57,14 +59,6 @@ class Expected:
         )
 
 
-def thing_ids(meta: Metadata) -> list[int] | None:
-    """The classes that instances of a data set may have, sorted; None if its metadata name none."""
-    # Cityscapes numbers its things 11 to 18, after the stuff, so their count is no bound.
-    ids = meta.get("thing_dataset_id_to_contiguous_id")
-    names = meta.get("thing_classes")
-    return sorted(set(ids.values())) if ids else list(range(len(names))) if names else None
-
-
 @dataclass
 class RecordSummary:
     """One record."""
@@ -76,46 +70,6 @@ class RecordSummary:
     regions: dict[int, int] = field(default_factory=dict)  # pixels of each class in a semantic map
     ignored: int = 0  # pixels of a semantic map without a label
     defects: list[Defect] = field(default_factory=list)
-
-
-def label_errors(
-    record: Mapping[str, Any], size: tuple[int, int], file: str | None = None
-) -> list[Defect]:
-    """What makes the annotations of a record unusable, whoever read it; label PNGs stay closed.
-
-    Args:
-        record: in Detectron2's format.
-        size: (H, W) of its picture.
-        file: of the annotations, for messages; None: what the record knows.
-    """
-    if "pan_seg_file_name" not in record:
-        errors: list[Defect] = []
-        for position in range(len(record.get("annotations", ()))):
-            errors += annotation_errors(record, position, size, file)
-        return errors
-    found = Defects(record["pan_seg_file_name"], describe(record))
-    if check_keys(record, ("segments_info",), found):
-        for position, segment in enumerate(record["segments_info"]):
-            parts = found.record, f"segments_info[{position}]"
-            place = found.at(", ".join(filter(None, parts)))
-            right = check_numbers(segment, ("id", "category_id"), place)
-            if right and not 0 <= segment["id"] <= LARGEST_ID:
-                problem = f"id is {segment['id']}, not a whole number up to {LARGEST_ID}"
-                place.add("bad-value", problem)
-            found += place
-    return found
-
-
-def annotation_errors(
-    record: Mapping[str, Any], position: int, size: tuple[int, int], file: str | None = None
-) -> Defects:
-    """What makes one of a record's instance annotations unusable; see :func:`label_errors`."""
-    annotation = record["annotations"][position]
-    file = file or record.get("annotation_file", record["file_name"])
-    found = Defects(str(file), annotation_name(record, position))
-    check_numbers(annotation, ("category_id",), found)
-    found += segmentation_errors(annotation.get("segmentation"), size, found.file, found.record)
-    return found
 
 
 def check_record(record: Mapping[str, Any], expected: Expected) -> list[Defect]:
