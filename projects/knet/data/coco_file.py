@@ -188,11 +188,7 @@ def find_image(
 ) -> dict[str, Any] | None:
     """The image of an annotation, None if it has none; adds a defect if nobody has its id.
 
-    Args:
-        entry: the annotation.
-        images, broken: as :func:`read_images` gives.
-        found: defects of the annotation.
-        record: its name, for the defect.
+    ``images`` and ``broken`` are those of :func:`read_images`, ``record`` names the annotation.
     """
     image_id = entry.get("image_id")
     known = is_id(image_id, text=True)
@@ -223,9 +219,8 @@ def shared_files(
     """A defect of each record whose file is also that of an earlier one, by position.
 
     Args:
-        records: of a data set.
+        records: of a data set, read from the annotations at ``path``.
         key: of the file's path in them.
-        path: of the annotations, for the defects.
         labels: what is evaluated under the file's name; it is an error if they differ. None: a
             warning in any case.
     """

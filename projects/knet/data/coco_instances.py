@@ -35,14 +35,9 @@ from knet.data.on_error import Scan
 def instance_file_defects(
     json_file: str, category_ids: Mapping[int, int] | None = None
 ) -> list[Defect]:
-    """What is wrong with instance annotations, without a look at the pictures.
+    """What is wrong with instance annotations; arguments and errors of :func:`scan_coco_instances`.
 
-    Args:
-        json_file: COCO instance annotations.
-        category_ids: category id → contiguous class index; None: those that the file lists.
-
-    Raises:
-        FileNotFoundError, DataError: as :func:`scan_coco_instances`.
+    The categories are those that the file lists, if none are given.
     """
     categories = read_categories(json_file, panoptic=False)
     if category_ids is None:

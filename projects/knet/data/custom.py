@@ -5,11 +5,12 @@ Built-in are those that need no preparation: *shapes*, drawn when first asked fo
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
@@ -33,26 +34,10 @@ SHAPES_THINGS = {"shapes": THING_NAMES, "shapes3": THING_NAMES[:3]}
 _PHOTOS = Path(__file__).parents[3] / "tests" / "fixtures" / "coco_panoptic_fixture"
 
 
-class _Format(NamedTuple):
-    """How one format is registered, and the keys that it takes besides NAME and FORMAT."""
-
-    register: Callable[..., None]
-    needed: tuple[str, ...]
-    optional: tuple[str, ...] = ()
-
-
-_FORMATS = {
-    "coco_panoptic": _Format(
-        register_coco_panoptic,
-        ("IMAGE_ROOT", "PANOPTIC_ROOT", "PANOPTIC_JSON"),
-        ("INSTANCES_JSON", "SEM_SEG_ROOT"),
-    ),
-    "coco_instances": _Format(register_coco_instances, ("IMAGE_ROOT", "JSON_FILE")),
-    "semantic": _Format(
-        register_sem_seg,
-        ("IMAGE_ROOT", "SEM_SEG_ROOT", "CLASSES"),
-        ("COLORS", "IGNORE_LABEL", "MAX_IMAGES"),
-    ),
+_FORMATS: dict[str, Callable[..., None]] = {
+    "coco_panoptic": register_coco_panoptic,
+    "coco_instances": register_coco_instances,
+    "semantic": register_sem_seg,
 }
 
 
@@ -78,21 +63,30 @@ def register_custom(cfg: CfgNode) -> None:
     names: set[str] = set()
     for index, entry in enumerate(cfg.DATASETS.CUSTOM):
         where = f"DATASETS.CUSTOM[{index}]"
-        chosen = _check(entry, where)
-        if entry["NAME"] in names:
-            raise ValueError(f"{where}: the name {entry['NAME']!r} comes twice in DATASETS.CUSTOM")
-        names.add(entry["NAME"])
+        _check(entry, where)
+        name, form = entry["NAME"], entry["FORMAT"]
+        if name in names:
+            raise ValueError(f"{where}: the name {name!r} comes twice in DATASETS.CUSTOM")
+        names.add(name)
         arguments = {
-            key.lower(): _value(key, entry[key], where)
-            for key in (*chosen.needed, *chosen.optional)
-            if key in entry
+            key.lower(): _value(key, entry[key], where) for key in _keys(form) if key in entry
         }
-        policy = "raise" if entry["NAME"] in cfg.DATASETS.TEST else on_error
-        chosen.register(entry["NAME"], on_error=policy, **arguments)
+        policy = "raise" if name in cfg.DATASETS.TEST else on_error
+        _FORMATS[form](name, on_error=policy, **arguments)
 
 
-def _check(entry: Any, where: str) -> _Format:
-    """The format of an entry whose keys are right."""
+def _keys(form: str) -> dict[str, bool]:
+    """The keys that a format takes besides NAME and FORMAT, and whether it needs them."""
+    parameters = inspect.signature(_FORMATS[form]).parameters.values()
+    return {
+        parameter.name.upper(): parameter.default is parameter.empty
+        for parameter in parameters
+        if parameter.name not in ("name", "on_error")
+    }
+
+
+def _check(entry: Any, where: str) -> None:
+    """Raises ValueError unless the keys of an entry are right."""
     if not isinstance(entry, dict):
         raise ValueError(f"{where} must be a dict with NAME and FORMAT, not {entry!r}")
     name, form = entry.get("NAME"), entry.get("FORMAT")
@@ -100,17 +94,15 @@ def _check(entry: Any, where: str) -> _Format:
         raise ValueError(f"{where}: NAME must be a name for DATASETS.TRAIN and TEST, not {name!r}")
     if not isinstance(form, str) or form not in _FORMATS:
         raise ValueError(f"{where} ({name}): FORMAT is {form!r}; known are {', '.join(_FORMATS)}")
-    chosen = _FORMATS[form]
-    known = ("NAME", "FORMAT", *chosen.needed, *chosen.optional)
+    known = ("NAME", "FORMAT", *_keys(form))
     unknown = [str(key) for key in entry if key not in known]
     if unknown:
         raise ValueError(
             f"{where} ({name}): unknown key {unknown[0]!r}; {form} takes {', '.join(known)}"
         )
-    missing = [key for key in chosen.needed if key not in entry]
+    missing = [key for key, needed in _keys(form).items() if needed and key not in entry]
     if missing:
         raise ValueError(f"{where} ({name}): {form} needs {', '.join(missing)} too")
-    return chosen
 
 
 def _value(key: str, value: Any, where: str) -> Any:

@@ -230,19 +230,12 @@ def has_deep_channels(image: Image.Image) -> bool:
 
 @dataclass(frozen=True)
 class PictureHeader:
-    """What a picture's header says.
+    """What a picture's header says."""
 
-    Attributes:
-        mode: Pillow's.
-        deep: whether it has more than 8 bit a channel.
-        stored: (H, W) in pixels, as stored.
-        orientation: of the EXIF tag, 1 to 8; 1 is upright, 5 to 8 swap the sides.
-    """
-
-    mode: str
-    deep: bool
-    stored: tuple[int, int]
-    orientation: int
+    mode: str  # Pillow's
+    deep: bool  # whether it has more than 8 bit a channel
+    stored: tuple[int, int]  # (H, W) in pixels, as stored
+    orientation: int  # of the EXIF tag, 1 to 8; 1 is upright, 5 to 8 swap the sides
 
     @classmethod
     def of(cls, image: Image.Image) -> PictureHeader:

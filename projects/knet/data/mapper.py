@@ -210,11 +210,8 @@ class KNetDatasetMapper:
         """Rows and semantic map of a panoptic PNG; row 0 is void."""
         if not self.checked:
             raise_first(label_errors(record, size))
-        path, name, segments = (
-            record["pan_seg_file_name"],
-            describe(record),
-            record["segments_info"],
-        )
+        path, name = record["pan_seg_file_name"], describe(record)
+        segments = record["segments_info"]
         ids = read_panoptic_png(path, name, size, record["file_name"])
         check_label_size(ids, size, path, name, record["file_name"])
         rows = ids_to_rows(ids, segments, path, name)

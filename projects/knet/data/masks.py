@@ -21,12 +21,7 @@ Problem = tuple[str, str]  # kind of defect, problem
 
 
 def encode_segmentation(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
-    """The compressed RLE of a mask without errors (see :func:`segmentation_errors`).
-
-    Args:
-        segmentation: polygons, an RLE dict, or an (H, W) array.
-        size: (H, W) of the picture.
-    """
+    """The compressed RLE of a mask without errors; arguments as of :func:`segmentation_errors`."""
     if isinstance(segmentation, np.ndarray):
         return mask_util.encode(np.asfortranarray(segmentation, dtype=np.uint8))
     if isinstance(segmentation, dict):
@@ -40,16 +35,12 @@ def encode_segmentation(segmentation: Any, size: tuple[int, int]) -> dict[str, A
 def segmentation_errors(
     segmentation: Any, size: tuple[int, int] | None, file: str, record: str
 ) -> list[Defect]:
-    """What makes a mask unusable.
+    """What makes a mask unusable: errors, none if pycocotools can decode it.
 
     Args:
         segmentation: polygons, an RLE dict, or an (H, W) array.
         size: (H, W) of the picture, in pixels; None if it is not known.
-        file: to mend.
-        record: image and annotation, for :class:`Defect`.
-
-    Returns:
-        Errors; none if pycocotools can decode the mask.
+        file, record: to mend.
     """
     problem = _form_problem(segmentation, size)
     if problem is None and isinstance(segmentation, dict):

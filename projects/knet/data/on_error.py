@@ -31,18 +31,15 @@ Batch = list[dict[str, Any]]
 
 @dataclass
 class Scan:
-    """All records of a data set, usable or not, with what is wrong with them.
+    """All records of a data set, usable or not, with what is wrong with its annotations.
 
-    Attributes:
-        records: in Detectron2's format. Those of ``broken`` lack what could not be read.
-        broken: the positions of records that an error makes unusable.
-        lost: the number of images without any record, because not even their entry can be read.
-        defects: of the annotation files; pictures and label PNGs have not been looked at.
+    Pictures and label PNGs have not been looked at.
     """
 
-    records: Batch = field(default_factory=list)
+    records: Batch = field(default_factory=list)  # in Detectron2's format
+    # positions of records that an error makes unusable; they lack what could not be read
     broken: set[int] = field(default_factory=set)
-    lost: int = 0
+    lost: int = 0  # images without any record, because not even their entry can be read
     defects: list[Defect] = field(default_factory=list)
 
     @property
@@ -59,12 +56,7 @@ def check_on_error(on_error: str, where: str) -> str:
 
 
 def usable_records(scan: Scan, on_error: str, name: str) -> Batch:
-    """The records of a scan under a policy; one warning tells of errors, one of missing labels.
-
-    Args:
-        scan: of the data set.
-        on_error: ``raise`` or ``skip``.
-        name: of the data set, for the log.
+    """The records of a data set under a policy; a warning tells of errors, one of missing labels.
 
     Raises:
         DataError: under ``raise``, for the first error; it says how many more there are.

@@ -21,21 +21,15 @@ _MOST_IDS = 20  # unknown ids of a PNG that are named one by one
 def read_panoptic_png(
     path: str, record: str = "", size: tuple[int, int] | None = None, picture: str = ""
 ) -> np.ndarray:
-    """Reads a panoptic PNG.
+    """Reads a panoptic PNG: (H, W) uint32, segment ids; 0 is void.
 
     Args:
         path: of an 8 bit RGB (or RGBA, alpha is ignored) PNG.
-        record: that it belongs to, for messages.
+        record, picture: that it belongs to, for messages.
         size: (H, W) of its picture; a PNG of another number of pixels is not decoded.
-        picture: its name, for messages.
-
-    Returns:
-        (H, W) uint32, segment ids; 0 is void.
 
     Raises:
-        DataError: naming the file and the record, if it is missing (also a FileNotFoundError),
-            cannot be read, is no PNG, has no colour channels of 8 bit, or more or fewer pixels
-            than its picture.
+        DataError: as of :func:`open_png`, or it has no colour channels of 8 bit.
     """
     return inspect_panoptic_png(path, record, size, picture)[0]
 
@@ -79,8 +73,7 @@ def ids_to_rows(
     Args:
         ids: (H, W) uint32, as :func:`read_panoptic_png` gives.
         segments: the image's ``segments_info``, K dicts with ``"id"``.
-        path: of the PNG, for messages.
-        record: that it belongs to, for messages.
+        path, record: of the PNG, for messages.
 
     Returns:
         (H, W) integers in [0, K], uint8 if K < 256 else int32; 0 is void.

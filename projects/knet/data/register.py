@@ -35,11 +35,11 @@ PathLike = Union[str, "os.PathLike[str]"]
 class DataSet:
     """Reads the records of a data set that this package registered.
 
-    Attributes:
+    Args:
+        name: of the data set.
         arguments: that it was registered with, so that registering twice is told from a name clash.
         scan: reads every record and every defect of its annotations.
         on_error: the policy of what is read next.
-        left_out: the images that were lost to errors when the records were last read.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class DataSet:
         self.arguments = arguments
         self.scan = scan
         self.on_error = on_error
-        self.left_out = 0
+        self.left_out = 0  # images that were lost to errors when the records were last read
 
     def __call__(self) -> list[dict[str, Any]]:
         """The records under the policy; raises as `usable_records`."""

@@ -14,28 +14,16 @@ from knet.data.on_error import Scan
 
 @dataclass(frozen=True)
 class Pairing:
-    """Pictures and label PNGs of one relative path without suffix.
+    """Pictures and label PNGs of one relative path without suffix."""
 
-    Attributes:
-        pairs: (relative path without suffix, picture, label PNG) of each, sorted.
-        defects: one for each file without a counterpart.
-        error: for all of these, None if there is no such file.
-        left_out: a message for each kind of picture that is not read.
-    """
-
-    pairs: list[tuple[str, Path, Path]]
-    defects: list[Defect]
-    error: DataError | None
-    left_out: list[str]
+    pairs: list[tuple[str, Path, Path]]  # (that path, picture, label PNG) of each, sorted
+    defects: list[Defect]  # one for each file without a counterpart
+    error: DataError | None  # for all of these, if there are any
+    left_out: list[str]  # a message for each kind of picture that is not read
 
 
 def pair_images_with_labels(image_root: Path, sem_seg_root: Path, where: str) -> Pairing:
     """Pairs pictures and label PNGs by their relative paths without suffix.
-
-    Args:
-        image_root: folder of the pictures, at any depth.
-        sem_seg_root: folder of the label PNGs, arranged alike.
-        where: what the files belong to, for messages.
 
     Raises:
         ValueError: if one folder holds the other; a DataError if there is no picture, or two

@@ -29,8 +29,7 @@ def polygon_warnings(
         polygons: [x0, y0, x1, y1, …] each, in pixels, without an error
             (see :func:`knet.data.masks.segmentation_errors`).
         size: (H, W) of the picture.
-        file: to mend.
-        record: image and annotation, for :class:`Defect`.
+        file, record: to mend.
     """
     found = Defects(file, record)
     for index, polygon in enumerate(polygons):
@@ -57,11 +56,7 @@ def polygon_warnings(
 
 
 def polygon_within(polygons: Sequence[Sequence[float]]) -> tuple[int, int] | None:
-    """Positions of a polygon and of another one around all its points, or None.
-
-    Args:
-        polygons: of one object, without errors.
-    """
+    """Positions of a polygon and of another one around all its points, or None; of one object."""
     if len(polygons) < 2:
         return None
     points = [np.asarray(polygon, np.float64).reshape(-1, 2) for polygon in polygons]
