@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from knet.data.check.record import Expected, check_record
+from knet.data.check.record import Expected, inspect_record
 from knet.data.coco_instances import scan_coco_instances
 
 from ..good_sets import make_good
@@ -18,7 +18,7 @@ def test_all_defects_of_a_record_are_named(tmp_path):
         "segmentation": [[99, 1, 120, 1, 99, 9], [1, 1, float("nan"), 1, 9, 9]],
     }
     record["annotations"] += [far, {"category_id": 0, "segmentation": np.zeros((3, 3), bool)}]
-    found = check_record(record, Expected(annotation_file="x.json", thing_ids=[0, 1]))
+    found = inspect_record(record, Expected(annotation_file="x.json", thing_ids=[0, 1])).defects
     assert [(d.kind, d.record) for d in found] == [
         ("image-missing", "image 5"),
         ("polygon-outside", "image 5, annotation 3 of 4"),
@@ -43,9 +43,9 @@ def test_records_of_others(tmp_path):
         ({"pan_seg_file_name": png, "segments_info": [{"category_id": 1}]}, ["missing-key"]),
         ({"pan_seg_file_name": png, "segments_info": []}, ["png-id-unknown"] * 2),
     ):
-        found = check_record({**record, **labels}, Expected())
+        found = inspect_record({**record, **labels}, Expected()).defects
         assert [defect.kind for defect in found] == kinds
-    assert [d.kind for d in check_record({"image_id": 3}, Expected())] == ["missing-key"]
-    (defect,) = check_record({**record, "annotations": 5}, Expected())
+    assert [d.kind for d in inspect_record({"image_id": 3}, Expected()).defects] == ["missing-key"]
+    (defect,) = inspect_record({**record, "annotations": 5}, Expected()).defects
     assert (defect.kind, defect.file, defect.record) == ("record-unchecked", picture, "image 3")
     assert defect.problem.startswith("cannot be checked: TypeError")

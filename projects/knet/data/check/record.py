@@ -72,11 +72,6 @@ class RecordSummary:
     defects: list[Defect] = field(default_factory=list)
 
 
-def check_record(record: Mapping[str, Any], expected: Expected) -> list[Defect]:
-    """All that is wrong with picture and labels of a record in Detectron2's format."""
-    return inspect_record(record, expected).defects
-
-
 def inspect_record(record: Mapping[str, Any], expected: Expected) -> RecordSummary:
     """Reads picture and labels of a record once.
 
