@@ -6,8 +6,6 @@ from detectron2.config import CfgNode
 
 from knet.data.images import MAX_PIXELS
 
-__all__ = ["add_data_config"]
-
 
 def add_data_config(cfg: CfgNode) -> None:
     """Adds the keys that :class:`knet.data.KNetDatasetMapper` reads to a config, in place.

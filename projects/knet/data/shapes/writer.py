@@ -29,8 +29,6 @@ from knet.data.panoptic_png import write_panoptic_png
 from knet.data.shapes.scene import THING_NAMES, Scene, draw_scene
 from knet.files import whole_folder, write_json
 
-__all__ = ["SHAPES_CATEGORIES", "is_current", "write_shapes"]
-
 logger = logging.getLogger(__name__)
 
 # Part of the hash: raise it whenever the drawing or the format changes.
