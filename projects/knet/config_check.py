@@ -16,7 +16,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import META_ARCH_REGISTRY
 
 from knet.config_file import flat_keys, shown
-from knet.data.annotations.image_files import FORMATS
+from knet.data.images import FORMATS
 from knet.modeling.semantic import PIXEL_DECODERS
 
 __all__ = ["check_config"]

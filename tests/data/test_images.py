@@ -13,11 +13,17 @@ import torch
 from PIL import Image
 from workload import peak_memory
 
-from knet.data.annotations.image_files import MAX_PIXELS, TooManyPixelsError, open_image
-from knet.data.annotations.label_files import open_label_png
-from knet.data.annotations.panoptic_png import read_panoptic_png
-from knet.data.annotations.pictures import check_picture, read_header, read_picture
 from knet.data.defects import DataError
+from knet.data.images import (
+    MAX_PIXELS,
+    TooManyPixelsError,
+    check_picture,
+    open_image,
+    read_header,
+    read_picture,
+)
+from knet.data.label_png import open_label_png
+from knet.data.panoptic_png import read_panoptic_png
 from knet.predictor import KNetPredictor
 
 

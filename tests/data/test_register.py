@@ -16,7 +16,7 @@ from knet.data import (
     register_coco_panoptic,
     register_shapes,
 )
-from knet.data.registration.builtin import register_builtin
+from knet.data.custom import register_builtin
 
 THINGS = ["disc", "square", "triangle", "star"]
 STUFF = ["plain", "stripes", "checks", "dots"]

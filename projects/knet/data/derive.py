@@ -10,23 +10,19 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from pycocotools import mask as mask_util
 
-from knet.data.annotations.coco_file import load_json
-from knet.data.annotations.coco_panoptic_json import scan_coco_panoptic
-from knet.data.annotations.label_files import save_labels
-from knet.data.annotations.panoptic_png import ids_to_rows, read_panoptic_png
-from knet.data.defects import DataError, describe, make_defect, raise_first
-from knet.data.labels import check_label_size
-from knet.data.registration.categories import panoptic_metadata, read_categories
+from knet.data.categories import panoptic_metadata, read_categories
+from knet.data.coco_file import load_json
+from knet.data.coco_panoptic import scan_coco_panoptic
+from knet.data.defects import describe, failure, raise_first
+from knet.data.label_png import IGNORE_LABEL, check_label_size, save_labels
+from knet.data.panoptic_png import ids_to_rows, read_panoptic_png
 from knet.files import write_json
-
-__all__ = ["panoptic_to_instances", "panoptic_to_semantic", "read_panoptic"]
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +86,7 @@ def panoptic_to_semantic(
     out_root: str,
     *,
     class_ids: Mapping[int, int],
-    ignore_label: int = 255,
+    ignore_label: int = IGNORE_LABEL,
 ) -> int:
     """Writes one semantic label PNG an image, under the relative path of its panoptic PNG.
 
@@ -126,23 +122,13 @@ def panoptic_to_semantic(
     return count
 
 
-@dataclass(frozen=True)
-class PanopticSource:
-    """Panoptic annotations without an error.
-
-    Attributes:
-        path: of the JSON.
-        content: of the JSON.
-        root: folder of the PNGs.
-        records: as training reads them.
-        category_ids: contiguous class → category id.
-    """
+class PanopticSource(NamedTuple):
+    """Panoptic annotations without an error."""
 
     path: str
     content: dict[str, Any]
-    root: str
-    records: list[dict[str, Any]]
-    category_ids: dict[int, int]
+    records: list[dict[str, Any]]  # as training reads them
+    category_ids: dict[int, int]  # contiguous class → category id
 
 
 def read_panoptic(panoptic_json: str, panoptic_root: str) -> PanopticSource:
@@ -164,7 +150,7 @@ def read_panoptic(panoptic_json: str, panoptic_root: str) -> PanopticSource:
     raise_first(scan.defects)
     class_ids = meta["stuff_dataset_id_to_contiguous_id"]
     category_ids = {index: category for category, index in class_ids.items()}
-    return PanopticSource(panoptic_json, content, panoptic_root, scan.records, category_ids)
+    return PanopticSource(panoptic_json, content, scan.records, category_ids)
 
 
 def _iterate(source: PanopticSource) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
@@ -194,7 +180,5 @@ def _below(root: str, record: dict[str, Any]) -> str:
         problem = f"its PNG is not below {root}"
         mend = "give file_name relative to the folder of the PNGs"
         name = describe(record)
-        raise DataError(
-            make_defect("bad-value", record["pan_seg_file_name"], name, problem, mend=mend)
-        )
+        raise failure("bad-value", record["pan_seg_file_name"], name, problem, mend=mend)
     return path

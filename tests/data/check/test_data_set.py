@@ -11,10 +11,7 @@ from PIL import Image
 
 from knet.config import get_cfg_from_file
 from knet.data import register_custom
-from knet.data.annotations.polygons import polygon_within
-from knet.data.check.data_set import check_dataset
-from knet.data.check.with_config import add_config_defects
-from knet.data.labels import repeated_masks
+from knet.data.check.data_set import add_config_defects, check_dataset
 from knet.data.loader import build_train_loader
 
 from ..good_sets import make_good
@@ -121,25 +118,3 @@ def test_pictures_of_the_training_in_the_test_set(tmp_path):
     reports = [check_dataset(name) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)]
     add_config_defects(reports, cfg)
     assert [len(report.defects) for report in reports] == [0, 3]
-
-
-def test_repeated_masks_are_those_of_one_class():
-    import pycocotools.mask as mask_util
-
-    masks = np.zeros((5, 40, 60), np.uint8)
-    masks[0, 2:30, 2:30] = masks[2, 2:30, 2:30] = masks[3, 2:30, 2:30] = 1
-    masks[1, 2:30, 3:31] = 1  # as large, elsewhere
-    masks[4, 2:30, 2:30] = 1
-    masks[4, 2, 2:9] = 0
-    rles = mask_util.encode(np.asfortranarray(masks.transpose(1, 2, 0)))
-    assert repeated_masks(rles, [1, 1, 1, 2, 1]) == [(2, 0), (4, 0)]
-    assert repeated_masks([], []) == []
-
-
-def test_polygon_within():
-    outer, ring = [0, 0, 20, 0, 20, 20, 0, 20], [12, 12, 30, 12, 30, 30, 12, 30]
-    notch = [0, 0, 20, 0, 20, 20, 10, 1, 0, 20]  # a V: what lies between its arms is outside
-    inner = [8, 12, 12, 12, 10, 15]
-    assert polygon_within([outer, ring]) is None
-    assert polygon_within([ring, inner, outer]) == (1, 2)
-    assert polygon_within([notch, inner]) is None

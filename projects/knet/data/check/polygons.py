@@ -1,12 +1,14 @@
-"""Defects of a polygon's points: no numbers, beyond the picture, edges that cross."""
+"""Polygons that can be used, but look wrong: beyond the picture, edges that cross, holes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
+import shapely
 
-__all__ = ["TooManyPairs", "crossing_edges", "polygon_errors", "polygon_warnings", "polygon_within"]
+from knet.data.defects import Defect, Defects
+from knet.data.masks import TOLERANCE, extent, part
 
 # A crossing shallower than this (pixels) is rounding: outlines from masks touch themselves often.
 _DEPTH = 1e-2
@@ -18,107 +20,56 @@ class TooManyPairs(ValueError):
     """More pairs of edges might cross than are tested."""
 
 
-def polygon_errors(
-    polygon: Sequence[float], size: tuple[int, int], *, tolerance: float
-) -> Iterator[tuple[str, str]]:
-    """(kind of defect, problem) of a polygon that cannot be used.
+def polygon_warnings(
+    polygons: Sequence[Sequence[float]], size: tuple[int, int], file: str, record: str
+) -> list[Defect]:
+    """What looks wrong with an object's polygons.
 
     Args:
-        polygon: [x0, y0, x1, y1, …] in pixels, an even number of coordinates.
+        polygons: [x0, y0, x1, y1, …] each, in pixels, without an error
+            (see :func:`knet.data.masks.segmentation_errors`).
         size: (H, W) of the picture.
-        tolerance: pixels that points may lie beyond the border.
+        file, record: to mend.
     """
-    try:
-        values = np.asarray(polygon)
-    except ValueError:  # lists of several lengths within the list
-        values = np.array(None)
-    # None would become NaN, "9" a number, True 1.
-    if values.ndim != 1 or values.dtype.kind not in "iuf" or bool in set(map(type, polygon)):
-        yield "polygon-coordinates", "coordinates that are no numbers"
-        return
-    if not np.isfinite(values).all():
-        wrong = values[~np.isfinite(values)][0]
-        yield "polygon-coordinates", f"a coordinate is {wrong}"
-        return
-    x, y = values[::2], values[1::2]
-    height, width = size
-    low, high = (x.min(), y.min()), (x.max(), y.max())
-    outside = any(
-        most < -tolerance or least > side + tolerance
-        for least, most, side in zip(low, high, (width, height))
-    )
-    # Rasterising walks along each edge: far points would cost time and memory without end.
-    far = any(
-        least < -side - tolerance or most > 2 * side + tolerance
-        for least, most, side in zip(low, high, (width, height))
-    )
-    if outside or far:
-        what = "wholly outside" if outside else "far outside"
-        yield "polygon-outside", f"the polygon lies {what} the picture ({_extent(x, y, size)})"
-
-
-def polygon_warnings(
-    polygon: Sequence[float], size: tuple[int, int], *, tolerance: float
-) -> Iterator[tuple[str, str]]:
-    """(kind of defect, problem) of a polygon that can be used, but looks wrong.
-
-    Args: as in :func:`polygon_errors`, which found nothing.
-    """
-    points = np.asarray(polygon, np.float64).reshape(-1, 2)
-    x, y = points.T
-    height, width = size
-    if (
-        min(x.min(), y.min()) < -tolerance
-        or x.max() > width + tolerance
-        or y.max() > height + tolerance
-    ):
-        text = f"the polygon lies partly outside the picture ({_extent(x, y, size)})"
-        yield "polygon-outside", text
-    try:
-        crossing = crossing_edges(points)
-    except TooManyPairs:
-        crossing = None
-        yield "polygon-unchecked", f"not checked for self-intersection: {len(points)} points"
-    if crossing is not None:
-        first, second = crossing
-        yield (
-            "polygon-self-intersecting",
-            f"the edges from points {first + 1} and {second + 1} of {len(points)} cross",
-        )
-
-
-def _extent(x: np.ndarray, y: np.ndarray, size: tuple[int, int]) -> str:
-    return f"x {x.min():g} to {x.max():g} of {size[1]}, y {y.min():g} to {y.max():g} of {size[0]}"
+    found = Defects(file, record)
+    for index, polygon in enumerate(polygons):
+        which = part(index, polygons)
+        points = np.asarray(polygon, np.float64).reshape(-1, 2)
+        if points.min() < -TOLERANCE or (points.max(axis=0) > np.add(size[::-1], TOLERANCE)).any():
+            text = f"{which}the polygon lies partly outside the picture ({extent(points, size)})"
+            found.add("polygon-outside", text, severity="warning")
+        try:
+            crossing = crossing_edges(points)
+        except TooManyPairs:
+            text = f"{which}not checked for self-intersection: {len(points)} points"
+            found.add("polygon-unchecked", text)
+            continue
+        if crossing is not None:
+            first, second = crossing
+            text = f"the edges from points {first + 1} and {second + 1} of {len(points)} cross"
+            found.add("polygon-self-intersecting", which + text)
+    nested = polygon_within(polygons)
+    if nested is not None:
+        text = f"polygon {nested[0] + 1} of {len(polygons)} lies within polygon {nested[1] + 1}"
+        found.add("polygon-within-polygon", f"{text}: it is filled, no hole")
+    return found
 
 
 def polygon_within(polygons: Sequence[Sequence[float]]) -> tuple[int, int] | None:
-    """Positions of a polygon and of another one around it, or None.
-
-    Args:
-        polygons: of one object, without errors. Of those that would take more than ``2**22`` tests
-            (points by edges) nothing is said.
-    """
-    points = [np.asarray(polygon, np.float64).reshape(-1, 2) for polygon in polygons]
-    if len(points) < 2:
+    """Positions of a polygon and of another one around all its points, or None; of one object."""
+    if len(polygons) < 2:
         return None
+    points = [np.asarray(polygon, np.float64).reshape(-1, 2) for polygon in polygons]
     low = np.array([own.min(axis=0) for own in points])
     high = np.array([own.max(axis=0) for own in points])
     for inner, own in enumerate(points):
         around = ((low < low[inner]) & (high > high[inner])).all(axis=1)
         for outer in np.flatnonzero(around).tolist():
-            if len(own) * len(points[outer]) <= _MOST_PAIRS and _inside(own, points[outer]).all():
+            outline = shapely.polygons(points[outer])
+            shapely.prepare(outline)
+            if shapely.contains_xy(outline, own).all():
                 return inner, outer
     return None
-
-
-def _inside(points: np.ndarray, outline: np.ndarray) -> np.ndarray:
-    """(P,) whether points lie within a closed polygon: a ray to the left crosses it oddly often."""
-    x, y = points[:, :1], points[:, 1:]
-    start, end = outline, np.roll(outline, -1, axis=0)
-    spans = (start[:, 1] > y) != (end[:, 1] > y)
-    rise = np.where(start[:, 1] == end[:, 1], 1.0, end[:, 1] - start[:, 1])
-    crossing = start[:, 0] + (y - start[:, 1]) * (end[:, 0] - start[:, 0]) / rise
-    return (spans & (crossing < x)).sum(axis=1) % 2 == 1
 
 
 def crossing_edges(points: np.ndarray) -> tuple[int, int] | None:

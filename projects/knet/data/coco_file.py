@@ -5,31 +5,15 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from knet.data.defects import DataError, Defect, make_defect
+from knet.data.defects import Defect, Defects, failure, make_defect
 
 _LONGEST_SIDE = 10**6  # more is no picture, and would cost memory without end
 _MOST_PIXELS = 2**32 - 1  # of a picture: run lengths hold no more
-
-__all__ = [
-    "entries",
-    "find_image",
-    "image_part",
-    "is_box",
-    "is_count",
-    "is_id",
-    "is_number",
-    "is_text",
-    "load_json",
-    "missing_keys",
-    "number_defects",
-    "read_images",
-    "shared_files",
-]
 
 
 def load_json(path: str) -> dict[str, Any]:
@@ -43,43 +27,41 @@ def load_json(path: str) -> dict[str, Any]:
         with open(path, encoding="utf-8-sig") as stream:
             content = json.load(stream)
     except ValueError as error:  # JSON's and the decoder's errors are both one
-        raise DataError(make_defect("json-invalid", path, "", f"is not JSON: {error}")) from error
+        raise failure("json-invalid", path, "", f"is not JSON: {error}") from error
     except RecursionError as error:
         problem = "is not COCO's JSON: lists or objects within each other without end"
-        raise DataError(make_defect("json-invalid", path, "", problem)) from error
+        raise failure("json-invalid", path, "", problem) from error
     if not isinstance(content, dict):
         problem = f"holds a {type(content).__name__}, not an object with `images`, `categories` …"
-        raise DataError(make_defect("json-invalid", path, "", problem))
+        raise failure("json-invalid", path, "", problem)
     return content
 
 
 def entries(
-    content: Mapping[str, Any], key: str, path: str, defects: list[Defect], *, needed: bool = True
+    content: Mapping[str, Any], key: str, defects: Defects
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """(position, entry) of each dict in a list of the file; adds a defect for all else.
 
     Raises:
         DataError: if the list itself is missing or no list.
     """
-    if key not in content and not needed:
-        return
-    if not isinstance(content.get(key), list):
-        kind = "bad-value" if key in content else "missing-key"
-        problem = f"`{key}` is no list" if key in content else f"lacks `{key}`"
-        raise DataError(make_defect(kind, path, "", problem))
+    if key not in content:
+        raise failure("missing-key", defects.file, "", f"lacks `{key}`")
+    if not isinstance(content[key], list):
+        raise failure("bad-value", defects.file, "", f"`{key}` is no list")
     for position, entry in enumerate(content[key]):
         if isinstance(entry, dict):
             yield position, entry
         else:
             problem = f"is a {type(entry).__name__}, not an object"
-            defects.append(make_defect("bad-value", path, f"{key}[{position}]", problem))
+            defects.add("bad-value", problem, f"{key}[{position}]")
 
 
 def is_id(value: Any, *, text: bool = False) -> bool:
     """Whether a value can be an id: a whole number, or also text."""
-    return (isinstance(value, int) and not isinstance(value, bool)) or (
-        text and isinstance(value, str)
-    )
+    if isinstance(value, str):
+        return text
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:
@@ -91,11 +73,8 @@ def is_number(value: Any) -> bool:
 
 def is_box(value: Any) -> bool:
     """Whether a value can be a box: four numbers."""
-    return (
-        isinstance(value, (list, tuple, np.ndarray))
-        and len(value) == 4
-        and all(map(is_number, value))
-    )
+    four = isinstance(value, (list, tuple, np.ndarray)) and len(value) == 4
+    return four and all(map(is_number, value))
 
 
 def is_count(value: Any) -> bool:
@@ -110,27 +89,40 @@ def is_text(value: Any) -> bool:
     return not any("\ud800" <= letter <= "\udfff" for letter in value)  # half a character
 
 
-def missing_keys(
-    entry: Mapping[str, Any], needed: tuple[str, ...], path: str, record: str
-) -> list[Defect]:
-    """A defect for the keys that an entry lacks."""
+# key → whether a value is right, and what it should be
+Rules = Mapping[str, tuple[Callable[[Any], bool], str]]
+IMAGE_RULES: Rules = {
+    "id": (lambda value: is_id(value, text=True), "a whole number or text"),
+    "file_name": (lambda value: value and is_text(value), "a path"),
+    "height": (is_count, "a number of pixels"),
+    "width": (is_count, "a number of pixels"),
+}
+LABEL_RULES: Rules = {
+    "iscrowd": (lambda value: value in (0, 1), "0 or 1"),
+    "area": (is_number, "a number of pixels"),
+}
+
+
+def check_keys(entry: Mapping[str, Any], needed: Iterable[str], found: Defects) -> bool:
+    """Whether an entry has these keys; else adds a defect."""
     missing = [key for key in needed if key not in entry]
-    if not missing:
-        return []
-    return [make_defect("missing-key", path, record, f"lacks {', '.join(missing)}")]
+    if missing:
+        found.add("missing-key", f"lacks {', '.join(missing)}")
+    return not missing
 
 
-def number_defects(
-    entry: Mapping[str, Any], keys: tuple[str, ...], path: str, record: str
-) -> list[Defect]:
-    """Defects of keys that must hold whole numbers: missing, or something else."""
-    found = missing_keys(entry, keys, path, record)
-    for key in keys:
-        value = entry.get(key, 0)
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-            problem = f"{key} is {value!r}, not a whole number"
-            found.append(make_defect("bad-value", path, record, problem))
-    return found
+def check_values(entry: Mapping[str, Any], rules: Rules, found: Defects) -> bool:
+    """Whether what an entry has of some keys is right; else adds a defect of each."""
+    wrong = [key for key, (right, _) in rules.items() if key in entry and not right(entry[key])]
+    for key in wrong:
+        found.add("bad-value", f"{key} is {entry[key]!r}, not {rules[key][1]}")
+    return not wrong
+
+
+def check_numbers(entry: Mapping[str, Any], keys: tuple[str, ...], found: Defects) -> bool:
+    """Whether these keys are there and hold whole numbers; else adds defects."""
+    right = check_keys(entry, keys, found)
+    return check_values(entry, dict.fromkeys(keys, (is_id, "a whole number")), found) and right
 
 
 def image_part(image: Mapping[str, Any], image_root: str) -> dict[str, Any]:
@@ -141,14 +133,13 @@ def image_part(image: Mapping[str, Any], image_root: str) -> dict[str, Any]:
 
 
 def read_images(
-    content: Mapping[str, Any], path: str, defects: list[Defect], *, sizes: bool
+    content: Mapping[str, Any], defects: Defects, *, sizes: bool
 ) -> tuple[dict[Any, dict[str, Any]], set[Any]]:
     """The usable images of a file by id.
 
     Args:
         content: of the file.
-        path: of the file, for defects.
-        defects: what is wrong is added to it.
+        defects: of the file; what is wrong is added to it.
         sizes: whether height and width must be there.
 
     Raises:
@@ -162,39 +153,29 @@ def read_images(
     images: dict[Any, dict[str, Any]] = {}
     broken: set[Any] = set()
     if content.get("images") == []:
-        raise DataError(make_defect("no-images", path, "", "holds no images"))
+        raise failure("no-images", defects.file, "", "holds no images")
     needed = ("id", "file_name") + (("height", "width") if sizes else ())
-    for position, image in entries(content, "images", path, defects):
+    for position, image in entries(content, "images", defects):
         known = is_id(image.get("id"), text=True)
-        record = f"image {image['id']}" if known else f"images[{position}]"
-        found = missing_keys(image, needed, path, record)
-        if "id" in image and not known:
-            problem = f"id is {image['id']!r}, not a whole number or text"
-            found.append(make_defect("bad-value", path, record, problem))
-        if "file_name" in image and not (image["file_name"] and is_text(image["file_name"])):
-            problem = f"file_name is {image['file_name']!r}, not a path"
-            found.append(make_defect("bad-value", path, record, problem))
-        for key in ("height", "width"):
-            if key in image and not is_count(image[key]):
-                problem = f"{key} is {image[key]!r}, not a number of pixels"
-                found.append(make_defect("bad-value", path, record, problem))
+        found = defects.at(f"image {image['id']}" if known else f"images[{position}]")
+        check_keys(image, needed, found)
+        check_values(image, IMAGE_RULES, found)
         if not found and image.get("height", 0) * image.get("width", 0) > _MOST_PIXELS:
-            problem = f"height {image['height']} times width {image['width']} is no picture's size"
-            found.append(make_defect("bad-value", path, record, problem))
+            sides = f"height {image['height']} times width {image['width']}"
+            found.add("bad-value", f"{sides} is no picture's size")
         if not found and image["id"] in images:
             names = f"{images[image['id']]['file_name']!r} and {image['file_name']!r}"
-            problem = f"the id comes twice, for {names}"
-            found.append(make_defect("duplicate-image-id", path, record, problem))
+            found.add("duplicate-image-id", f"the id comes twice, for {names}")
         elif not found:
             images[image["id"]] = image
         if found and known:
             broken.add(image["id"])
-        defects.extend(found)
+        defects += found
     text = next((key for key in images if isinstance(key, str)), None)
     number = next((key for key in images if not isinstance(key, str)), None)
     if text is not None and number is not None:
         problem = f"some image ids are text ({text!r}), others numbers ({number})"
-        defects.append(make_defect("mixed-image-ids", path, "", problem))
+        defects.add("mixed-image-ids", problem)
     return images, broken
 
 
@@ -202,22 +183,19 @@ def find_image(
     entry: Mapping[str, Any],
     images: Mapping[Any, dict[str, Any]],
     broken: Collection[Any],
-    path: str,
+    found: Defects,
     record: str,
-) -> tuple[dict[str, Any] | None, list[Defect]]:
-    """The image of an annotation, None if it has none, and a defect if nobody has its id.
+) -> dict[str, Any] | None:
+    """The image of an annotation, None if it has none; adds a defect if nobody has its id.
 
-    Args:
-        entry: the annotation.
-        images, broken: as :func:`read_images` gives.
-        path, record: of the annotation, for the defect.
+    ``images`` and ``broken`` are those of :func:`read_images`, ``record`` names the annotation.
     """
     image_id = entry.get("image_id")
     known = is_id(image_id, text=True)
     if known and image_id in images:
-        return images[image_id], []
+        return images[image_id]
     if "image_id" not in entry or (known and image_id in broken):
-        return None, []
+        return None
     problem = f"image_id {image_id!r} is no image's id"
     other: Any = None
     if isinstance(image_id, str):
@@ -228,7 +206,8 @@ def find_image(
         other = int(image_id) if image_id in images else None
     if other in images:
         problem += f": the image's is {other!r}, of another type"
-    return None, [make_defect("orphan-annotation", path, record, problem)]
+    found.add("orphan-annotation", problem, record)
+    return None
 
 
 def shared_files(
@@ -240,9 +219,8 @@ def shared_files(
     """A defect of each record whose file is also that of an earlier one, by position.
 
     Args:
-        records: of a data set.
+        records: of a data set, read from the annotations at ``path``.
         key: of the file's path in them.
-        path: of the annotations, for the defects.
         labels: what is evaluated under the file's name; it is an error if they differ. None: a
             warning in any case.
     """

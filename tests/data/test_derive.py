@@ -10,7 +10,6 @@ from knet.data import (
     DataError,
     panoptic_to_instances,
     panoptic_to_semantic,
-    read_panoptic_png,
     write_panoptic_png,
 )
 
@@ -48,22 +47,6 @@ def tiny(tmp_path):
 def _save(tiny):
     tiny[0].write_text(json.dumps(tiny[2]))
     return str(tiny[0]), str(tiny[1])
-
-
-def test_png_round_trip(tmp_path):
-    ids = np.array([[0, 1, 255], [256, 65536, 2**24 - 1]])
-    write_panoptic_png(str(tmp_path / "x.png"), ids)
-    rgb = np.array(Image.open(tmp_path / "x.png")).astype(int)
-    np.testing.assert_array_equal(rgb @ [1, 256, 65536], ids)
-    read = read_panoptic_png(str(tmp_path / "x.png"))
-    assert read.dtype == np.uint32
-    np.testing.assert_array_equal(read, ids)
-
-
-def test_png_with_alpha(tmp_path):
-    rgba = np.full((2, 2, 4), [1, 2, 0, 7], np.uint8)
-    Image.fromarray(rgba).save(tmp_path / "x.png")
-    assert (read_panoptic_png(str(tmp_path / "x.png")) == 513).all()
 
 
 def test_instances(tiny, tmp_path):
