@@ -14,6 +14,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 from PIL import Image
 
+from knet.data import images, label_png
 from knet.data.derive import panoptic_to_instances
 from knet.evaluation import build_evaluator, instance_dataset
 from knet.evaluation.instances import InstanceEvaluator
