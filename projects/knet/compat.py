@@ -117,7 +117,7 @@ def _import_model_zoo() -> None:
     Only this import sees the substitute: elsewhere one without the other functions would mislead.
     """
     import detectron2.checkpoint
-    import detectron2.modeling  # noqa: F401  (what model_zoo imports, before the substitute)
+    import detectron2.modeling  # what model_zoo imports, before the substitute
 
     substitute = types.ModuleType("pkg_resources")
     substitute.resource_filename = _resource_filename  # type: ignore[attr-defined]
@@ -145,7 +145,7 @@ def _offer_panopticapi() -> None:
 
 
 def _stand_in(name: str, **attributes: str) -> None:
-    """Put a module where none is; its attributes, `module:name`, are imported when they are used."""
+    """Put a module where none is; its attributes, `module:name`, are imported at their use."""
 
     def lookup(attribute: str) -> Any:
         if attribute not in attributes:

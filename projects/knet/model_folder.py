@@ -11,7 +11,7 @@ from typing import Any
 
 from detectron2.data import Metadata
 
-from knet.checkpoint.integrity import digest
+from knet.checkpoint.write_file import digest
 from knet.files import read_text, write_json
 from knet.modeling.classes import ClassIds
 

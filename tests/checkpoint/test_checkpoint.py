@@ -8,13 +8,13 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from knet.checkpoint.backbone_weights import import_backbone
 from knet.checkpoint.checkpointer import KNetCheckpointer
 from knet.checkpoint.published_names import (
     import_published,
     to_our_name,
     to_published_name,
 )
+from knet.checkpoint.recognise import import_backbone
 
 SHAPES = Path(__file__).parents[1] / "golden" / "published_shapes.json"
 
