@@ -65,9 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _check(args: argparse.Namespace) -> int:
     shapes = read_shapes(args.check)
-    comparison = compare(_build(args, shapes), shapes)
-    print(comparison)
-    return 0 if comparison.equal else 1
+    equal, text = compare(_build(args, shapes), shapes)
+    print(text)
+    return 0 if equal else 1
 
 
 def _convert(args: argparse.Namespace) -> int:

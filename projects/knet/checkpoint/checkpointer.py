@@ -17,8 +17,8 @@ from knet.checkpoint.newest import (
     LAST,
     Newest,
     check_state,
+    find_newest,
     last_run,
-    newest_for_all,
     require_finite_state,
 )
 from knet.checkpoint.read_file import read_file
@@ -148,9 +148,9 @@ class KNetCheckpointer(DetectionCheckpointer):
         Raises:
             ValueError: the folder has checkpoints, but none is whole; or as `load`.
         """
-        found = Newest("", [])
+        found = Newest()
         if resume:
-            found = newest_for_all(self.save_dir, self.checkpointables, trust=self.trust)
+            found = find_newest(self.save_dir, self.checkpointables, trust=self.trust)
         for reason in found.passed_over:
             logger.warning("passed over: %s", reason)
         self.resumed = found.path

@@ -8,7 +8,7 @@ that starts afresh among the files of an earlier, longer one does not go on with
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,36 +23,25 @@ LAST = "last_checkpoint"
 
 
 class Newest(NamedTuple):
-    """What `newest_whole` found.
+    """What was found in a folder.
 
     Attributes:
-        path: of the checkpoint; empty if the folder has none.
+        path: of the newest whole checkpoint; empty if there is none.
         passed_over: of files that are not whole or lack something, why, a sentence each.
-        saved: what the checkpoint holds, in the main process.
+        saved: what the checkpoint holds; None outside of the main process.
+        error: why there is none in a folder that should have one.
     """
 
-    path: str
-    passed_over: list[str]
+    path: str = ""
+    passed_over: Sequence[str] = ()
     saved: Any = None
+    error: str = ""
 
 
-def newest_for_all(folder: str | Path, parts: Collection[str], *, trust: bool = False) -> Newest:
-    """`newest_whole` of the main process, in all of them; so is its error."""
-    found: Newest | ValueError = Newest("", [])
-    if comm.is_main_process():
-        try:
-            found = newest_whole(folder, parts, trust=trust)
-        except ValueError as error:
-            found = error
-    saved = found.saved if isinstance(found, Newest) else None
-    found = comm.all_gather(found._replace(saved=None) if isinstance(found, Newest) else found)[0]
-    if isinstance(found, ValueError):
-        raise found
-    return found._replace(saved=saved)
-
-
-def newest_whole(folder: str | Path, parts: Collection[str], *, trust: bool = False) -> Newest:
+def find_newest(folder: str | Path, parts: Collection[str], *, trust: bool = False) -> Newest:
     """Find the newest checkpoint and check that it is as it was written.
+
+    The main process does so, for all of them.
 
     Args:
         folder: of a training.
@@ -62,6 +51,14 @@ def newest_whole(folder: str | Path, parts: Collection[str], *, trust: bool = Fa
     Raises:
         ValueError: the folder has checkpoints, but none is whole.
     """
+    found = _find(folder, parts, trust) if comm.is_main_process() else Newest()
+    shared = comm.all_gather(found._replace(saved=None))[0]
+    if shared.error:
+        raise ValueError(shared.error)
+    return shared._replace(saved=found.saved)
+
+
+def _find(folder: str | Path, parts: Collection[str], trust: bool) -> Newest:
     candidates, passed_over = [], []
     last = _last(folder)
     for path in _files(folder):
@@ -90,17 +87,18 @@ def newest_whole(folder: str | Path, parts: Collection[str], *, trust: bool = Fa
             return Newest(str(path), passed_over, read_file(str(path), trust=trust))
         except ValueError as error:
             passed_over.append(str(error))
+    error = ""
     if passed_over:
-        raise ValueError(
+        error = (
             f"{folder}: no checkpoint there is whole, so there is nothing to resume from: "
             f"{'; '.join(passed_over)}. Put a whole one there, or move these away to start anew"
         )
-    if last is not None:
-        raise ValueError(
+    elif last is not None:
+        error = (
             f"{folder}: {LAST} is there ({last!r}), but no checkpoint of a training: put it back, "
             f"or remove {LAST} to start anew"
         )
-    return Newest("", [])
+    return Newest(error=error)
 
 
 def last_run(folder: str | Path, *, trust: bool = False) -> int:

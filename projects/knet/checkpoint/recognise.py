@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,21 +83,28 @@ def _recognise(saved: Any, model_state: Mapping[str, Tensor]) -> Weights:
     state = _strip({_name(name): _tensor(name, value) for name, value in values.items()})
     rest = {} if entry is None else {k: v for k, v in saved.items() if k != entry}
     left_out: Counter[str] = Counter()
-
-    def leave_out(reason: str, names: Collection[str]) -> None:
-        left_out[reason] += len(names)
-        for name in names:
-            del state[name]
-
-    leave_out("attention masks and indices", [name for name in state if is_derived(name)])
+    _leave_out(state, left_out, "attention masks and indices", is_derived)
     # Caffe2 keeps the optimiser's state beside the weights
-    leave_out("momentum", [name for name in state if name.endswith("_momentum")])
+    _leave_out(state, left_out, "momentum", lambda name: name.endswith("_momentum"))
     weights = _in_our_names(state, rest, entry, model_state, left_out)
-    state = weights.state
     if model_state:  # a batch norm that the model froze has no counter
-        counters = [name for name in state if name.endswith(".num_batches_tracked")]
-        leave_out("num_batches_tracked", [name for name in counters if name not in model_state])
+        counter = "num_batches_tracked"
+        _leave_out(
+            weights.state,
+            left_out,
+            counter,
+            lambda name: name.endswith(f".{counter}") and name not in model_state,
+        )
     return weights
+
+
+def _leave_out(
+    state: dict[str, Tensor], left_out: Counter[str], reason: str, fits: Callable[[str], bool]
+) -> None:
+    """Drop values by their names, in place, and count them."""
+    for name in list(filter(fits, state)):
+        del state[name]
+        left_out[reason] += 1
 
 
 def _in_our_names(
