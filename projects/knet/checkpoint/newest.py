@@ -87,18 +87,17 @@ def _find(folder: str | Path, parts: Collection[str], trust: bool) -> Newest:
             return Newest(str(path), passed_over, read_file(str(path), trust=trust))
         except ValueError as error:
             passed_over.append(str(error))
-    error = ""
     if passed_over:
-        error = (
-            f"{folder}: no checkpoint there is whole, so there is nothing to resume from: "
+        return Newest(
+            error=f"{folder}: no checkpoint there is whole, so there is nothing to resume from: "
             f"{'; '.join(passed_over)}. Put a whole one there, or move these away to start anew"
         )
-    elif last is not None:
-        error = (
-            f"{folder}: {LAST} is there ({last!r}), but no checkpoint of a training: put it back, "
-            f"or remove {LAST} to start anew"
+    if last is not None:
+        return Newest(
+            error=f"{folder}: {LAST} is there ({last!r}), but no checkpoint of a training: put it "
+            f"back, or remove {LAST} to start anew"
         )
-    return Newest(error=error)
+    return Newest()
 
 
 def last_run(folder: str | Path, *, trust: bool = False) -> int:

@@ -10,7 +10,6 @@ structure is checked.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import logging
 import os
@@ -27,11 +26,6 @@ import torch
 from torch import Tensor
 
 from knet.checkpoint.write_file import DIGEST, digest
-
-try:
-    multiarray: Any = importlib.import_module("numpy._core.multiarray")
-except ModuleNotFoundError:  # numpy < 2
-    multiarray = importlib.import_module("numpy.core.multiarray")
 
 logger = logging.getLogger(__name__)
 
@@ -61,12 +55,12 @@ def _asks_for(what: str) -> _Refused:
 
 def _empty_array(subtype: Any, shape: Any, dtype: Any) -> np.ndarray:
     """Arrays are made empty and get their values afterwards."""
-    return multiarray._reconstruct(np.ndarray, (0,), b"b")
+    return np.empty(0, "b")
 
 
-def _scalar(dtype: Any, value: Any) -> Any:
-    """Without a value it would be as many zeros as its type asks for."""
-    return multiarray.scalar(dtype, value)
+def _scalar(dtype: np.dtype, value: bytes | str) -> Any:
+    """A number from its bytes, which Python 2 wrote as text."""
+    return np.frombuffer(value.encode("latin1") if isinstance(value, str) else value, dtype)[0]
 
 
 def _dtype(*arguments: Any) -> np.dtype:

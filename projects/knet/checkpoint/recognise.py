@@ -39,21 +39,27 @@ class Weights:
     """Weights of a file.
 
     Attributes:
-        kind: of file and model, in words.
         state: names and values, ours.
+        kind: of file and model, in words.
         classes: names of the classes, if the file has them.
         left_out: how many values were not taken, by the reason.
-        rest: what else the file holds, such as the state of a training.
+        rest: what else a checkpoint of ours holds, such as the state of a training.
         heuristics: names were Detectron2's of some version or Caffe2's, and are ours as far as a
             model was given, with which Detectron2's heuristics match them.
     """
 
-    kind: str
     state: dict[str, Tensor]
+    kind: str = "Detectron2 weights"
     classes: ClassNames | None = None
     left_out: Counter[str] = field(default_factory=Counter)
     rest: dict[str, Any] = field(default_factory=dict)
     heuristics: bool = False
+
+    def leave_out(self, reason: str, fits: Callable[[str], bool]) -> None:
+        """Drop values by their names, and count them."""
+        for name in list(filter(fits, self.state)):
+            del self.state[name]
+            self.left_out[reason] += 1
 
 
 def recognise(saved: Any, model_state: Mapping[str, Tensor], *, name: str) -> Weights:
@@ -80,62 +86,47 @@ def recognise(saved: Any, model_state: Mapping[str, Tensor], *, name: str) -> We
 
 def _recognise(saved: Any, model_state: Mapping[str, Tensor]) -> Weights:
     entry, values = _find_state(saved)
-    state = _strip({_name(name): _tensor(name, value) for name, value in values.items()})
-    rest = {} if entry is None else {k: v for k, v in saved.items() if k != entry}
-    left_out: Counter[str] = Counter()
-    _leave_out(state, left_out, "attention masks and indices", is_derived)
+    weights = Weights(_strip({_name(k): _tensor(k, value) for k, value in values.items()}))
+    weights.leave_out("attention masks and indices", is_derived)
     # Caffe2 keeps the optimiser's state beside the weights
-    _leave_out(state, left_out, "momentum", lambda name: name.endswith("_momentum"))
-    weights = _in_our_names(state, rest, entry, model_state, left_out)
+    weights.leave_out("momentum", lambda name: name.endswith("_momentum"))
+    rest = {} if entry is None else {k: v for k, v in saved.items() if k != entry}
+    _use_our_names(weights, entry, rest, model_state)
     if model_state:  # a batch norm that the model froze has no counter
-        counter = "num_batches_tracked"
-        _leave_out(
-            weights.state,
-            left_out,
-            counter,
-            lambda name: name.endswith(f".{counter}") and name not in model_state,
+        counter = ".num_batches_tracked"
+        weights.leave_out(
+            counter[1:], lambda name: name.endswith(counter) and name not in model_state
         )
     return weights
 
 
-def _leave_out(
-    state: dict[str, Tensor], left_out: Counter[str], reason: str, fits: Callable[[str], bool]
+def _use_our_names(
+    weights: Weights, entry: str | None, rest: dict[str, Any], model_state: Mapping[str, Tensor]
 ) -> None:
-    """Drop values by their names, in place, and count them."""
-    for name in list(filter(fits, state)):
-        del state[name]
-        left_out[reason] += 1
-
-
-def _in_our_names(
-    state: dict[str, Tensor],
-    rest: dict[str, Any],
-    entry: str | None,
-    model_state: Mapping[str, Tensor],
-    left_out: Counter[str],
-) -> Weights:
+    state = weights.state
+    bare_caffe2 = entry is None and any(_CAFFE2.match(name) for name in state)
+    # OpenMMLab's backbones share some of our names, but less than half
+    known = [n for n in state if n in model_state or n.startswith("backbone.bottom_up.")]
     if any(name.startswith(_PUBLISHED) for name in state):
         semantic = any(name.startswith("decode_head.") for name in state)
-        kind = f"OpenMMLab {'semantic' if semantic else 'instance or panoptic'} K-Net checkpoint"
-        classes = ClassNames.from_openmmlab(rest.get("meta"))
-        return Weights(kind, _import_published(state), classes, left_out)
-    bare_caffe2 = entry is None and any(_CAFFE2.match(name) for name in state)
-    heuristics = rest.get("matching_heuristics") is True
-    if heuristics or entry in ("blobs", "model_state") or bare_caffe2:
+        task = "semantic" if semantic else "instance or panoptic"
+        weights.kind = f"OpenMMLab {task} K-Net checkpoint"
+        weights.state = _import_published(state)
+        weights.classes = ClassNames.from_openmmlab(rest.get("meta"))
+    elif (
+        rest.get("matching_heuristics") is True or entry in ("blobs", "model_state") or bare_caffe2
+    ):
         author = rest.get("__author__")
         caffe2 = bare_caffe2 or entry == "blobs" or (isinstance(author, str) and author == "Caffe2")
-        kind = "Caffe2 weights" if caffe2 else "Detectron2 weights"
-        state = _align(state, model_state, kind) if model_state else state
-        return Weights(kind, state, None, left_out, heuristics=True)
-    if any(name.startswith("heads.") for name in state):
-        kind = "K-Net checkpoint" if "trainer" in rest else "K-Net weights"
-        return Weights(kind, state, ClassNames.from_dict(rest.get("classes")), left_out, rest)
-    # more than half: OpenMMLab's backbones share some of our names
-    known = sum(name in model_state or name.startswith("backbone.bottom_up.") for name in state)
-    if 2 * known > len(state):
-        return Weights("Detectron2 weights", state, None, left_out)
-    kind, state = import_backbone(state, model_state.keys(), left_out)
-    return Weights(kind, state, None, left_out)
+        weights.kind = "Caffe2 weights" if caffe2 else "Detectron2 weights"
+        weights.heuristics = True
+        _align(weights, model_state, caffe2)
+    elif any(name.startswith("heads.") for name in state):
+        weights.kind = "K-Net checkpoint" if "trainer" in rest else "K-Net weights"
+        weights.classes = ClassNames.from_dict(rest.get("classes"))
+        weights.rest = rest
+    elif 2 * len(known) <= len(state):
+        weights.kind, weights.state = import_backbone(state, model_state.keys(), weights.left_out)
 
 
 def _find_state(saved: Any) -> tuple[str | None, Mapping[str, Any]]:
@@ -229,17 +220,18 @@ def _import_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         ) from error
 
 
-def _align(
-    state: dict[str, Tensor], model_state: Mapping[str, Tensor], kind: str
-) -> dict[str, Tensor]:
+def _align(weights: Weights, model_state: Mapping[str, Tensor], caffe2: bool) -> None:
+    """Match names with a model's, if there is one."""
+    if not model_state:
+        return
     try:
-        return align_and_update_state_dicts(
-            dict(model_state), state, c2_conversion=kind == "Caffe2 weights"
+        weights.state = align_and_update_state_dicts(
+            dict(model_state), weights.state, c2_conversion=caffe2
         )
     except Exception as error:  # the heuristics take odd names and shapes for granted
         raise ValueError(
-            f"{kind} that cannot be matched with the model ({error}): copy or download the file "
-            "again"
+            f"{weights.kind} that cannot be matched with the model ({error}): copy or download "
+            "the file again"
         ) from error
 
 
