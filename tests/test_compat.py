@@ -48,12 +48,14 @@ def test_applying_twice_changes_nothing() -> None:
 # ---- library attributes --------------------------------------------------------------------------
 
 
+@needs_detectron2
 def test_pillow_linear() -> None:
     from PIL import Image
 
     assert Image.LINEAR == Image.BILINEAR
 
 
+@needs_detectron2
 def test_present_attributes_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     import numpy
     from PIL import Image
@@ -68,6 +70,7 @@ def test_present_attributes_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> N
     assert numpy.bool is numpy_bool
 
 
+@needs_detectron2
 def test_numpy_aliases() -> None:
     import numpy as np
 
@@ -299,6 +302,7 @@ def test_panopticapi_is_offered_where_it_is_missing() -> None:
         from panopticapi.utils import IdGenerator  # noqa: F401
 
 
+@needs_detectron2
 def test_a_real_panopticapi_comes_first(tmp_path: Path) -> None:
     package = tmp_path / "panopticapi"
     package.mkdir()

@@ -168,6 +168,11 @@ def read_file(path: str, *, name: str = "", trust: bool = False) -> Any:
     return saved
 
 
+def peek(path: str | os.PathLike[str], *, trust: bool = False) -> Any:
+    """What a .pth file holds, unchecked, with tensors that are not read; errors are of any kind."""
+    return _load(path, trust, mmap=True)
+
+
 def _load(path: str | os.PathLike[str], trust: bool, *, mmap: bool = False) -> Any:
     with torch.serialization.safe_globals(_TORCH_ALLOWED):
         return torch.load(path, map_location="cpu", weights_only=not trust, mmap=mmap)
@@ -185,11 +190,6 @@ def _read_torch(path: str, size: int, trust: bool) -> Any:
                 "what PyTorch reads only with trust (such as another pickle protocol than its own)"
             ) from error
         raise
-
-
-def peek(path: str | os.PathLike[str], *, trust: bool = False) -> Any:
-    """What a .pth file holds, unchecked, with tensors that are not read; errors are of any kind."""
-    return _load(path, trust, mmap=True)
 
 
 def _read_zip(path: str, size: int, trust: bool) -> Any:
