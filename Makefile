@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # constraints.txt holds versions for Python 3.11 and newer; older ones use the ranges of setup.py.
 CONSTRAINTS = $$($(BIN)/python -c 'import sys; print("-c constraints.txt" * (sys.version_info >= (3, 11)))')
 
-.PHONY: help install demo test lint
+.PHONY: help install demo test test-quick lint
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -20,6 +20,7 @@ help:
 	@echo "make install   set up everything in $(VENV): PyTorch, Detectron2 v0.6, K-Net (some minutes, 6 GB)"
 	@echo "make demo      install, then run demo/run_demo.py"
 	@echo "make test      install, then run the tests"
+	@echo "make test-quick   the same without those that take seconds, a browser or an export"
 	@echo "make lint      install, then ruff and mypy"
 	@echo ""
 	@echo "PYTHON=python3.12 make install   uses another interpreter (3.9 or newer)"
@@ -34,6 +35,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal tests
+
+test-quick: $(STAMP)
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "not slow and not browser and not export" tests
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

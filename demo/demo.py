@@ -30,6 +30,7 @@ import numpy as np
 from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
+from knet.classes import class_ids_from_config
 from knet.config_file import check_pairs
 from knet.data.annotations.image_files import save_image
 from knet.data.annotations.pictures import read_picture
@@ -40,7 +41,6 @@ from knet.demo.video import CODECS, VideoReader, VideoWriter
 from knet.demo.window import Window
 from knet.errors import UserError, run_command
 from knet.modeling.build import is_semantic
-from knet.modeling.classes import class_ids_from_config
 from knet.predictor import KNetPredictor
 from knet.results.categories import categories_of
 from knet.results.coco_files import ResultFiles, image_ids

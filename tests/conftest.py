@@ -14,11 +14,30 @@ import knet  # noqa: F401  (before Detectron2)
 
 # isort: on
 import logging
+from pathlib import Path
 
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.logger import setup_logger
+
+
+ROOT = Path(__file__).parents[1]
+
+
+def pytest_configure():
+    """Tests name configs and tools as seen from the root, wherever pytest was started."""
+    os.chdir(ROOT)
+
+
+def pytest_collection_modifyitems(items):
+    """Whole folders are of one kind."""
+    for item in items:
+        place = item.path.relative_to(ROOT / "tests")
+        if place.parts[0] == "export":
+            item.add_marker(pytest.mark.export)
+        if item.path.name == "test_browser.py":
+            item.add_marker(pytest.mark.browser)
 
 
 @pytest.fixture(autouse=True)

@@ -38,7 +38,7 @@ PANOPTIC = "configs/shapes/panoptic.yaml"
     ("MODEL.KNET.NORM_GROUPS", 5, "must divide MODEL.KNET.HIDDEN_DIM"),
     ("MODEL.KNET.UPDATER_DIM", 48, "must divide MODEL.KNET.HIDDEN_DIM"),
     ("MODEL.KNET.LOSS.NUM_POINTS", -3, "at least 0"),
-    ("MODEL.KNET.RECOMPUTE", ("neck",), "'backbone', 'rounds'"),
+    ("MODEL.KNET.ACCEL.RECOMPUTE", ("neck",), "'backbone', 'rounds', 'losses'"),
     ("MODEL.KNET.SEMANTIC.NORM", "XN", "'SyncBN'"),
     ("MODEL.RESNETS.DEPTH", 51, "50, 101"),
     ("MODEL.RESNET_V1C.OUTPUT_STRIDE", 4, "8, 16, 32"),
@@ -125,7 +125,8 @@ def test_values_out_of_range_do_not_reach_the_model(base):
             build_model(changed)
         except ValueError as error:
             refused += 1
-            # a stride of the backbone is named by the map that has it
-            named = "MODEL.KNET.IN_FEATURES" if key.endswith("_STRIDE") else key
+            # what a map of the backbone has is named by the map
+            of_map = key.endswith(("_STRIDE", "SMALL_RESNET.CHANNELS")) and key not in str(error)
+            named = "MODEL.KNET.IN_FEATURES" if of_map else key
             assert named in str(error), (key, section[last], error)
     assert refused > 15

@@ -7,8 +7,8 @@ import json
 import pytest
 from detectron2.data import Metadata
 
+from knet.classes import ClassIds
 from knet.model_folder import read_classes, write_classes
-from knet.modeling.classes import ClassIds
 
 IDS = ClassIds((0, 1), (0,))
 GOOD = {

@@ -20,7 +20,7 @@ from knet.data import KNetDatasetMapper
 from knet.data.annotations.image_files import FORMATS
 from knet.export.metadata import describe
 from knet.export.program import build_graph
-from knet.modeling.meta_arch import KNet
+from knet.modeling.knet import KNet
 from knet.predictor import KNetPredictor
 
 _SPEC = importlib.util.spec_from_file_location(

@@ -13,10 +13,10 @@ from parity_semantic import build_heads as build_semantic_heads
 from torch import Tensor
 
 from knet.checkpoint.published_names import import_published, to_published_name
-from knet.inference.postprocess import InferenceOptions, postprocess
-from knet.inference.predictions import Frame, MaskPredictions, PixelPredictions
 from knet.modeling.criterion import KNetCriterion, LossWeights, SemanticCriterion
 from knet.modeling.matcher import MaskMatcher
+from knet.modeling.postprocess import InferenceOptions, postprocess
+from knet.modeling.predictions import Frame, MaskPredictions, PixelPredictions
 from knet.modeling.targets import BatchTargets, build_targets
 
 from . import reference, reference_training
@@ -76,7 +76,6 @@ def targets_of(annotations: dict, stuff: int, padded_size: tuple[int, int]):
         thing_masks=annotations["masks"],
         sem_seg=annotations["sem_seg"],
         stuff_ids=torch.tensor(ids, dtype=torch.int64),
-        padded_size=padded_size,
         stride=4,
     )
     truth = reference_training.ground_truth(
@@ -108,9 +107,12 @@ def test_training_agrees(seed, stuff, size, objects):
 
     annotations = [make_annotations(n, stuff, size[0] - 5, size[1] - 14) for n in objects]
     pairs = [targets_of(a, stuff, size) for a in annotations]
-    for ours, truth in pairs:
-        assert torch.equal(ours.thing_masks.float(), truth.masks)
-        assert torch.equal(ours.stuff_masks.float(), truth.stuff_masks)
+    targets = BatchTargets.collate(
+        [ours for ours, _ in pairs], torch.device("cpu"), [side // 4 for side in size]
+    )
+    for b, (ours, truth) in enumerate(pairs):
+        masks = targets.masks[targets.firsts[b] : targets.firsts[b + 1]].float()
+        assert torch.equal(masks, torch.cat([truth.masks, truth.stuff_masks]))
         assert torch.equal(ours.stuff_labels, truth.stuff_labels)
     criterion = KNetCriterion(
         num_thing_classes=THINGS,
@@ -118,7 +120,6 @@ def test_training_agrees(seed, stuff, size, objects):
         matcher=MaskMatcher(),
         weights=LossWeights(rank=0.1 if stuff else 0.0),
     )
-    targets = BatchTargets.collate([ours for ours, _ in pairs], torch.device("cpu"))
     losses = criterion(initial, outputs, targets)
     expected = reference_training.losses(
         start, rounds, [truth for _, truth in pairs], THINGS, with_rank=stuff > 0

@@ -42,7 +42,7 @@ from knet.evaluation.evaluators import Evaluators
 from knet.evaluation.instances import InstanceEvaluator
 from knet.evaluation.panoptic import PanopticEvaluator
 from knet.files import write_json
-from knet.inference.instances import mask_boxes
+from knet.modeling.instances import mask_boxes
 
 NAME, SCENES, OBJECTS, THINGS, STUFF = "drawn", 4, 8, 80, 53
 

@@ -21,10 +21,10 @@ from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Instances
 
 from knet.accel import accelerate
+from knet.classes import class_ids_from_config
 from knet.config import get_cfg_from_file
 from knet.data.registration.builtin import register_builtin
 from knet.data.registration.custom import register_custom
-from knet.modeling.classes import class_ids_from_config
 
 
 @dataclass(frozen=True)

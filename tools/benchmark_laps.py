@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-import knet.modeling.winograd  # noqa: F401  (registers operators)
+import knet.accel.winograd  # noqa: F401  (registers operators)
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 

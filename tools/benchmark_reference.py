@@ -13,7 +13,7 @@ from benchmark_sides import Trained, autocast, padded_size
 from detectron2.structures import ImageList
 from torch import Tensor
 
-from knet.modeling.fast_convolutions import use_usual_convolutions
+from knet.accel.convolutions import use_usual_convolutions
 
 
 class Reference:

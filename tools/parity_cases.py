@@ -9,18 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from parity_report import Report
 
 from knet.checkpoint.published_names import import_published, to_published_name
-from knet.inference.postprocess import InferenceOptions, postprocess
-from knet.inference.predictions import Frame, MaskPredictions
 from knet.modeling.criterion import KNetCriterion, LossWeights
-from knet.modeling.heads import KNetHeads
-from knet.modeling.kernel_head import KernelHead
-from knet.modeling.kernel_rounds import KernelRounds
-from knet.modeling.kernel_update import UpdateRound
+from knet.modeling.kernels import KernelHead, KernelRounds, KNetHeads, UpdateRound
 from knet.modeling.matcher import MaskMatcher
 from knet.modeling.neck import SemanticFPNNeck
+from knet.modeling.postprocess import InferenceOptions, postprocess
+from knet.modeling.predictions import Frame, MaskPredictions
 from knet.modeling.targets import BatchTargets, build_targets
 
 # a mask's probability this near to its threshold ties: summation order decides
@@ -101,16 +99,22 @@ def _targets(meta: dict, inputs: dict[str, torch.Tensor]) -> list:
     things = meta["dims"]["nt"]
     stuff_ids = torch.arange(things, things + meta["dims"]["ns"] if meta["panoptic"] else things)
     sem_seg = inputs.get("gt.semantic_seg_full_res")
-    return [
+    height, width = (side // 4 for side in meta["dims"]["pad"])
+    targets = [
         build_targets(
             thing_labels=inputs[f"gt.img{b}.labels"],
             thing_masks=inputs[f"gt.img{b}.masks_full_res"],
             sem_seg=None if sem_seg is None else sem_seg[b].long(),
             stuff_ids=stuff_ids,
-            padded_size=tuple(meta["dims"]["pad"]),
             stride=4,
         )
         for b in range(len(meta["img_metas"]))
+    ]
+    return [
+        t._replace(
+            masks=F.pad(t.masks, (0, width - t.masks.shape[2], 0, height - t.masks.shape[1]))
+        )
+        for t in targets
     ]
 
 

@@ -12,14 +12,14 @@ from parity_report import Report
 from torch import Tensor, nn
 
 from knet.checkpoint.published_names import import_published, to_published_name
-from knet.inference.instances import InstanceSelection
-from knet.inference.panoptic import PanopticFusion, kernel_scores
-from knet.inference.resize import MaskResizer
-from knet.modeling.kernel_update import KernelUpdater, UpdateRound
+from knet.modeling.instances import InstanceSelection
+from knet.modeling.kernels import KernelUpdater, UpdateRound
 from knet.modeling.losses import AllPixels, class_focal_sum, owner_sum, pixel_focal_sum
 from knet.modeling.matcher import MaskMatcher
 from knet.modeling.neck import SemanticFPNNeck
-from knet.modeling.position_encoding import SinePositionEncoding
+from knet.modeling.panoptic import PanopticFusion, kernel_scores
+from knet.modeling.positions import SinePositionEncoding
+from knet.modeling.resize import MaskResizer
 
 Arrays = Mapping[str, Tensor]
 _ROUND = "roi_head.mask_head.0."

@@ -12,14 +12,10 @@ from parity_report import Report
 from torch import nn
 
 from knet.checkpoint.published_names import import_published, to_published_name
-from knet.inference.predictions import Frame, PixelPredictions
 from knet.modeling.criterion import SemanticCriterion
-from knet.modeling.grouping import soft_groups
-from knet.modeling.heads import SemanticHeads
-from knet.modeling.kernel_rounds import KernelRounds
-from knet.modeling.kernel_update import UpdateRound
-from knet.modeling.pixel_classifier import PixelClassifier
-from knet.modeling.pixel_decoders import PIXEL_DECODERS, FCNDecoder
+from knet.modeling.kernels import KernelRounds, UpdateRound, soft_groups
+from knet.modeling.predictions import Frame, PixelPredictions
+from knet.modeling.semantic import PIXEL_DECODERS, FCNDecoder, PixelClassifier, SemanticHeads
 
 _ROUNDS = 3
 # gradients below this share of the largest are rounding noise: softmax cancels some biases

@@ -31,6 +31,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.logger import setup_logger
 
+from knet.classes import class_ids_from_config
 from knet.config import get_cfg_from_file
 from knet.data.annotations.pictures import read_picture
 from knet.data.registration.builtin import register_builtin
@@ -40,7 +41,6 @@ from knet.errors import UserError, run_command
 from knet.evaluation import build_evaluator
 from knet.files import write_text
 from knet.modeling.build import is_semantic
-from knet.modeling.classes import class_ids_from_config
 from knet.predictor import KNetPredictor
 from knet.report.collect import MEASURES, ReportCollector
 from knet.report.evaluate import choose_task, evaluate, has_truth

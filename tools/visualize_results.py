@@ -25,7 +25,7 @@ from knet.data.registration.builtin import register_builtin
 from knet.data.registration.custom import register_custom
 from knet.demo.model_arguments import split_config_keys
 from knet.errors import UserError, run_command
-from knet.modeling.test_time_augmentation import KNetWithTTA
+from knet.tta import KNetWithTTA
 from knet.visualization import write_sheets
 from knet.visualizer import DRAWN_SCORE, TASKS
 

@@ -1,8 +1,8 @@
 """K-Net for Detectron2: segmentation by a small set of learned, updated kernels.
 
 Importing ``knet`` registers the meta-architecture with Detectron2. Without Detectron2 the parts
-that need torch alone stay importable, such as ``knet.modeling.kernel_update``,
-``knet.modeling.losses`` and ``knet.inference.panoptic``.
+that need torch alone stay importable, such as ``knet.modeling.kernels``,
+``knet.modeling.losses`` and ``knet.modeling.panoptic``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if detectron2_installed():
         apply_shims()  # before anything else imports detectron2
 
         from knet.config import add_knet_config
-        from knet.modeling.meta_arch import KNet
+        from knet.modeling.knet import KNet
 else:
 
     def __getattr__(name: str) -> object:

@@ -26,6 +26,10 @@ def add_knet_config(cfg: CN) -> None:
 
 
 def _add_model_config(cfg: CN) -> None:
+    # of configs that were written before: inference is no longer compiled, see ACCEL
+    cfg.register_deprecated_key("MODEL.KNET.COMPILE")
+    cfg.register_deprecated_key("MODEL.KNET.FAST_CONVOLUTIONS")
+    cfg.register_renamed_key("MODEL.KNET.RECOMPUTE", "MODEL.KNET.ACCEL.RECOMPUTE")
     # Detectron2's default is another model, which a config without it would train in silence
     cfg.MODEL.META_ARCHITECTURE = "KNet"
     cfg.MODEL.KNET = knet = CN()
@@ -72,15 +76,20 @@ def _add_model_config(cfg: CN) -> None:
     # training batches are padded to at least this (height, width), as published with crops
     knet.MIN_TRAIN_SIZE = (0, 0)
     knet.CHANNELS_LAST = True
-    # large float32 maps on a CPU are convolved by methods of our own, with fewer multiplications;
-    # equal up to rounding
-    knet.FAST_CONVOLUTIONS = True
-    # inference runs code of torch.compile, from the images to the last round: the first image takes
-    # a minute, the others less time than before
-    knet.COMPILE = False
-    # less memory, more time in training: activations of "backbone" (a ResNet's stages) and "rounds"
-    # are dropped and computed again for the gradients
-    knet.RECOMPUTE = ()
+
+    # what train_net.py and the predictor do for speed (knet/accel): batch norms folded into
+    # convolutions in inference; on a CPU faster convolutions, losses and fusion in parts that fit
+    # into caches; on a GPU CUDA graphs. False: the plain model, whose results differ by rounding
+    knet.ACCEL = CN()
+    knet.ACCEL.ENABLED = True
+    # type of weights and features in inference: "float16" and "bfloat16" are faster on a GPU and
+    # round results; sums over pixels and what kernels go through stay float32
+    knet.ACCEL.DTYPE = "float32"
+    # a GPU keeps graphs for this many padded sizes of batches, the least recently used goes; or 0
+    knet.ACCEL.GRAPHS = 32
+    # less memory, more time in training: activations of "backbone" (a ResNet's stages), "rounds",
+    # "losses" (enlarged masks; on a CPU never kept) are computed again for the gradients
+    knet.ACCEL.RECOMPUTE = ()
 
     # semantic models only
     knet.SEMANTIC = CN()
@@ -132,6 +141,9 @@ def _add_model_config(cfg: CN) -> None:
     # of their own mask, become void
     knet.TEST.THING_THRESH = 0.3
     knet.TEST.OVERLAP_THRESH = 0.6
+    # instance and panoptic models: megabytes of masks at the size of the image that are held at a
+    # time; changes no result
+    knet.TEST.MASK_MEMORY = 1024
     # semantic models: predict large images in windows of this (height, width), whose logits are
     # averaged where they overlap; empty: whole images. STRIDE is 2/3 of SIZE by default
     knet.TEST.WINDOW = CN()

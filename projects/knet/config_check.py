@@ -17,8 +17,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 
 from knet.config_file import flat_keys, shown, value_of
 from knet.data.annotations.image_files import FORMATS
-from knet.modeling.pixel_decoders import PIXEL_DECODERS
-from knet.modeling.recompute import RECOMPUTABLE
+from knet.modeling.semantic import PIXEL_DECODERS
 
 
 class Rule(NamedTuple):
@@ -117,7 +116,9 @@ _RULES: dict[str, Rule] = {
     "MODEL.KNET.CLASS_PRIOR": Rule("above 0 and below 1", lambda v: _DROP.holds(v) and v > 0),
     "MODEL.KNET.SIZE_DIVISIBILITY": _whole(1, 2**12),
     "MODEL.KNET.MIN_TRAIN_SIZE": _list(_whole(0, 2**16), count=2),
-    "MODEL.KNET.RECOMPUTE": _list(_choice(*RECOMPUTABLE)),
+    "MODEL.KNET.ACCEL.DTYPE": _choice("float32", "float16", "bfloat16"),
+    "MODEL.KNET.ACCEL.GRAPHS": _whole(0, 2**12),
+    "MODEL.KNET.ACCEL.RECOMPUTE": _list(_choice("backbone", "rounds", "losses")),
     "MODEL.KNET.SEMANTIC.NORM": _choice(*_BATCH_NORMS, "GN", "LN"),
     "MODEL.KNET.SEMANTIC.DROPOUT": _DROP,
     "MODEL.KNET.SEMANTIC.AUX_DIM": _WIDTH,
@@ -126,6 +127,7 @@ _RULES: dict[str, Rule] = {
     "MODEL.KNET.COST.*_WEIGHT": _WEIGHT,
     "MODEL.KNET.TEST.*_THRESH": _SHARE,
     "MODEL.KNET.TEST.MIN_AREA": _whole(0),
+    "MODEL.KNET.TEST.MASK_MEMORY": _whole(1, 2**20),
     "MODEL.KNET.TEST.CLASSES": _list(
         Rule("a name or label", lambda v: isinstance(v, (str, int)) and not isinstance(v, bool))
     ),
@@ -256,6 +258,10 @@ def _model_relations(cfg: CfgNode) -> Iterator[tuple[str, str]]:
     if learned and len(knet.IN_FEATURES) < 2:
         text = "masks are predicted at the stride of the second, so there must be two or more"
         yield "MODEL.KNET.IN_FEATURES", text
+    for key, without in (("DTYPE", "float32"), ("RECOMPUTE", ())):
+        if not knet.ACCEL.ENABLED and knet.ACCEL[key] not in (without, list(without)):
+            text = f"without MODEL.KNET.ACCEL.ENABLED it must be {shown(without)}"
+            yield f"MODEL.KNET.ACCEL.{key}", text
     groups = 32  # of Detectron2's GN
     widths = {}
     if not learned and knet.SEMANTIC.NORM == "GN":

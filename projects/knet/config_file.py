@@ -189,6 +189,11 @@ def merge_content(
     for key, given in content.items():
         name = f"{where}{key}"
         if key not in cfg and not (cfg.is_new_allowed() and isinstance(key, str)):
+            if root.key_is_deprecated(name):  # says so
+                continue
+            if root.key_is_renamed(name):
+                problems += merge_pairs(root, [root.__dict__[CN.RENAMED_KEYS][name], given])
+                continue
             while isinstance(given, dict) and len(given) == 1:  # the key in an unknown section
                 ((inner, given),) = given.items()
                 name = f"{name}.{inner}"

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from knet.inference.panoptic import kernel_scores
-from knet.inference.predictions import MaskPredictions, PixelPredictions
+from knet.classes import class_ids_from_config
 from knet.modeling.build import is_semantic
-from knet.modeling.classes import class_ids_from_config
-from knet.modeling.meta_arch import KNet
+from knet.modeling.knet import KNet
+from knet.modeling.panoptic import kernel_scores
+from knet.modeling.predictions import MaskPredictions, PixelPredictions
 from knet.predictor import KNetPredictor
 from knet.results.categories import categories_of
 from knet.visualizer import DRAWN_SCORE

@@ -12,8 +12,8 @@ from typing import Any
 from detectron2.data import Metadata
 
 from knet.checkpoint.write_file import digest
+from knet.classes import ClassIds
 from knet.files import read_text, write_json
-from knet.modeling.classes import ClassIds
 
 logger = logging.getLogger(__name__)
 

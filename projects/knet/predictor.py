@@ -24,10 +24,11 @@ from detectron2.modeling import build_model
 from PIL import Image
 from torch import nn
 
-from knet.accel import accelerate
+from knet.accel import accelerate_as_configured
 from knet.checkpoint.checkpointer import KNetCheckpointer
 from knet.checkpoint.class_names import ClassNames
 from knet.checkpoint.write_file import write_weights
+from knet.classes import class_ids_from_config, class_names, find_classes
 from knet.config import get_cfg_from_file
 from knet.data import register_custom
 from knet.data.annotations.image_files import (
@@ -52,9 +53,7 @@ from knet.model_folder import (
     write_classes,
 )
 from knet.modeling.build import is_semantic
-from knet.modeling.class_choice import find_classes
-from knet.modeling.classes import class_ids_from_config, class_names
-from knet.modeling.test_time_augmentation import KNetWithTTA
+from knet.tta import KNetWithTTA
 
 Picture = Union[str, "os.PathLike[str]", np.ndarray, Image.Image]
 
@@ -71,7 +70,7 @@ class KNetPredictor:
     def __init__(self, cfg: CfgNode, model: nn.Module, metadata: Metadata) -> None:
         self.cfg = cfg
         self.metadata = metadata
-        self._plain = accelerate(model.eval())
+        self._plain = accelerate_as_configured(model.eval(), cfg)
         self.model = KNetWithTTA(cfg, model).eval() if cfg.TEST.AUG.ENABLED else self._plain
         self._resize = T.AugmentationList(
             [] if cfg.TEST.AUG.ENABLED else build_knet_augmentation(cfg, is_train=False)

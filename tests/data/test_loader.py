@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog
-from detectron2.structures import BitMasks, Instances
+from detectron2.modeling import build_model
 from PIL import Image
 
 from knet.data.defects import DataError, MissingFileError
 from knet.data.loader import (
     ResumableBatchSampler,
     SeededDataset,
-    _pinnable,
     build_train_loader,
 )
 from knet.data.mapper import KNetDatasetMapper
 from knet.data.skip_report import SkipReport
 from knet.errors import UserError, one_line
+from knet.training.trainer import Trainer
 
 
 def take(sampler, count):
@@ -262,17 +262,21 @@ def test_errors_of_workers_are_clear_in_an_evaluation_too(tiny_cfg, monkeypatch)
     assert "in full" in str(caught.value.__cause__)
 
 
-def test_all_tensors_of_a_batch_can_be_pinned(monkeypatch):
-    """The loader's own function reaches masks and classes, not only what lies in the dict."""
-    instances = Instances((4, 6))
-    instances.gt_masks = BitMasks(torch.ones(2, 4, 6, dtype=torch.bool))
-    instances.gt_classes = torch.tensor([3, 1])
-    record = {"image": torch.zeros(3, 4, 6), "instances": instances, "height": 4}
+def test_workers_make_the_targets_and_all_tensors_of_a_batch_can_be_pinned(tiny_cfg, monkeypatch):
+    model = build_model(tiny_cfg).train()
+    raw, ready = (
+        next(iter(Trainer.build_train_loader(tiny_cfg, seed=4, prepare=prepare)))
+        for prepare in (None, model.task.prepare)
+    )
+    assert all("instances" in x and "targets" not in x for x in raw)
+    assert all(set(y) == {*x, "targets"} - {"instances", "sem_seg"} for x, y in zip(raw, ready))
+    losses = model(raw)
+    for name, loss in model(ready).items():
+        assert torch.equal(loss, losses[name]), name
     pinned = []
     monkeypatch.setattr(
         torch.Tensor, "pin_memory", lambda self, *_: pinned.append(tuple(self.shape)) or self
     )
-    (found,) = torch.utils.data._utils.pin_memory.pin_memory(_pinnable([record]), "cuda")
-    assert sorted(pinned) == [(2,), (2, 4, 6), (3, 4, 6)]
-    assert found["instances"].gt_classes.tolist() == [3, 1]
-    assert found["instances"].gt_masks.tensor.all() and found["height"] == 4
+    (found, *_) = torch.utils.data._utils.pin_memory.pin_memory(ready, "cuda")
+    assert len(pinned) == 4 * len(ready)  # image, labels of things and stuff, masks
+    assert torch.equal(found["targets"].masks, ready[0]["targets"].masks)

@@ -8,10 +8,9 @@ from functools import partial
 import pytest
 import torch
 
-from knet.accel.streamed import StreamedPixels
+from knet.accel.streamed_losses import StreamedPixels
 from knet.modeling.criterion import KNetCriterion, LossWeights, _paint
-from knet.modeling.kernel_head import InitialKernels
-from knet.modeling.kernel_update import RoundOutput
+from knet.modeling.kernels import InitialKernels, RoundOutput
 from knet.modeling.losses import AllPixels, SampledPoints
 from knet.modeling.matcher import MaskMatcher
 from knet.modeling.targets import BatchTargets, ImageTargets
@@ -122,7 +121,7 @@ def test_every_loss_is_there_and_reaches_every_prediction(kernels, things, stuff
 
 _MEMORY = """
 import json, resource, torch
-from knet.accel.streamed import StreamedPixels
+from knet.accel.streamed_losses import StreamedPixels
 from tests.modeling.test_criterion import _batch, _criterion, _predictions, _targets
 torch.manual_seed(0)
 initial, rounds = _predictions(2, 300, 1, 0, (128, 128))

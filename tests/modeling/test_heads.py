@@ -5,15 +5,17 @@ import math
 import pytest
 import torch
 
-from knet.modeling.grouping import gather_features, hard_groups, soft_groups
-from knet.modeling.heads import SemanticHeads
-from knet.modeling.kernel_head import KernelHead
-from knet.modeling.kernel_rounds import KernelRounds
-from knet.modeling.kernel_update import UpdateRound
+from knet.modeling.kernels import (
+    KernelHead,
+    KernelRounds,
+    UpdateRound,
+    gather_features,
+    hard_groups,
+    soft_groups,
+)
 from knet.modeling.neck import SemanticFPNNeck
-from knet.modeling.pixel_classifier import PixelClassifier
-from knet.modeling.pixel_decoders import FCNDecoder
-from knet.modeling.position_encoding import SinePositionEncoding
+from knet.modeling.positions import SinePositionEncoding
+from knet.modeling.semantic import FCNDecoder, PixelClassifier, SemanticHeads
 
 
 def make_head(stuff=3, kernels=6, dim=64):

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from knet.modeling.losses import (
     AllPixels,
+    RecomputedPixels,
     class_focal_sum,
     cross_entropy_and_dice,
     focal_terms,
@@ -63,3 +64,26 @@ def test_no_mask_costs_nothing_but_stays_in_the_graph():
     total = AllPixels().owner_sum(nothing, torch.full((2, 16, 16), -1))
     assert total.item() == 0
     assert torch.autograd.grad(total, nothing)[0].shape == (2, 0, 8, 8)
+
+
+@pytest.mark.parametrize("name", ["mask_sums", "owner_sum", "class_sum"])
+def test_recomputed_sums_are_the_same_and_keep_no_enlarged_map(name):
+    torch.manual_seed(0)
+    maps = torch.randn(*((2,) if name != "mask_sums" else ()), 5, 12, 16, requires_grad=True)
+    if name == "mask_sums":
+        rest = ((torch.rand(3, 24, 32) > 0.5).half(), torch.tensor([0, 2, 2, 1, 0]))
+    else:
+        rest = (torch.randint(0, 5, (2, 24, 32)),)
+    kept: dict[type, int] = {}
+    found = []
+    for kind in (AllPixels, RecomputedPixels):
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, sizes=sizes: sizes.append(t.numel()) or t, lambda t: t
+        ):
+            total = getattr(kind(), name)(maps, *rest)
+        kept[kind] = sum(sizes)
+        found.append((total, *torch.autograd.grad(total.sum(), maps)))
+    for ours, wanted in zip(*found):
+        assert torch.equal(ours, wanted)
+    assert kept[AllPixels] > 4 * maps.numel() > kept[RecomputedPixels]

@@ -4,8 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from knet.modeling.pixel_classifier import PixelClassifier
-from knet.modeling.pixel_decoders import PIXEL_DECODERS, FCNDecoder, PyramidPooling, UPerDecoder
+from knet.modeling.semantic import (
+    PIXEL_DECODERS,
+    FCNDecoder,
+    PixelClassifier,
+    PyramidPooling,
+    UPerDecoder,
+)
 
 WIDTHS = [16, 32, 48, 64]
 

@@ -5,8 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from knet.modeling.criterion import SemanticCriterion
-from knet.modeling.kernel_head import InitialKernels
-from knet.modeling.kernel_update import RoundOutput
+from knet.modeling.kernels import InitialKernels, RoundOutput
 
 
 def outputs(size=(2, 3, 4, 6), rounds=2, auxiliary=True):

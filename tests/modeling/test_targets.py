@@ -4,7 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from knet.modeling.targets import build_semantic_targets, build_targets, shrink_masks
+from knet.modeling.targets import (
+    BatchTargets,
+    build_semantic_targets,
+    build_targets,
+    shrink_masks,
+)
 
 
 @pytest.mark.parametrize("factor", [1, 2, 3, 4, 8])
@@ -40,15 +45,17 @@ def test_targets_of_one_image():
         thing_masks=things,
         sem_seg=sem_seg,
         stuff_ids=torch.tensor([5, 6, 7, 8]),
-        padded_size=(8, 16),
         stride=4,
     )
     assert targets.thing_labels.tolist() == [3, 1]
-    assert targets.thing_masks[0].tolist() == [[1, 0, 0, 0], [0, 0, 0, 0]]
+    assert targets.thing_masks[0].tolist() == [[1, 0, 0], [0, 0, 0]]
     assert targets.thing_masks[1].sum() == 0
     assert targets.stuff_labels.tolist() == [2]
     # rows 4-7 sample rows 5 and 6, of which 6 is padding: coverage one half
-    assert targets.stuff_masks.tolist() == [[[0, 1, 0.5, 0], [0, 0.5, 0.25, 0]]]
+    assert targets.stuff_masks.tolist() == [[[0, 1, 0.5], [0, 0.5, 0.25]]]
+    batch = BatchTargets.collate([targets, targets], torch.device("cpu"), (3, 4))
+    assert batch.masks.shape == (6, 3, 4) and torch.equal(batch.masks[3:, :2, :3], targets.masks)
+    assert batch.masks[..., 3].sum() == batch.masks[:, 2].sum() == 0
 
 
 def test_targets_without_objects_or_stuff():
@@ -57,10 +64,9 @@ def test_targets_without_objects_or_stuff():
         thing_masks=torch.zeros(0, 8, 8, dtype=torch.bool),
         sem_seg=None,
         stuff_ids=torch.tensor([], dtype=torch.int64),
-        padded_size=(16, 8),
         stride=4,
     )
-    assert targets.thing_masks.shape == (0, 4, 2) and targets.stuff_masks.shape == (0, 4, 2)
+    assert targets.thing_masks.shape == (0, 2, 2) and targets.stuff_masks.shape == (0, 2, 2)
 
 
 def test_padding_of_a_class_map_is_ignored():

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from benchmark_laps import Counting, Laps, alternate, peak_memory, products, quartiles
 
-from knet.modeling.strided import convolve_3x3_strided
-from knet.modeling.winograd import convolve_3x3
+from knet.accel.strided import convolve_3x3_strided
+from knet.accel.winograd import convolve_3x3
 
 TINY = [
     "DATASETS.TRAIN", "()", "DATASETS.TEST", "()",

@@ -1,33 +1,91 @@
-"""What makes K-Net faster or leaner without changing a result."""
+"""What makes K-Net faster or leaner. Delete this folder, and a slower K-Net gives the same results.
+
+`accelerate` is the only door; `train_net.py` and the predictor call it.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
+from detectron2.config import CfgNode
+from torch import nn
 
-from knet.accel.fusion import StreamedFusion
-from knet.accel.streamed import StreamedPixels
-from knet.inference.postprocess import Streaming
-from knet.modeling.losses import AllPixels, SampledPoints
+from knet.accel.convolutions import use_fast_convolutions
+from knet.accel.forward import InferenceForward
+from knet.accel.recompute import recompute_rounds, recompute_stages
+from knet.accel.streamed_fusion import StreamedFusion
+from knet.accel.streamed_losses import StreamedPixels
+from knet.modeling.kernels import KernelRounds
+from knet.modeling.knet import KNet
+from knet.modeling.losses import RecomputedPixels, SampledPoints
+from knet.modeling.postprocess import Streaming
 from knet.modeling.task import MaskTask
 
-__all__ = ["accelerate"]
+__all__ = ["accelerate", "accelerate_as_configured"]
 
 
-def accelerate(model: Any) -> Any:
-    """Make a `KNet` faster or leaner where it is, in place; results and losses stay the same.
+def accelerate(
+    model: KNet,
+    *,
+    dtype: torch.dtype = torch.float32,
+    graphs: int = 32,
+    recompute: Sequence[str] = (),
+) -> KNet:
+    """Make a model faster or leaner where it is, in place; weights and their names stay.
 
-    Call it once the model is on its device. On a CPU losses are computed and masks are fused in
-    parts that fit into caches.
+    Call it once, when the model is on its device. Everywhere, batch norms are folded into
+    convolutions for inference. On a CPU convolutions take faster ways, and losses and fusion are
+    computed in parts that fit into caches. On a GPU inference replays CUDA graphs.
+
+    Args:
+        model: a `KNet`.
+        dtype: of backbone, neck and masks in inference; all but float32 change results by their
+            rounding.
+        graphs: sizes of images for which a GPU keeps a graph; 0 for none.
+        recompute: "backbone" (a ResNet's stages), "rounds" and "losses" (enlarged masks) drop
+            activations in training and compute them again for the gradients. On a CPU losses keep
+            none in the first place.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: a backbone whose stages cannot be recomputed.
     """
-    if model.device != torch.device("cpu"):
-        return model
-    places = model.criterion.places
-    if type(places) is AllPixels:
-        model.criterion.places = StreamedPixels()
-    elif isinstance(places, SampledPoints):
-        places.dense = StreamedPixels()
-    if isinstance(model.task, MaskTask):
-        model.task.streaming = Streaming(StreamedFusion, band=64, chunk_bytes=32 << 20)
+    on_cpu = model.device.type == "cpu"
+    if on_cpu:
+        use_fast_convolutions(model)
+        if isinstance(model.task, MaskTask):
+            chunk = min(32 << 20, model.task.streaming.chunk_bytes)
+            model.task.streaming = Streaming(StreamedFusion, band=64, chunk_bytes=chunk)
+    if on_cpu or "losses" in recompute:
+        pixels = StreamedPixels() if on_cpu else RecomputedPixels()
+        criterion: Any = model.criterion
+        if isinstance(criterion.places, SampledPoints):
+            criterion.places.dense = pixels
+        else:
+            criterion.places = pixels
+    if "backbone" in recompute:
+        recompute_stages(model.backbone)
+    if "rounds" in recompute:
+        recompute_rounds(cast(KernelRounds, model.heads.rounds))
+    model.inference = InferenceForward(model, dtype=dtype, graphs=0 if on_cpu else graphs)
     return model
+
+
+def accelerate_as_configured(model: nn.Module, cfg: CfgNode) -> nn.Module:
+    """`accelerate` with the values of MODEL.KNET.ACCEL, if they ask for it.
+
+    A model of another MODEL.META_ARCHITECTURE stays as it is.
+    """
+    accel = cfg.MODEL.KNET.ACCEL
+    if not accel.ENABLED or not isinstance(model, KNet):
+        return model
+    return accelerate(
+        model,
+        dtype=getattr(torch, accel.DTYPE),
+        graphs=accel.GRAPHS,
+        recompute=accel.RECOMPUTE,
+    )

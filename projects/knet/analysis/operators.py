@@ -6,7 +6,7 @@ else that computes with floating point counts, too: elementwise functions one op
 element, reductions one an input element, a softmax or norm five, a bilinear resize four.
 
 Free are, as in fvcore, moving data, comparisons (also ReLU and maxima), and integers; and batch
-norms in inference, which convolutions take over (``knet.modeling.fast_path``).
+norms in inference, which convolutions take over (``knet.accel.forward``).
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import Metadata, MetadataCatalog
 
+from knet.classes import ClassIds, class_ids_from_config, class_names
 from knet.modeling.build import is_semantic
-from knet.modeling.classes import ClassIds, class_ids_from_config, class_names
 
 
 @dataclass(frozen=True)

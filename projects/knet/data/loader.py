@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, get_detection_dataset_dicts
-from detectron2.structures import BitMasks, Instances
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -173,33 +172,6 @@ def _identity(batch: list[Record]) -> list[Record]:
     return batch
 
 
-class PinnableInstances(Instances):
-    """Instances whose tensors a loader can pin; it passes over those of `Instances`."""
-
-    def pin_memory(self) -> Instances:
-        """A copy in memory from which a GPU copies beside its computation."""
-        pinned = Instances(self.image_size)
-        for name, value in self.get_fields().items():
-            if isinstance(value, BitMasks):
-                value = BitMasks(value.tensor.pin_memory())
-            elif isinstance(value, torch.Tensor):
-                value = value.pin_memory()
-            pinned.set(name, value)
-        return pinned
-
-
-def _pinnable(batch: list[Record]) -> list[Record]:
-    return [
-        {
-            key: PinnableInstances(value.image_size, **value.get_fields())
-            if isinstance(value, Instances)
-            else value
-            for key, value in record.items()
-        }
-        for record in batch
-    ]
-
-
 def _one_thread(_: int) -> None:
     torch.set_num_threads(1)
 
@@ -254,15 +226,14 @@ def build_train_loader(
         world_size=comm.get_world_size(),
         start=start_step * steps,
     )
-    on_gpu = torch.device(cfg.MODEL.DEVICE).type == "cuda"
     loader = DataLoader(
         SeededDataset(records, mapper, seed=seed, groups=groups, on_error=cfg.DATASETS.ON_ERROR),
         batch_sampler=sampler,
         num_workers=usable_workers(cfg.DATALOADER.NUM_WORKERS),
-        collate_fn=_pinnable if on_gpu else _identity,
+        collate_fn=_identity,
         worker_init_fn=_one_thread,
         # copies to a GPU then run beside the computation
-        pin_memory=on_gpu,
+        pin_memory=torch.device(cfg.MODEL.DEVICE).type == "cuda",
     )
     processes = comm.get_world_size()
     return SkipReport(

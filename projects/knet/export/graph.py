@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from knet.export.image_graph import ImageGraph, requested_size, resized
-from knet.inference.instances import best_pairs, mask_boxes
-from knet.inference.panoptic import PanopticFusion, kernel_scores
-from knet.inference.postprocess import InferenceOptions
-from knet.inference.predictions import MaskPredictions
+from knet.modeling.instances import best_pairs, mask_boxes, ranked
+from knet.modeling.panoptic import PanopticFusion, kernel_scores
+from knet.modeling.postprocess import InferenceOptions, SemanticScores
+from knet.modeling.predictions import MaskPredictions
+from knet.modeling.task import reorder
 
 
 class MaskGraph(ImageGraph):
@@ -43,7 +44,8 @@ class MaskGraph(ImageGraph):
         things, stuff = self.task.class_ids.things, self.task.class_ids.stuff
         self.num_things, self.num_stuff = len(things), len(stuff)
         self.probabilities = probabilities and self.options.semantic
-        self.register_buffer("class_ids", torch.tensor([*things, *stuff]), persistent=False)
+        self.labels = [*things, *stuff]
+        self.register_buffer("class_ids", torch.tensor(self.labels), persistent=False)
 
     def forward(self, image: Tensor, output_size: Tensor) -> dict[str, Tensor]:
         """Results of one image.
@@ -83,7 +85,12 @@ class MaskGraph(ImageGraph):
                 scores, labels, num_thing_classes=self.num_things, size=size
             )
         wants_masks = options.instance and self.num_things > 0
-        masks, values, areas, sums = [], [], [], []
+        semantic = None
+        if self.probabilities:
+            semantic = SemanticScores(
+                scores, labels, num_classes=self.num_things + self.num_stuff, size=size
+            )
+        masks, areas, sums = [], [], []
         kernels = range(num_kernels if fusions else first_stuff)
         for chunk, probabilities in resized(predictions.probabilities, kernels, frame, size,
                                              predictions.grid_size):  # fmt: skip
@@ -95,8 +102,8 @@ class MaskGraph(ImageGraph):
                 areas.append(masks[-1].flatten(1).sum(1))
                 if options.mask_scores:
                     sums.append((of_things * masks[-1]).flatten(1).sum(1))
-            if self.probabilities:
-                values.append(probabilities * scores[chunk][:, None, None])
+            if semantic is not None:
+                semantic.add(chunk[0], probabilities)
         outputs: dict[str, Tensor] = {}
         if "panoptic" in fusions:
             outputs.update(self._panoptic(fusions["panoptic"]))
@@ -114,8 +121,8 @@ class MaskGraph(ImageGraph):
             fusion = fusions["semantic"]
             outputs["semantic_classes"] = self.class_ids[labels][fusion.winner()].int()
             outputs["semantic_scores"] = fusion.best
-        if self.probabilities:
-            outputs["semantic_probabilities"] = self._class_scores(torch.cat(values), labels)
+        if semantic is not None:
+            outputs["semantic_probabilities"] = reorder(semantic.finish(), self.labels)
         return outputs
 
     def _panoptic(self, fusion: PanopticFusion) -> dict[str, Tensor]:
@@ -139,32 +146,18 @@ class MaskGraph(ImageGraph):
         options = self.options
         classes = options.chosen_things(self.num_things, class_scores.device)
         scores, labels, kernels = best_pairs(class_scores, top_k=options.top_k, classes=classes)
-        if sums is not None:
-            scores = scores * (sums / areas.clamp(min=1))[kernels]
-            scores, order = scores.sort(descending=True, stable=True)
+        scores, order = ranked(
+            scores, areas[kernels], None if sums is None else sums[kernels],
+            score_threshold=options.score_threshold, min_area=options.min_area,
+        )  # fmt: skip
+        if order is not None:
             labels, kernels = labels[order], kernels[order]
-        boxes = mask_boxes(masks)
-        kept = None
-        if options.score_threshold > 0:
-            kept = scores >= options.score_threshold
-        if options.min_area > 0:
-            large = areas[kernels] >= options.min_area
-            kept = large if kept is None else kept & large
-        if kept is not None:
-            scores, labels, kernels = scores[kept], labels[kept], kernels[kept]
         return {
             "instance_scores": scores,
             "instance_classes": self.class_ids[labels],
             "instance_masks": masks[kernels],
-            "instance_boxes": boxes[kernels],
+            "instance_boxes": mask_boxes(masks)[kernels],
         }
-
-    def _class_scores(self, values: Tensor, labels: Tensor) -> Tensor:
-        """(M, H, W) scores of kernels -> the highest of each class, (K, H, W)."""
-        count = int(max(self.task.class_ids.things + self.task.class_ids.stuff)) + 1
-        index = self.class_ids[labels][:, None, None].expand_as(values)
-        empty = values.new_zeros((count, *values.shape[1:]))
-        return empty.scatter_reduce(0, index, values, "amax")
 
 
 class SemanticGraph(ImageGraph):

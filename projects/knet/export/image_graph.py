@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from knet.data.annotations.image_files import FORMATS
 from knet.export.lowering import exportable_copy
-from knet.inference.predictions import Frame
-from knet.inference.resize import composed_matrix
-from knet.modeling.kernel_update import RoundOutput
+from knet.modeling.kernels import RoundOutput
+from knet.modeling.predictions import Frame
+from knet.modeling.resize import composed_matrix
 
 # maps held at output size at a time: a bound on memory, unrolled in the graph
 _CHUNK = 16

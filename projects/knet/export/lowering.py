@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from knet.modeling.fast_convolutions import use_usual_convolutions
+from knet.accel.convolutions import use_usual_convolutions
 
 # modules without an equivalent in ONNX, by the names of their classes
 _DEFORMABLE = ("DeformConv", "ModulatedDeformConv")

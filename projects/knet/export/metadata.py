@@ -8,8 +8,8 @@ from detectron2.config import CfgNode
 from detectron2.data import Metadata
 
 import knet
+from knet.classes import ClassIds, class_ids_from_config
 from knet.modeling.build import is_semantic
-from knet.modeling.classes import ClassIds, class_ids_from_config
 from knet.visualizer import with_colors
 
 # the key in ONNX files and the file name in torch.export archives

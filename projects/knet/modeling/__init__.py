@@ -1,1 +1,1 @@
-"""The K-Net model. Only meta_arch, classes, build_neck and the backbones import Detectron2."""
+"""The K-Net model, top to bottom. Only knet, build, task and the backbones import Detectron2."""

@@ -1,31 +1,49 @@
-"""Heads, criterion and task that a config asks for."""
+"""What a config asks for: the arguments of `KNet`. Nothing below reads a config."""
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec, get_norm
-from detectron2.modeling import BACKBONE_REGISTRY
+from detectron2.modeling import BACKBONE_REGISTRY, build_backbone
+from detectron2.utils.registry import Registry
 from torch import nn
 
-from knet.inference.postprocess import InferenceOptions
-from knet.modeling.build_neck import build_neck
-from knet.modeling.class_choice import chosen_classes
-from knet.modeling.classes import ClassIds
+from knet.classes import ClassIds, chosen_classes, class_ids_from_config
+from knet.config_check import check_config
+from knet.modeling.backbones import init_fpn
 from knet.modeling.criterion import KNetCriterion, LossWeights, SemanticCriterion
-from knet.modeling.grouping import soft_groups
-from knet.modeling.heads import KNetHeads, SemanticHeads
-from knet.modeling.kernel_head import KernelHead
-from knet.modeling.kernel_rounds import KernelRounds
-from knet.modeling.kernel_update import UpdateRound
+from knet.modeling.images import SlidingWindow
+from knet.modeling.kernels import KernelHead, KernelRounds, KNetHeads, UpdateRound, soft_groups
 from knet.modeling.losses import AllPixels, SampledPoints
 from knet.modeling.matcher import MaskMatcher
-from knet.modeling.pixel_classifier import PixelClassifier
-from knet.modeling.pixel_decoders import PIXEL_DECODERS, FCNDecoder
-from knet.modeling.places import PlaceEncoding
+from knet.modeling.neck import SemanticFPNNeck
+from knet.modeling.positions import PlaceEncoding
+from knet.modeling.postprocess import InferenceOptions, Streaming
+from knet.modeling.semantic import PIXEL_DECODERS, FCNDecoder, PixelClassifier, SemanticHeads
 from knet.modeling.task import MaskTask, SemanticTask
+
+KNET_NECK_REGISTRY = Registry("KNET_NECK")
+KNET_NECK_REGISTRY.__doc__ = """
+Callables `(cfg, input_shape: dict[str, ShapeSpec]) -> nn.Module`. The module maps the list of
+feature maps named in MODEL.KNET.IN_FEATURES to a localising and a classifying map, both
+(B, HIDDEN_DIM, H, W) at the stride of the second feature.
+"""
+
+
+@KNET_NECK_REGISTRY.register()
+def build_semantic_fpn_neck(cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> nn.Module:
+    """The published neck."""
+    knet = cfg.MODEL.KNET
+    return SemanticFPNNeck(
+        in_channels=[input_shape[name].channels for name in knet.IN_FEATURES],
+        hidden_dim=knet.HIDDEN_DIM,
+        norm_groups=knet.NORM_GROUPS,
+        conv_std=knet.CONV_INIT_STD,
+    )
 
 
 def is_semantic(cfg: CfgNode) -> bool:
@@ -33,28 +51,56 @@ def is_semantic(cfg: CfgNode) -> bool:
     return cfg.MODEL.KNET.KERNEL_HEAD != "learned"
 
 
-def build_parts(
-    cfg: CfgNode, shapes: Mapping[str, ShapeSpec], class_ids: ClassIds
-) -> dict[str, Any]:
-    """`heads`, `criterion` and `task` as arguments of `KNet`.
-
-    Args:
-        cfg: whose MODEL.KNET is read.
-        shapes: what the backbone gives.
-        class_ids: the classes.
+def model_arguments(cfg: CfgNode) -> dict[str, Any]:
+    """Everything that the constructor of `KNet` takes.
 
     Raises:
-        ValueError: a feature that the backbone does not give, strides that do not fit, or results
-            that this model cannot give.
+        ValueError: a value out of range, an unknown name, classes that the data sets do not have,
+            a feature that the backbone does not give, strides that do not fit, or results that
+            this model cannot give.
     """
-    missing = [name for name in cfg.MODEL.KNET.IN_FEATURES if name not in shapes]
+    check_config(cfg)
+    knet, semantic = cfg.MODEL.KNET, is_semantic(cfg)
+    require_registered(BACKBONE_REGISTRY, "MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME)
+    backbone = init_fpn(build_backbone(cfg))
+    shapes = backbone.output_shape()
+    missing = [name for name in knet.IN_FEATURES if name not in shapes]
     if missing:
         raise ValueError(
             f"MODEL.KNET.IN_FEATURES names {missing}, but {cfg.MODEL.BACKBONE.NAME} gives "
             f"{sorted(shapes)}{_other_backbone(cfg)}"
         )
-    build = _semantic_parts if is_semantic(cfg) else _mask_parts
-    return build(cfg, shapes, class_ids)
+    class_ids = class_ids_from_config(cfg, semantic=semantic)
+    window = knet.TEST.WINDOW
+    if len(window.SIZE) and not semantic:
+        raise ValueError(
+            "MODEL.KNET.TEST.WINDOW is for semantic models; this one finds objects, which "
+            "windows would cut: leave WINDOW.SIZE empty"
+        )
+    build = _semantic_parts if semantic else _mask_parts
+    return {
+        **build(cfg, shapes, class_ids),
+        "backbone": backbone,
+        "in_features": knet.IN_FEATURES,
+        "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+        "pixel_std": cfg.MODEL.PIXEL_STD,
+        "size_divisibility": max(knet.SIZE_DIVISIBILITY, backbone.size_divisibility),
+        "min_train_size": knet.MIN_TRAIN_SIZE,
+        "window": SlidingWindow.from_sizes(window.SIZE, window.STRIDE, window.BATCH_SIZE),
+        "freeze_norm_stats": knet.FREEZE_NORM_STATS,
+        "channels_last": knet.CHANNELS_LAST,
+    }
+
+
+def require_registered(registry: Registry, key: str, name: str) -> str:
+    """The name itself; ValueError if the registry has no such thing."""
+    if name not in registry:
+        known = [known for known, _ in registry]
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or sorted(known)
+        raise ValueError(
+            f"{key} is {name!r}, which nothing is registered as; there are {', '.join(near)}"
+        )
+    return name
 
 
 def _other_backbone(cfg: CfgNode) -> str:
@@ -92,8 +138,15 @@ def _mask_parts(
             f"{cfg.MODEL.BACKBONE.NAME}), and that stride MODEL.KNET.SIZE_DIVISIBILITY "
             f"({knet.SIZE_DIVISIBILITY})"
         )
+    coarsest = shapes[knet.IN_FEATURES[-1]].channels
+    if coarsest % 4:
+        raise ValueError(
+            f"the last of MODEL.KNET.IN_FEATURES {list(knet.IN_FEATURES)} has {coarsest} channels "
+            f"with {cfg.MODEL.BACKBONE.NAME}; the sine encoding needs a multiple of 4"
+        )
+    neck = require_registered(KNET_NECK_REGISTRY, "MODEL.KNET.NECK", knet.NECK)
     heads = KNetHeads(
-        neck=build_neck(cfg, shapes),
+        neck=KNET_NECK_REGISTRY.get(neck)(cfg, shapes),
         kernel_head=KernelHead(
             hidden_dim=knet.HIDDEN_DIM,
             num_kernels=knet.NUM_KERNELS if things else 0,
@@ -138,6 +191,7 @@ def _mask_parts(
             mask_scores=knet.TEST.MASK_SCORES,
             classes=chosen_classes(cfg, class_ids),
         ),
+        streaming=Streaming(chunk_bytes=knet.TEST.MASK_MEMORY << 20),
         mask_upsample=knet.MASK_UPSAMPLE,
         loss_stride=stride // knet.MASK_UPSAMPLE,
     )
@@ -211,7 +265,7 @@ def _semantic_parts(
 
 def _rounds(cfg: CfgNode, *, num_classes: int | None, **arguments: Any) -> KernelRounds:
     knet = cfg.MODEL.KNET
-    rounds = (
+    return KernelRounds(
         UpdateRound(
             dim=knet.HIDDEN_DIM,
             num_heads=knet.NUM_HEADS,
@@ -223,4 +277,3 @@ def _rounds(cfg: CfgNode, *, num_classes: int | None, **arguments: Any) -> Kerne
         )
         for _ in range(knet.NUM_ROUNDS)
     )
-    return KernelRounds(rounds, recompute="rounds" in knet.RECOMPUTE)

@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from knet.modeling.kernel_head import InitialKernels
-from knet.modeling.kernel_update import RoundOutput
+from knet.modeling.kernels import InitialKernels, RoundOutput
+from knet.modeling.layers import at_least_float32
 from knet.modeling.losses import AllPixels, Places, class_focal_sum, world_mean_divisors
 from knet.modeling.matcher import MaskMatcher, Matches
-from knet.modeling.precision import at_least_float32
 from knet.modeling.targets import IGNORE_LABEL, BatchTargets, to_device
 
 
@@ -52,8 +51,8 @@ class KNetCriterion:
 
     Args:
         num_thing_classes, num_stuff_classes: T and S.
-        matcher: pairs thing kernels and objects.
-        weights: factors of the loss terms.
+        matcher: pairs thing kernels and objects; with the published costs by default.
+        weights: factors of the loss terms; as published by default.
         places: where masks are compared with their targets; at every pixel by default.
     """
 
@@ -62,15 +61,15 @@ class KNetCriterion:
         *,
         num_thing_classes: int,
         num_stuff_classes: int,
-        matcher: MaskMatcher,
-        weights: LossWeights,
+        matcher: MaskMatcher | None = None,
+        weights: LossWeights | None = None,
         places: Places | None = None,
     ) -> None:
         self.num_thing_classes = num_thing_classes
         self.num_stuff_classes = num_stuff_classes
         self.num_classes = num_thing_classes + num_stuff_classes
-        self.matcher = matcher
-        self.weights = weights
+        self.matcher = matcher or MaskMatcher()
+        self.weights = weights or LossWeights()
         self.places = places or AllPixels()
 
     def __call__(
@@ -304,9 +303,9 @@ def _row(image: int, *columns: np.ndarray) -> np.ndarray:
 def _paint(masks: Tensor, values: Tensor, images: Tensor, batch: int) -> Tensor:
     """(B, h, w) int64 of overlapping masks (M, h, w): the highest value of an image's masks wins.
 
-    A pixel is covered where a mask is above 0; -1 where none covers.
+    A pixel is covered where a mask is above 0; -1 where none covers. In between 32 bits are enough.
     """
-    painted = torch.where(masks > 0, values[:, None, None], -1)
+    painted = torch.where(masks > 0, values[:, None, None].int(), -1)
     empty = painted.new_full((batch, *masks.shape[1:]), -1)
     index = images[:, None, None].expand_as(painted)
-    return empty.scatter_reduce_(0, index, painted, "amax")
+    return empty.scatter_reduce_(0, index, painted, "amax").long()

@@ -1,4 +1,4 @@
-"""The convolution block that necks, kernel heads and pixel decoders are built from."""
+"""What necks, kernel heads and pixel decoders are built from; where mixed precision ends."""
 
 from __future__ import annotations
 
@@ -60,3 +60,12 @@ def init_convs(module: nn.Module, std: float) -> None:
             nn.init.normal_(layer.weight, std=std)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half types, integers and booleans as float32; float32 and float64 as they are.
+
+    For sums over thousands of pixels, losses and costs, which overflow or round away in half
+    types. A model in float64 stays so throughout: that tells rounding from a wrong formula.
+    """
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -6,14 +6,15 @@ Every loss is a plain sum over one round of all images; the criterion divides by
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Union
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from knet.modeling.precision import at_least_float32
+from knet.modeling.layers import at_least_float32
 
 
 def focal_terms(
@@ -125,20 +126,6 @@ class Overlaps(NamedTuple):
         )  # fmt: skip
 
 
-class Places(Protocol):
-    """The places at which masks are compared; see `AllPixels`."""
-
-    def count(self, size: Sequence[int]) -> int: ...
-
-    def overlaps(self, masks: Tensor, objects: Tensor) -> Overlaps: ...
-
-    def mask_sums(self, masks: Tensor, objects: Tensor, rows: Tensor) -> Tensor: ...
-
-    def owner_sum(self, masks: Tensor, owners: Tensor) -> Tensor: ...
-
-    def class_sum(self, logits: Tensor, labels: Tensor) -> Tensor: ...
-
-
 class AllPixels:
     """Every pixel of the targets, to whose size the masks are enlarged; as published."""
 
@@ -170,6 +157,22 @@ class AllPixels:
         return pixel_focal_sum(enlarge(logits, labels.shape[-2:]), labels)
 
 
+class RecomputedPixels(AllPixels):
+    """The same sums, which keep no enlarged map: the backward pass enlarges the masks again."""
+
+    def mask_sums(self, masks: Tensor, objects: Tensor, rows: Tensor) -> Tensor:
+        """As of `AllPixels`."""
+        return checkpoint(super().mask_sums, masks, objects, rows, use_reentrant=False)
+
+    def owner_sum(self, masks: Tensor, owners: Tensor) -> Tensor:
+        """As of `AllPixels`."""
+        return checkpoint(super().owner_sum, masks, owners, use_reentrant=False)
+
+    def class_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """As of `AllPixels`."""
+        return checkpoint(super().class_sum, logits, labels, use_reentrant=False)
+
+
 class SampledPoints:
     """Points of each image and mask, drawn anew at every use (Mask2Former §3.3).
 
@@ -192,7 +195,7 @@ class SampledPoints:
         self.num_points = num_points
         self.candidates = int(num_points * oversample)
         self.num_uncertain = int(num_points * uncertain)
-        self.dense = AllPixels()
+        self.dense: AllPixels = RecomputedPixels()
 
     def count(self, size: Sequence[int]) -> int:
         """Number of places in an image, whatever the size of the targets."""
@@ -230,6 +233,9 @@ class SampledPoints:
         chosen = drawn.gather(1, index[..., None].expand(-1, -1, 2))
         rest = self.num_points - self.num_uncertain
         return torch.cat([torch.rand(len(masks), rest, 2, device=masks.device), chosen], dim=1)
+
+
+Places = Union[AllPixels, SampledPoints]
 
 
 def sample(maps: Tensor, points: Tensor) -> Tensor:

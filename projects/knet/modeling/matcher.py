@@ -13,8 +13,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from knet.modeling.layers import at_least_float32
 from knet.modeling.losses import Overlaps
-from knet.modeling.precision import at_least_float32
 
 logger = logging.getLogger(__name__)
 

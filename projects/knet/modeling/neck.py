@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from knet.modeling.layers import ConvNormReLU, group_norm, init_convs
-from knet.modeling.position_encoding import SinePositionEncoding
+from knet.modeling.positions import SinePositionEncoding
 
 
 class SemanticFPNNeck(nn.Module):
@@ -26,7 +26,12 @@ class SemanticFPNNeck(nn.Module):
     """
 
     def __init__(
-        self, *, in_channels: Sequence[int], hidden_dim: int, norm_groups: int, conv_std: float
+        self,
+        *,
+        in_channels: Sequence[int],
+        hidden_dim: int = 256,
+        norm_groups: int = 32,
+        conv_std: float = 0.01,
     ) -> None:
         super().__init__()
         norm = group_norm(norm_groups)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,9 +15,8 @@ from torch import Tensor
 IGNORE_LABEL = 255
 
 
-@dataclass
-class ImageTargets:
-    """Targets of one image, on the CPU; h, w is its padded size divided by the loss stride.
+class ImageTargets(NamedTuple):
+    """Targets of one image, on the CPU; h, w is its size divided by the loss stride, rounded up.
 
     Attributes:
         thing_labels: (G,) int64 in [0, T).
@@ -54,12 +54,27 @@ class BatchTargets:
     masks: Tensor
 
     @classmethod
-    def collate(cls, images: Sequence[ImageTargets], device: torch.device) -> BatchTargets:
-        """Targets of one size together, their masks on a device, copied beside its work."""
-        parts = [image.masks for image in images]
-        count, on_gpu = sum(map(len, parts)), device.type == "cuda"
-        masks = parts[0].new_empty((count, *parts[0].shape[1:]), pin_memory=on_gpu)
-        torch.cat(parts, out=masks)
+    def collate(
+        cls,
+        images: Sequence[ImageTargets],
+        device: torch.device,
+        size: Sequence[int] | None = None,
+    ) -> BatchTargets:
+        """Targets padded to one size, their masks on a device, copied beside its work.
+
+        Args:
+            images: of the batch.
+            device: of the model.
+            size: (h, w) of the padded batch, divided by the loss stride; that of the first image
+                by default. Padding is background, as published.
+        """
+        first = images[0].masks
+        size = first.shape[1:] if size is None else size
+        count = sum(len(image.masks) for image in images)
+        masks = first.new_zeros((count, *size), pin_memory=device.type == "cuda")
+        for part, image in zip(masks.split([len(image.masks) for image in images]), images):
+            height, width = image.masks.shape[1:]
+            part[:, :height, :width] = image.masks
         return cls(
             [image.thing_labels.numpy() for image in images],
             [image.stuff_labels.numpy() for image in images],
@@ -121,24 +136,22 @@ def build_targets(
     thing_masks: Tensor,
     sem_seg: Tensor | None,
     stuff_ids: Tensor,
-    padded_size: tuple[int, int],
     stride: int,
 ) -> ImageTargets:
-    """Soft targets of one image (published form: padding counts as background).
+    """Soft targets of one image.
 
     Args:
         thing_labels: (G,) int64 in [0, T).
         thing_masks: boolean (G, H, W) at input resolution, before padding.
         sem_seg: (H, W) int64 label map, or None without stuff classes.
         stuff_ids: (S,) label that each stuff class has in `sem_seg`.
-        padded_size: (height, width) of the padded batch, divisible by `stride`.
         stride: of the losses.
     """
     stuff_labels = torch.zeros(0, dtype=torch.int64)
     if sem_seg is not None and len(stuff_ids):
         occurring = torch.bincount(sem_seg.flatten(), minlength=int(stuff_ids.max()) + 1) > 0
         stuff_labels = occurring[stuff_ids].nonzero()[:, 0]
-    size = [length // stride for length in padded_size]
+    size = [-(-length // stride) for length in thing_masks.shape[1:]]
     masks = torch.empty((len(thing_masks) + len(stuff_labels), *size), dtype=torch.float16)
     targets = ImageTargets(thing_labels, stuff_labels, masks)
     shrink_masks(thing_masks, stride, targets.thing_masks)

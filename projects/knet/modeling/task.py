@@ -9,14 +9,12 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from knet.inference.merge_views import View, finest_first, merge_views
-from knet.inference.postprocess import ImageResult, InferenceOptions, Streaming, postprocess
-from knet.inference.predictions import Frame, MaskPredictions, PixelPredictions
-from knet.modeling.classes import ClassIds
-from knet.modeling.kernel_update import RoundOutput
+from knet.classes import ClassIds
+from knet.modeling.kernels import RoundOutput
+from knet.modeling.postprocess import ImageResult, InferenceOptions, Streaming, postprocess
+from knet.modeling.predictions import Frame, MaskPredictions, PixelPredictions
 from knet.modeling.targets import (
     BatchTargets,
-    ImageTargets,
     build_semantic_targets,
     build_targets,
 )
@@ -25,10 +23,13 @@ from knet.modeling.targets import (
 class Task(Protocol):
     """The part of `KNet` that depends on the task.
 
-    `targets` turns input dicts of Detectron2 into what the criterion takes; `predictions` reads
+    `prepare` makes what is needed of the labels of one input dict of Detectron2, in the loader;
+    `targets` puts a batch together for the criterion; `predictions` reads
     one image off the last round; `results` brings that to the size wanted, as Detectron2's
-    output dict, and `merged_results` does so with several views of the image.
+    output dict.
     """
+
+    def prepare(self, x: dict[str, Any]) -> dict[str, Any]: ...
 
     def targets(
         self,
@@ -41,17 +42,14 @@ class Task(Protocol):
 
     def results(self, predictions: Any, output_size: Sequence[int]) -> dict[str, Any]: ...
 
-    def merged_results(
-        self, views: Sequence[View], output_size: Sequence[int]
-    ) -> dict[str, Any]: ...
-
 
 class MaskTask:
     """Instance and panoptic segmentation.
 
     Args:
         class_ids: the data set's ids of K-Net's classes.
-        options: which results are wanted, and their thresholds.
+        options: which results are wanted, and their thresholds; as published by default.
+        streaming: how they are computed.
         mask_upsample: factor between the heads' masks and the grid of losses and results.
         loss_stride: stride of that grid.
     """
@@ -60,18 +58,39 @@ class MaskTask:
         self,
         *,
         class_ids: ClassIds,
-        options: InferenceOptions,
-        mask_upsample: int,
-        loss_stride: int,
+        options: InferenceOptions | None = None,
+        streaming: Streaming | None = None,
+        mask_upsample: int = 2,
+        loss_stride: int = 4,
     ) -> None:
         self.class_ids = class_ids
-        self.options = options
+        self.options = options or InferenceOptions()
         self.mask_upsample = mask_upsample
         self.loss_stride = loss_stride
-        self.streaming = Streaming()
+        self.streaming = streaming or Streaming()
         # on the CPU, where the loader's labels are
         self._thing_ids = torch.tensor(class_ids.things, dtype=torch.int64)
         self._stuff_ids = torch.tensor(class_ids.stuff, dtype=torch.int64)
+
+    def prepare(self, x: dict[str, Any]) -> dict[str, Any]:
+        """An input dict with small `targets` in place of the labels that they are made of.
+
+        Loaders do it in their workers; `targets` does it for those that come as they are.
+        """
+        _require(x, "instances")
+        if len(self.class_ids.stuff):
+            _require(x, "sem_seg")
+        # ids of the data set -> K-Net's thing classes; ids are sorted
+        labels = torch.searchsorted(self._thing_ids, x["instances"].gt_classes.cpu())
+        targets = build_targets(
+            thing_labels=labels,
+            thing_masks=x["instances"].gt_masks.tensor.cpu(),
+            sem_seg=x.get("sem_seg"),
+            stuff_ids=self._stuff_ids,
+            stride=self.loss_stride,
+        )
+        rest = {key: value for key, value in x.items() if key not in ("instances", "sem_seg")}
+        return {**rest, "targets": targets}
 
     def targets(
         self,
@@ -80,23 +99,9 @@ class MaskTask:
         device: torch.device,
     ) -> BatchTargets:
         """Soft masks and labels of things and stuff."""
-        images = [self._image_targets(x, padded_size) for x in batch]
-        return BatchTargets.collate(images, device)
-
-    def _image_targets(self, x: Mapping[str, Any], padded_size: tuple[int, int]) -> ImageTargets:
-        _require(x, "instances")
-        if len(self.class_ids.stuff):
-            _require(x, "sem_seg")
-        # ids of the data set -> K-Net's thing classes; ids are sorted
-        labels = torch.searchsorted(self._thing_ids, x["instances"].gt_classes.cpu())
-        return build_targets(
-            thing_labels=labels,
-            thing_masks=x["instances"].gt_masks.tensor.cpu(),
-            sem_seg=x.get("sem_seg"),
-            stuff_ids=self._stuff_ids,
-            padded_size=padded_size,
-            stride=self.loss_stride,
-        )
+        images = [x["targets"] if "targets" in x else self.prepare({**x})["targets"] for x in batch]
+        size = [length // self.loss_stride for length in padded_size]
+        return BatchTargets.collate(images, device, size)
 
     def predictions(self, last: RoundOutput, index: int, frame: Frame) -> MaskPredictions:
         """Class scores and masks of one image."""
@@ -119,11 +124,6 @@ class MaskTask:
             streaming=self.streaming,
         )
         return self._to_detectron2(result)
-
-    def merged_results(self, views: Sequence[View], output_size: Sequence[int]) -> dict[str, Any]:
-        """As `results`, of kernels that were found again and averaged over the views."""
-        merged = merge_views(finest_first(views), num_stuff_classes=len(self.class_ids.stuff))
-        return self.results(merged, output_size)
 
     def _to_detectron2(self, result: ImageResult) -> dict[str, Any]:
         things, stuff = self.class_ids.things, self.class_ids.stuff
@@ -151,12 +151,17 @@ class MaskTask:
             ]
             out["panoptic_seg"] = (id_map, info)
         if result.semantic is not None:
-            out["sem_seg"] = _reorder(result.semantic, labels)
+            out["sem_seg"] = reorder(result.semantic, labels)
         return out
 
 
 class SemanticTask:
     """Semantic segmentation: every pixel gets one of K classes."""
+
+    def prepare(self, x: dict[str, Any]) -> dict[str, Any]:
+        """The input dict itself: class maps are needed as they are."""
+        _require(x, "sem_seg")
+        return x
 
     def targets(
         self,
@@ -165,9 +170,10 @@ class SemanticTask:
         device: torch.device,
     ) -> Tensor:
         """The padded class maps."""
-        for x in batch:
-            _require(x, "sem_seg")
-        maps = [build_semantic_targets(x["sem_seg"], padded_size=padded_size) for x in batch]
+        maps = [
+            build_semantic_targets(self.prepare({**x})["sem_seg"], padded_size=padded_size)
+            for x in batch
+        ]
         return torch.stack(maps).to(device, non_blocking=True)
 
     def predictions(self, last: RoundOutput, index: int, frame: Frame) -> PixelPredictions:
@@ -178,17 +184,6 @@ class SemanticTask:
         """`sem_seg`: (K, H, W) probabilities."""
         return {"sem_seg": predictions.probabilities(output_size)}
 
-    def merged_results(self, views: Sequence[View], output_size: Sequence[int]) -> dict[str, Any]:
-        """As `results`: the mean of the views' probabilities."""
-        total: Tensor | None = None
-        for view in views:
-            probabilities = view.predictions.probabilities(output_size)
-            if view.flipped:
-                probabilities = probabilities.flip(-1)
-            total = probabilities if total is None else total.add_(probabilities)
-        assert total is not None  # there is at least one view
-        return {"sem_seg": total.div_(len(views))}
-
 
 def _require(x: Mapping[str, Any], key: str) -> None:
     if key not in x:
@@ -198,7 +193,8 @@ def _require(x: Mapping[str, Any], key: str) -> None:
         )
 
 
-def _reorder(scores: Tensor, labels: Sequence[int]) -> Tensor:
+def reorder(scores: Tensor, labels: Sequence[int]) -> Tensor:
+    """Maps (K, H, W) of K-Net's classes at the places of their labels, the rest 0."""
     if list(labels) == list(range(len(labels))):
         return scores
     ordered = scores.new_zeros((max(labels) + 1, *scores.shape[1:]))

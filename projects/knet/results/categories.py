@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from detectron2.data import Metadata
 
-from knet.modeling.classes import ClassIds, class_names
+from knet.classes import ClassIds, class_names
 
 __all__ = ["Category", "categories_of"]
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from knet.data.annotations.image_files import save_image
 from knet.data.annotations.panoptic_png import write_panoptic_png
 from knet.files import write_json
-from knet.inference.instances import mask_boxes
+from knet.modeling.instances import mask_boxes
 from knet.results.categories import Category
 
 __all__ = ["ResultFiles", "image_ids"]

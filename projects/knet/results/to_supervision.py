@@ -10,7 +10,7 @@ import torch
 from detectron2.data import Metadata
 from torch import Tensor
 
-from knet.inference.instances import mask_boxes
+from knet.modeling.instances import mask_boxes
 
 __all__ = ["to_supervision"]
 

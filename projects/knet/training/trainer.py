@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -21,7 +21,7 @@ from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from knet.accel import accelerate
+from knet.accel import accelerate_as_configured
 from knet.checkpoint.checkpointer import KNetCheckpointer
 from knet.checkpoint.newest import holds_training
 from knet.data.loader import build_train_loader, usable_workers
@@ -31,7 +31,7 @@ from knet.data.worker_errors import RaisingLoader, hand_over
 from knet.evaluation import build_evaluator
 from knet.evaluation.score_tables import format_classes, format_scores
 from knet.files import UNFINISHED, remove_unfinished
-from knet.modeling.test_time_augmentation import KNetWithTTA
+from knet.modeling.knet import KNet
 from knet.training.checkpoints import Checkpoints
 from knet.training.folder_lock import folder_lock
 from knet.training.optimizer import (
@@ -45,6 +45,7 @@ from knet.training.progress import Progress
 from knet.training.resume import format_changes, training_keys
 from knet.training.step import TrainStep
 from knet.training.stop import Stopped, StopSignals, spare_workers, stop_at_once
+from knet.tta import KNetWithTTA
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +101,10 @@ def log_scores(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None
             logger.log(logging.INFO if few else logging.DEBUG, "classes:\n%s", classes)
 
 
+def _mapped(mapper: Callable[..., Any], prepare: Callable[..., Any], record: Any) -> Any:
+    return prepare(mapper(record))
+
+
 class Trainer(DefaultTrainer):
     """`DefaultTrainer` for K-Net; use it in the same way.
 
@@ -113,6 +118,7 @@ class Trainer(DefaultTrainer):
         model = self.build_model(cfg)
         passes = comm.get_world_size() * cfg.SOLVER.ACCUMULATION_STEPS
         check_batch_norm(model, cfg.SOLVER.IMS_PER_BATCH // passes)
+        self._prepare = model.task.prepare if isinstance(model, KNet) else None
         optimizer = self.build_optimizer(cfg, model)
         model = distribute(model)
         seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
@@ -138,7 +144,9 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def _open_loader(self, seed: int, step: int) -> SkipReport:
-        self._batches = self.build_train_loader(self.cfg, seed=seed, start_step=step)
+        self._batches = self.build_train_loader(
+            self.cfg, seed=seed, start_step=step, prepare=self._prepare
+        )
         images = self._batches.epoch_size * comm.get_world_size()
         epochs = self.max_iter * self.cfg.SOLVER.IMS_PER_BATCH / images
         logger.info("  %s images, which all steps see %.1f times", f"{images:,}", epochs)
@@ -261,7 +269,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """The model of a config, made faster."""
-        return accelerate(super().build_model(cfg))
+        return accelerate_as_configured(super().build_model(cfg), cfg)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -274,9 +282,24 @@ class Trainer(DefaultTrainer):
         return build_lr_scheduler(cfg, optimizer)
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode, *, seed: int = 0, start_step: int = 0) -> SkipReport:
-        """Batches of this process from a step on."""
-        mapper = KNetDatasetMapper(cfg, is_train=True)
+    def build_train_loader(
+        cls,
+        cfg: CfgNode,
+        *,
+        seed: int = 0,
+        start_step: int = 0,
+        prepare: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    ) -> SkipReport:
+        """Batches of this process from a step on.
+
+        Args:
+            cfg: the config.
+            seed, start_step: see `knet.data.loader.build_train_loader`.
+            prepare: what the loader's workers do with each sample, such as `Task.prepare`.
+        """
+        mapper: Callable[..., Any] = KNetDatasetMapper(cfg, is_train=True)
+        if prepare is not None:
+            mapper = partial(_mapped, mapper, prepare)
         report = build_train_loader(cfg, mapper, seed=seed, start_step=start_step)
         spare_workers(report.batches)
         return report

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from knet.modeling.backbones.common import init_fpn
 from knet.modeling.backbones.deform_resnet import (
     build_deform_resnet_backbone,
     build_deform_resnet_fpn_backbone,
@@ -34,4 +35,5 @@ __all__ = [
     "build_swin_fpn_backbone",
     "build_timm_backbone",
     "build_timm_fpn_backbone",
+    "init_fpn",
 ]

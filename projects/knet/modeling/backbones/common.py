@@ -9,6 +9,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.modeling import Backbone
 from detectron2.modeling.backbone import FPN
+from torch import nn
 
 FEATURES = ("res2", "res3", "res4", "res5")
 
@@ -27,6 +28,14 @@ def add_fpn(backbone: Backbone, cfg: CfgNode) -> FPN:
             f"{offered}: choose neighbours of these, finest first"
         )
     return FPN(backbone, fpn.IN_FEATURES, fpn.OUT_CHANNELS, norm=fpn.NORM, fuse_type=fpn.FUSE_TYPE)
+
+
+def init_fpn(backbone: Backbone) -> Backbone:
+    """The same backbone; its FPN, if it is one, initialised as published: Detectron2's differs."""
+    if isinstance(backbone, FPN):
+        for conv in [*backbone.lateral_convs, *backbone.output_convs]:
+            nn.init.xavier_uniform_(conv.weight)
+    return backbone
 
 
 def check_features(key: str, names: Sequence[str]) -> list[str]:

@@ -1,0 +1,349 @@
+"""Everything of K-Net behind the neck, in the order in which it happens (K-Net §3.2 to §3.4).
+
+Kernels convolve the features into masks; each is then updated from the pixels that its mask selects
+and from the other kernels, and convolves again: `KernelHead`, then the `UpdateRound`s.
+
+Every round looks at the features through a 1x1 transform of its own, x' = W x + b. Grouping pixels
+and convolving them are both linear in x', so the transform is absorbed into the kernels: the sum
+over a mask of x' is W (sum of x) + b * area, and k . x' is (W^T k) . x + k . b. The large map is
+never transformed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from knet.modeling.layers import ConvNormReLU, at_least_float32, group_norm, init_convs
+from knet.modeling.positions import PlaceEncoding
+
+
+class InitialKernels(NamedTuple):
+    """What the update rounds start from.
+
+    N thing kernels, then S stuff kernels; in a semantic model one kernel a class.
+
+    Attributes:
+        features: (B, C, H, W), the map that every round gathers from and convolves.
+        kernels: (B, N + S, C).
+        masks: (B, N + S, H, W) logits.
+        seg_logits: (B, K, H, W) of the semantic branch, K = thing plus stuff classes.
+        auxiliary: (B, K, h, w) logits of a semantic model's auxiliary head, in training.
+    """
+
+    features: Tensor
+    kernels: Tensor
+    masks: Tensor
+    seg_logits: Tensor
+    auxiliary: Tensor | None = None
+
+
+class RoundOutput(NamedTuple):
+    """Result of one round.
+
+    Attributes:
+        class_logits: (B, N, K) for sigmoid, without background; None without a class branch.
+        masks: (B, N, H, W) logits.
+        kernels: (B, N, C), handed to the next round.
+    """
+
+    class_logits: Tensor | None
+    masks: Tensor
+    kernels: Tensor
+
+
+def hard_groups(masks: Tensor) -> Tensor:
+    """Binary groups (B, N, H, W) of mask logits: sigmoid > 0.5 is logit > 0. No gradient."""
+    return masks.detach() > 0
+
+
+def soft_groups(masks: Tensor) -> Tensor:
+    """Soft groups (B, N, H, W) of mask logits: softmax over the kernels, differentiable."""
+    return masks.softmax(dim=1)
+
+
+def gather_features(x: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum the features of every group (K-Net eq. 4; a sum, not a mean).
+
+    Computed in float32 whatever the autocast type: sums over thousands of pixels overflow float16.
+
+    Args:
+        x: features (B, C, H, W).
+        groups: (B, N, H, W), boolean or weights.
+
+    Returns:
+        Group features (B, N, C) and group areas (B, N), both float32.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        x = at_least_float32(x).flatten(2)
+        weights = groups.to(x.dtype).flatten(2)
+        return torch.bmm(weights, x.transpose(1, 2)), weights.sum(dim=2)
+
+
+def convolve(x: Tensor, kernels: Tensor, bias: Tensor) -> Tensor:
+    """Convolve each image with its own 1x1 kernels (K-Net eq. 2).
+
+    Args:
+        x: features (B, C, H, W).
+        kernels: (B, N, C).
+        bias: (B, N).
+
+    Returns:
+        Mask logits (B, N, H, W).
+    """
+    masks = torch.baddbmm(bias.to(x.dtype)[:, :, None], kernels.to(x.dtype), x.flatten(2))
+    return masks.unflatten(2, x.shape[-2:])
+
+
+class KernelHead(nn.Module):
+    """Convolves learned kernels over the localising map (K-Net §3.2, §3.4).
+
+    Args:
+        num_thing_classes, num_stuff_classes: T and S; things come first in the class order.
+        num_kernels: N learned thing kernels; 0 in a model of stuff alone.
+        hidden_dim: width C.
+        norm_groups: of every GroupNorm.
+        conv_std: standard deviation of initial convolution weights.
+        class_prior: initial probability of every class of the semantic branch.
+        places: is added to the features, and the kernels start on places of their own; None, as
+            published: kernels are drawn at random.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_thing_classes: int,
+        num_stuff_classes: int,
+        num_kernels: int = 100,
+        hidden_dim: int = 256,
+        norm_groups: int = 32,
+        conv_std: float = 0.01,
+        class_prior: float = 0.01,
+        places: PlaceEncoding | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_kernels = num_kernels
+        self.num_thing_classes = num_thing_classes
+        self.num_stuff_classes = num_stuff_classes
+        norm = group_norm(norm_groups)
+        self.localise = ConvNormReLU(hidden_dim, hidden_dim, kernel_size=1, norm=norm)
+        self.classify = ConvNormReLU(hidden_dim, hidden_dim, kernel_size=1, norm=norm)
+        self.init_kernels = (
+            nn.Conv2d(hidden_dim, num_kernels, 1, bias=False) if num_kernels else None
+        )
+        self.seg_predictor = nn.Conv2d(hidden_dim, num_thing_classes + num_stuff_classes, 1)
+        self.places = places
+        init_convs(self, conv_std)
+        if self.init_kernels is not None:
+            nn.init.normal_(self.init_kernels.weight)
+            if places is not None:
+                self.init_kernels.weight.data[..., 0, 0] = places.kernels(num_kernels)
+        nn.init.constant_(self.seg_predictor.get_parameter("bias"), -math.log(1 / class_prior - 1))
+
+    def forward(self, localising: Tensor, classifying: Tensor) -> InitialKernels:
+        """Two maps (B, C, H, W) from the neck -> the first masks and kernels."""
+        localising = self.localise(localising)
+        if self.places is not None:
+            localising = localising + self.places(localising)
+        classifying = self.classify(classifying)
+        features = localising + classifying
+        seg_logits = self.seg_predictor(classifying)
+        if self.init_kernels is None:
+            masks = seg_logits[:, :0]
+            kernels = features.new_zeros((features.shape[0], 0, features.shape[1]))
+        else:
+            masks = self.init_kernels(localising)
+            groups, _ = gather_features(features, hard_groups(masks))
+            kernels = self.init_kernels.weight.flatten(1) + groups
+        if self.num_stuff_classes:
+            # a stuff kernel is its class's row of the classifier; its bias is no part of it
+            stuff = self.seg_predictor.weight.flatten(1)[self.num_thing_classes :]
+            kernels = torch.cat([kernels, stuff.expand(kernels.shape[0], -1, -1)], dim=1)
+            masks = torch.cat([masks, seg_logits[:, self.num_thing_classes :]], dim=1)
+        return InitialKernels(features, kernels, masks, seg_logits)
+
+
+class KernelUpdater(nn.Module):
+    """Adaptive kernel update (K-Net §3.3, eq. 5-7): group features and kernels, each gated.
+
+    Args:
+        dim: width C of group features and kernels.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.group_proj = nn.Linear(dim, 2 * dim)
+        self.kernel_proj = nn.Linear(dim, 2 * dim)
+        self.group_gate = nn.Linear(dim, dim)
+        self.group_gate_norm = nn.LayerNorm(dim)
+        self.kernel_gate = nn.Linear(dim, dim)
+        self.kernel_gate_norm = nn.LayerNorm(dim)
+        self.group_norm = nn.LayerNorm(dim)
+        self.kernel_norm = nn.LayerNorm(dim)
+        self.out_proj = nn.Linear(dim, dim)
+        self.out_norm = nn.LayerNorm(dim)
+
+    def forward(self, groups: Tensor, kernels: Tensor) -> Tensor:
+        """Group features and kernels, (..., C) and broadcastable, -> updated kernels (..., C)."""
+        group_in, group_out = self.group_proj(groups).chunk(2, dim=-1)
+        kernel_in, kernel_out = self.kernel_proj(kernels).chunk(2, dim=-1)
+        gate = group_in * kernel_in
+        group_gate = self.group_gate_norm(self.group_gate(gate)).sigmoid()
+        kernel_gate = self.kernel_gate_norm(self.kernel_gate(gate)).sigmoid()
+        updated = group_gate * self.group_norm(group_out)
+        updated = updated + kernel_gate * self.kernel_norm(kernel_out)
+        return torch.relu(self.out_norm(self.out_proj(updated)))
+
+
+class KernelInteraction(nn.Module):
+    """Self-attention over all kernels of an image, then a feed-forward net (K-Net §3.3).
+
+    Args:
+        dim, num_heads, ffn_dim: as in a post-norm transformer encoder layer without dropout.
+    """
+
+    def __init__(self, dim: int, *, num_heads: int, ffn_dim: int) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(dim, num_heads, batch_first=True)
+        self.attention_norm = nn.LayerNorm(dim)
+        self.ffn = nn.Sequential(nn.Linear(dim, ffn_dim), nn.ReLU(), nn.Linear(ffn_dim, dim))
+        self.ffn_norm = nn.LayerNorm(dim)
+
+    def forward(self, kernels: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
+        attended, _ = self.attention(kernels, kernels, kernels, need_weights=False)
+        kernels = self.attention_norm(kernels + attended)
+        return self.ffn_norm(kernels + self.ffn(kernels))
+
+
+def _projection(dim: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(dim, dim, bias=False), nn.LayerNorm(dim), nn.ReLU())
+
+
+class UpdateRound(nn.Module):
+    """One of the S rounds (K-Net §3.3, fig. 3).
+
+    Args:
+        num_classes: K of the class branch, or None for no class branch.
+        dim: width C.
+        num_heads, ffn_dim: of the kernel interaction.
+        grouping: turns mask logits into groups, `hard_groups` or `soft_groups`.
+        class_prior: initial probability of every class.
+        updater_dim: width of the kernel updater, which must divide C; by default C. With less,
+            kernels and group features are split into C / updater_dim parts, updated one by one
+            with shared weights and joined again, as in the published semantic models whose
+            512-wide kernels pass a 256-wide updater.
+        xavier: initialise all matrices Xavier-uniformly, as the published instance and panoptic
+            models; otherwise they keep PyTorch's defaults, as the published semantic ones.
+        residual_masks: add to the masks of the round before, at first nothing; published: masks are
+            made anew.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int | None,
+        dim: int = 256,
+        num_heads: int = 8,
+        ffn_dim: int = 2048,
+        grouping: Callable[[Tensor], Tensor] = hard_groups,
+        class_prior: float = 0.01,
+        updater_dim: int | None = None,
+        xavier: bool = True,
+        residual_masks: bool = False,
+    ) -> None:
+        super().__init__()
+        updater_dim = updater_dim or dim
+        self.parts = dim // updater_dim
+        self.grouping = grouping
+        self.residual_masks = residual_masks
+        self.feature_transform = nn.Linear(dim, dim)
+        self.updater = KernelUpdater(updater_dim)
+        self.interaction = KernelInteraction(dim, num_heads=num_heads, ffn_dim=ffn_dim)
+        if num_classes is None:
+            self.class_branch = self.class_predictor = None
+        else:
+            self.class_branch = _projection(dim)
+            self.class_predictor = nn.Linear(dim, num_classes)
+        self.mask_branch = _projection(dim)
+        self.mask_predictor = nn.Linear(dim, dim)
+        self._init_weights(class_prior, xavier)
+
+    def _init_weights(self, class_prior: float, xavier: bool) -> None:
+        for parameter in self.parameters():
+            if xavier and parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+        if self.residual_masks:
+            nn.init.zeros_(self.mask_predictor.weight)
+            nn.init.zeros_(self.mask_predictor.bias)
+        if self.class_predictor is not None:
+            nn.init.constant_(self.class_predictor.bias, -math.log(1 / class_prior - 1))
+
+    def forward(self, features: Tensor, kernels: Tensor, masks: Tensor) -> RoundOutput:
+        """Update every kernel from the pixels that its mask selects.
+
+        Args:
+            features: (B, C, H, W), the same in every round.
+            kernels: (B, N, C) of the round before.
+            masks: (B, N, H, W) logits of the round before.
+        """
+        transform = self.feature_transform
+        groups, areas = gather_features(features, self.grouping(masks))
+        with torch.autocast(features.device.type, enabled=False):
+            groups = groups @ at_least_float32(transform.weight).T
+            groups = groups + areas[..., None] * at_least_float32(transform.bias)
+            # LayerNorm follows within the updater; its input sums must not pass float16
+            kernels = at_least_float32(kernels)
+            kernels = self.updater(self._split(groups), self._split(kernels)).flatten(2)
+        kernels = self.interaction(kernels)
+
+        class_logits = None
+        if self.class_branch is not None and self.class_predictor is not None:
+            class_logits = self.class_predictor(self.class_branch(kernels))
+        mask_kernels = self.mask_predictor(self.mask_branch(kernels))
+        found = convolve(features, mask_kernels @ transform.weight, mask_kernels @ transform.bias)
+        if self.residual_masks:
+            found = masks + found
+        return RoundOutput(class_logits, found, kernels)
+
+    def _split(self, x: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, parts, C / parts)."""
+        return x.unflatten(2, (self.parts, -1))
+
+
+class KernelRounds(nn.ModuleList):
+    """S rounds without shared weights; each starts from the kernels and masks of the one before."""
+
+    def forward(self, features: Tensor, kernels: Tensor, masks: Tensor) -> list[RoundOutput]:
+        """Features (B, C, H, W), kernels (B, N, C), masks (B, N, H, W) -> every round's output."""
+        outputs = []
+        for update in self:
+            outputs.append(update(features, kernels, masks))
+            kernels, masks = outputs[-1].kernels, outputs[-1].masks
+        return outputs
+
+
+class KNetHeads(nn.Module):
+    """Instance and panoptic models.
+
+    Args:
+        neck: maps a list of feature maps to a localising and a classifying map.
+        kernel_head: yields the initial kernels.
+        rounds: the update rounds.
+    """
+
+    def __init__(self, *, neck: nn.Module, kernel_head: KernelHead, rounds: KernelRounds) -> None:
+        super().__init__()
+        self.neck = neck
+        self.kernel_head = kernel_head
+        self.rounds = rounds
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[InitialKernels, list[RoundOutput]]:
+        """Pyramid maps (B, C_i, H_i, W_i), finest first -> initial kernels and every round."""
+        initial = self.kernel_head(*self.neck(features))
+        rounds = self.rounds(initial.features, initial.kernels, initial.masks)
+        return initial, rounds
