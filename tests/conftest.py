@@ -21,7 +21,6 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.logger import setup_logger
 
-
 ROOT = Path(__file__).parents[1]
 
 

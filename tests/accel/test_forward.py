@@ -71,6 +71,16 @@ def test_inference_follows_the_weights(model):
     _compare(model, images)
 
 
+def test_copies_outlive_inference_mode(model):
+    images = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        first = model._rounds(images)[1][-1].masks
+    assert not first.is_inference()
+    with torch.no_grad():
+        model.backbone.stem.conv1.weight.mul_(1.7)
+    _compare(model, images)
+
+
 def test_inference_follows_the_training(tiny_cfg):
     """The fused optimiser changes weights without counting; frozen statistics hide no change."""
     tiny_cfg.MODEL.KNET.FREEZE_NORM_STATS = True

@@ -35,6 +35,8 @@ def test_a_size_is_captured_when_it_comes_again(graphs, made):
     assert not made
     assert graphs(x).tolist() == graphs(x).tolist() == [[3.0] * 4]
     assert sizes(made) == [4]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert graphs(x).tolist() == [[2.0] * 4]
     # the same size in another order of memory or type is another graph
     graphs(torch.ones(4, 1).T), graphs(torch.ones(1, 4, dtype=torch.float64))
     assert len(made) == 1

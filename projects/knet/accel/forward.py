@@ -26,7 +26,8 @@ class InferenceForward:
 
     The copies are no part of the model: neither saved nor trained. They follow its weights whenever
     these change: torch counts changes of a tensor, except by fused optimisers and through `.data`,
-    after which `forget` has to be called (every step of training does).
+    after which `forget` has to be called (every step of training does), as after modules were
+    exchanged.
 
     Args:
         model: in inference mode whenever this is called.
@@ -39,17 +40,21 @@ class InferenceForward:
         self.in_features = list(model.in_features)
         self.dtype = dtype
         self._copy: nn.ModuleList | None = None  # of backbone and heads
+        self._watched: list[
+            tuple[Any, str]
+        ] = []  # all weights: a module's dict, and the name there
         self._places: list[tuple[int, int]] = []
         self._versions: list[int] = []
         self._run: Callable[[Tensor], Any] = (
             Graphs(self._forward, graphs) if graphs else self._forward
         )
 
-    @torch.no_grad()
     def __call__(self, images: Tensor) -> Any:
         """(B, 3, H, W) -> what the heads give, up to rounding."""
-        self._follow_weights()
-        return self._run(images if self.dtype == torch.float32 else images.to(self.dtype))
+        # tensors made in inference mode could not be written over outside of it
+        with torch.inference_mode(False), torch.no_grad():
+            self._follow_weights()
+            return self._run(images if self.dtype == torch.float32 else images.to(self.dtype))
 
     def forget(self) -> None:
         """The copies are made anew from the weights at the next call."""
@@ -62,23 +67,36 @@ class InferenceForward:
         return heads([features[name] for name in self.in_features])
 
     def _follow_weights(self) -> None:
-        tensors = [t for m in (self.backbone, self.heads) for t in _tensors(m)]
-        places = [(id(t), t.data_ptr()) for t in tensors]
-        versions = [t._version for t in tensors]
-        if places == self._places and versions == self._versions:
+        if self._versions and self._state() == (self._places, self._versions):
             return
+        self._watched = [
+            (tensors, name)
+            for part in (self.backbone, self.heads)
+            for module in part.modules()
+            for tensors in (module._parameters, module._buffers)
+            for name, tensor in tensors.items()
+            if tensor is not None
+        ]
+        places, versions = self._state()
         new = nn.ModuleList([self._copied_backbone(), self._copied_heads()])
-        if places != self._places:
+        if self._copy is None or places != self._places:
             self._copy = new
             if isinstance(self._run, Graphs):
                 self._run.clear()
         else:  # in place, so that graphs stay valid
-            assert self._copy is not None
             with torch.no_grad():
                 for ours, theirs in zip(_tensors(self._copy), _tensors(new)):
                     if ours is not theirs:
                         ours.copy_(theirs)
         self._places, self._versions = places, versions
+
+    def _state(self) -> tuple[list[tuple[int, int]], list[int]]:
+        """Where the weights are, and how often torch has counted a change of each.
+
+        Out of a list, since walking over the modules would take milliseconds in every call.
+        """
+        tensors: list[Any] = [owner[name] for owner, name in self._watched]
+        return [(id(t), t.data_ptr()) for t in tensors], [t._version for t in tensors]
 
     def _copied_backbone(self) -> nn.Module:
         if self.dtype == torch.float32 and not any(map(_foldable, self.backbone.modules())):
@@ -99,13 +117,13 @@ class InferenceForward:
         other = copy.copy(self)
         memo[id(self)] = other
         other.backbone, other.heads = (copy.deepcopy(m, memo) for m in (self.backbone, self.heads))
-        other._copy, other._places, other._versions = None, [], []
+        other._copy, other._watched, other._places, other._versions = None, [], [], []
         most = self._run.most if isinstance(self._run, Graphs) else 0
         other._run = Graphs(other._forward, most) if most else other._forward
         return other
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_copy": None, "_places": [], "_versions": []}
+        return {**self.__dict__, "_copy": None, "_watched": [], "_places": [], "_versions": []}
 
 
 def fold_batch_norms(module: nn.Module) -> nn.Module:

@@ -52,6 +52,8 @@ class Graphs:
         Raises:
             RuntimeError: the function cannot be captured.
         """
+        if torch.is_autocast_enabled(images.device.type):  # its casts of weights would be gone
+            return self.function(images)
         key = (images.shape, images.stride(), images.dtype, images.device)
         if key in self._graphs:
             self._graphs.move_to_end(key)
