@@ -34,8 +34,8 @@ from knet.data.registration.builtin import register_builtin
 from knet.data.registration.custom import register_custom
 from knet.errors import UserError, run_command
 from knet.training.console import set_up
-from knet.training.folder_lock import folder_lock
 from knet.training.launch import launch
+from knet.training.stop import folder_lock
 from knet.training.trainer import Trainer
 
 

@@ -30,21 +30,17 @@ import numpy as np
 from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
-from knet.classes import class_ids_from_config
 from knet.config_file import check_pairs
 from knet.data.annotations.image_files import save_image
 from knet.data.annotations.pictures import read_picture
 from knet.data.defects import DataError
 from knet.demo.files import find_pictures, output_files, require_unique_stems, writable_folder
 from knet.demo.model_arguments import add_model_arguments, load_predictor
-from knet.demo.video import CODECS, VideoReader, VideoWriter
-from knet.demo.window import Window
+from knet.demo.video import CODECS, VideoReader, VideoWriter, Window
 from knet.errors import UserError, run_command
-from knet.modeling.build import is_semantic
 from knet.predictor import KNetPredictor
-from knet.results.categories import categories_of
 from knet.results.coco_files import ResultFiles, image_ids
-from knet.visualizer import DRAWN_SCORE, TASKS, draw_result
+from knet.visualization import DRAWN_SCORE, TASKS, draw_result
 
 _TITLE = "K-Net"
 _READABLE = 320  # pixels of the shorter side
@@ -128,9 +124,7 @@ class Drawer:
 
     def result_files(self, folder: str) -> ResultFiles:
         """Files of the model's classes in a folder."""
-        cfg = self.predictor.cfg
-        ids = class_ids_from_config(cfg, semantic=is_semantic(cfg))
-        return ResultFiles(folder, categories=categories_of(self.predictor.metadata, ids))
+        return ResultFiles(folder, categories=self.predictor.categories)
 
     def draw(self, image: np.ndarray, results: Any, *, enlarge: bool) -> np.ndarray:
         """Small pictures may be enlarged, so that the labels are readable."""

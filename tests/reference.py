@@ -3,8 +3,8 @@
 Plain torch functions over a dictionary of parameters, which have the names that `KNetHeads` and
 `SemanticHeads` give them. Nothing is rearranged to save time or memory: every round transforms the
 whole feature map, and every mask is resized in three steps. The tests compare the real code with
-it, and `tools/benchmark.py` measures against it. Sections are those of the paper (Zhang et al.,
-K-Net, NeurIPS 2021); what the paper leaves open is as in the authors' release.
+it, and `benchmarks/benchmark.py` measures against it. Sections are those of the paper (Zhang et
+al., K-Net, NeurIPS 2021); what the paper leaves open is as in the authors' release.
 
 B images, N thing kernels, S stuff kernels, C channels, T thing classes, K = T + S classes.
 Training is in `reference_training.py`.

@@ -97,7 +97,7 @@ def test_text_is_utf8(read):
 
 def _sources():
     files = [Path("train_net.py")]
-    for folder in ("projects", "tools", "demo", "datasets"):
+    for folder in ("projects", "benchmarks", "tools", "demo", "datasets"):
         files += sorted(Path(folder).rglob("*.py"))
     return files
 
@@ -119,11 +119,12 @@ def test_what_is_worth_keeping_is_written_whole():
     allowed = {
         ("projects/knet/data/shapes/writer.py", "save"),
         ("projects/knet/export/onnx_file.py", "save"),
-        ("tools/benchmark_laps.py", "write_text"),
+        ("benchmarks/workload.py", "save"),
+        ("benchmarks/workload.py", "write_text"),
         ("tools/build_detectron2_wheel.py", "write_text"),
         ("tools/build_detectron2_wheel.py", "write_bytes"),
         # written again by every training, a line at a time
-        ("projects/knet/training/folder_lock.py", "open"),
+        ("projects/knet/training/stop.py", "open"),
     }
     found = set()
     for file in _sources():

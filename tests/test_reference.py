@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmark_inputs import spread
 from parity_cases import build_heads, load_npz
 from parity_semantic import build_heads as build_semantic_heads
 from torch import Tensor
+from workload import spread
 
 from knet.checkpoint.published_names import import_published, to_published_name
 from knet.modeling.criterion import KNetCriterion, LossWeights, SemanticCriterion

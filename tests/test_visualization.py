@@ -9,15 +9,14 @@ import knet  # noqa: F401  (has to come before detectron2)
 
 # isort: split
 import torch
-from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from PIL import Image
 
-from knet.config import add_knet_config
 from knet.evaluation.panoptic_quality import id2rgb
-from knet.visualization import draw_sheet, write_sheets
-from knet.visualizer import DRAWN_SCORE, TASKS, draw_result
+from knet.predictor import KNetPredictor
+from knet.visualization import DRAWN_SCORE, TASKS, draw_result, draw_sheet, write_sheets
 
 RED, BLUE = (250, 20, 20), (20, 20, 250)
 CLASSES = {
@@ -67,16 +66,16 @@ def records(tmp_path):
     ]
 
 
-def tiles(sheet, rows=1):
-    """The three drawings of a sheet's first row, without titles."""
+def tiles(sheet):
+    """The three drawings of a sheet, without titles."""
     height, width = 8 * H, 8 * W  # enlarged until the short side has 320 pixels
-    top = (sheet.shape[0] // rows) - height - 12
+    top = sheet.shape[0] - height - 12
     return [sheet[top : top + height, 8 + k * (width + 8) :][:, :width] for k in range(3)]
 
 
 @pytest.mark.parametrize("task", list(TASKS))
 def test_equal_results_look_equal(records, task):
-    sheet = draw_sheet(records[:1], [output()], METADATA, task=task)
+    sheet = draw_sheet(records[0], output(), METADATA, task=task)
     assert sheet.dtype == np.uint8 and sheet.shape == (320 + 40, 3 * (480 + 8) + 8, 3)
     photo, truth, prediction = tiles(sheet)
     assert (photo == 128).all()
@@ -87,7 +86,7 @@ def test_equal_results_look_equal(records, task):
 
 @pytest.mark.parametrize("task", list(TASKS))
 def test_classes_have_their_colors_and_holes_stay_open(records, task):
-    _, truth, prediction = tiles(draw_sheet(records[:1], [output()], METADATA, task=task))
+    _, truth, prediction = tiles(draw_sheet(records[0], output(), METADATA, task=task))
     for tile in (truth, prediction):
         disc, wall, hole = tile[60, 60].astype(int), tile[60, 440].astype(int), tile[118, 118]
         assert disc[0] > disc[2] + 100
@@ -98,19 +97,18 @@ def test_classes_have_their_colors_and_holes_stay_open(records, task):
 
 
 def test_sheet_is_deterministic_and_leaves_outputs_alone(records):
-    out = [output(), output()]
+    out = output()
     np.random.seed(1)
-    first = draw_sheet(records, out, METADATA)
+    first = draw_sheet(records[0], out, METADATA)
     np.random.seed(2)
-    assert (draw_sheet(records, out, METADATA) == first).all()
-    assert first.shape[0] == 2 * 360
-    assert all(set(s) == {"id", "category_id", "isthing"} for s in out[0]["panoptic_seg"][1])
+    assert (draw_sheet(records[0], out, METADATA) == first).all()
+    assert all(set(s) == {"id", "category_id", "isthing"} for s in out["panoptic_seg"][1])
 
 
 def test_classes_without_colors_get_distinct_ones(records):
     names = {key: CLASSES[key] for key in ("thing_classes", "stuff_classes")}
     metadata = Metadata(name="plain", **names)
-    tile = tiles(draw_sheet(records[:1], [output()], metadata))[2].astype(int)
+    tile = tiles(draw_sheet(records[0], output(), metadata))[2].astype(int)
     assert abs(tile[60, 60] - tile[60, 440]).sum() > 100
 
 
@@ -134,17 +132,9 @@ def test_strips_are_not_enlarged_without_bound():
 
 def test_missing_output_names_the_switch(records):
     with pytest.raises(ValueError, match=r"photo\.png.*SEMANTIC_ON"):
-        draw_sheet(records[:1], [{}], METADATA, task="semantic")
+        draw_sheet(records[0], {}, METADATA, task="semantic")
     with pytest.raises(ValueError, match="depth"):
-        draw_sheet(records[:1], [output()], METADATA, task="depth")
-
-
-class Model(torch.nn.Module):
-    def forward(self, batched_inputs):
-        assert not self.training
-        assert batched_inputs[0]["image"].shape == (3, 80, 120)
-        assert (batched_inputs[0]["height"], batched_inputs[0]["width"]) == (H, W)
-        return [output()]
+        draw_sheet(records[0], output(), METADATA, task="depth")
 
 
 def test_all_doors_draw_from_one_score_on():
@@ -154,7 +144,7 @@ def test_all_doors_draw_from_one_score_on():
     import run_onnx
     import visualize_results
 
-    from knet.kernel_trace import average_masks
+    from knet.kernel_pictures import average_masks
     from knet.report.collect import ReportCollector
 
     for function in (draw_result, draw_sheet, write_sheets, average_masks, ReportCollector):
@@ -168,22 +158,21 @@ def test_all_doors_draw_from_one_score_on():
         assert tool.get_parser().get_default(option) == DRAWN_SCORE, tool
 
 
-def test_write_sheets(records, tmp_path):
+def test_write_sheets(records, tiny_cfg, tmp_path):
+    tiny_cfg.MODEL.KNET.TEST.OVERLAP_THRESH = 0.0
+    metadata = MetadataCatalog.get("tiny_val")
+    predictor = KNetPredictor(tiny_cfg, build_model(tiny_cfg), metadata)
     DatasetCatalog.register("sheets", lambda: records)
-    MetadataCatalog.get("sheets").set(**CLASSES)
+    MetadataCatalog.get("sheets").set(**{**metadata.as_dict(), "name": "sheets"})
     try:
-        cfg = get_cfg()
-        add_knet_config(cfg)
-        cfg.INPUT.MIN_SIZE_TEST = 80
-        model, folder = Model(), str(tmp_path / "sheets")
+        folder = str(tmp_path / "sheets")
         names = ["photo_7_panoptic.png", "photo_9_panoptic.png"]
         for chosen, expected in ((1, names[:1]), ([9, 0], names[::-1]), (["7"], names[:1])):
-            paths = write_sheets(model, cfg, "sheets", folder, chosen)
+            paths = write_sheets(predictor, "sheets", folder, chosen)
             assert paths == [f"{folder}/{name}" for name in expected]
-        assert model.training
         assert np.asarray(Image.open(paths[0])).shape == (360, 1472, 3)
         with pytest.raises(ValueError, match="'sheets' has no image with id 5"):
-            write_sheets(model, cfg, "sheets", folder, [5])
+            write_sheets(predictor, "sheets", folder, [5])
     finally:
         DatasetCatalog.remove("sheets")
         MetadataCatalog.remove("sheets")

@@ -21,7 +21,7 @@ import itertools
 import statistics
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import knet  # noqa: F401  (registers the model; has to come before detectron2)
@@ -33,7 +33,7 @@ from detectron2.modeling import build_model
 from fvcore.nn import flop_count_table, parameter_count, parameter_count_table
 from torch import nn
 
-from knet.analysis.count import Count, activation_analysis, count_products, flop_analysis
+from knet.analysis import Count, activation_analysis, flop_analysis
 from knet.checkpoint.checkpointer import KNetCheckpointer
 from knet.config import get_cfg_from_file
 from knet.data.registration.builtin import register_builtin
@@ -134,8 +134,8 @@ def _random_records(size: Sequence[int], *, seed: int) -> Iterator[dict[str, Any
 def _report_flops(model: nn.Module, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     counts = [flop_analysis(model, record) for record in records]
     print("of one image:\n" + flop_count_table(counts[-1].analysis, max_depth=4))
-    found = _report_average(counts, unit="GFLOP", scale=1e9, value=lambda count: count.total)
-    found["products"] = statistics.mean(count_products(count) for count in counts)
+    found = _report_average(counts, unit="GFLOP", scale=1e9)
+    found["products"] = statistics.mean(count.products for count in counts)
     print(
         f"convolutions and matrix products: {found['products'] / 1e9:.4g} G multiplications with "
         f"additions, {2 * found['products'] / 1e9:.4g} G single operations"
@@ -146,16 +146,12 @@ def _report_flops(model: nn.Module, records: Sequence[Mapping[str, Any]]) -> dic
 
 def _report_activations(model: nn.Module, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     counts = [activation_analysis(model, record) for record in records]
-    found = _report_average(
-        counts, unit="million activations", scale=1e6, value=lambda count: count.total
-    )
+    found = _report_average(counts, unit="million activations", scale=1e6)
     print(_completeness(found))
     return found
 
 
-def _report_average(
-    counts: Sequence[Count], *, unit: str, scale: float, value: Callable[[Count], float]
-) -> dict[str, Any]:
+def _report_average(counts: Sequence[Count], *, unit: str, scale: float) -> dict[str, Any]:
     sums: Counter[str] = Counter()
     uncounted: Counter[str] = Counter()
     for count in counts:
@@ -165,7 +161,7 @@ def _report_average(
     print(f"average of {len(counts)} in {unit}:")
     for name, number in by_operator.items():
         print(f"  {name:30s} {number / scale:12.6f}")
-    totals = [value(count) for count in counts]
+    totals = [count.total for count in counts]
     mean, spread = statistics.mean(totals), statistics.pstdev(totals)
     print(f"total: {mean / scale:.4g} ± {spread / scale:.2g} {unit}")
     return {"total": mean, "by_operator": by_operator, "uncounted": dict(uncounted)}
@@ -173,7 +169,7 @@ def _report_average(
 
 def _completeness(found: Mapping[str, Any]) -> str:
     if not found["uncounted"]:
-        return "complete: every operator is counted, but for free ones (knet.analysis.operators)"
+        return "complete: every operator is counted, but for free ones (knet.analysis)"
     names = ", ".join(f"{name} ({times})" for name, times in sorted(found["uncounted"].items()))
     return f"incomplete: not counted are {names}"
 

@@ -42,12 +42,11 @@ from knet.evaluation import build_evaluator
 from knet.files import write_text
 from knet.modeling.build import is_semantic
 from knet.predictor import KNetPredictor
-from knet.report.collect import MEASURES, ReportCollector
-from knet.report.evaluate import choose_task, evaluate, has_truth
+from knet.report.collect import MEASURES, ReportCollector, choose_task, evaluate, has_truth
 from knet.report.page import render_report
-from knet.report.predictions import FilePredictions
+from knet.report.read_results import FilePredictions
 from knet.results.categories import Category, categories_of
-from knet.visualizer import DRAWN_SCORE
+from knet.visualization import DRAWN_SCORE
 
 OutputOf = Callable[[dict[str, Any]], dict[str, Any]]
 

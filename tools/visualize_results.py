@@ -16,18 +16,14 @@ from collections.abc import Sequence
 import knet  # noqa: F401  (registers the model; has to come before detectron2)
 
 # isort: split
-from detectron2.modeling import build_model
 from detectron2.utils.logger import setup_logger
 
-from knet.checkpoint.checkpointer import KNetCheckpointer
 from knet.config import get_cfg_from_file
 from knet.data.registration.builtin import register_builtin
-from knet.data.registration.custom import register_custom
 from knet.demo.model_arguments import split_config_keys
 from knet.errors import UserError, run_command
-from knet.tta import KNetWithTTA
-from knet.visualization import write_sheets
-from knet.visualizer import DRAWN_SCORE, TASKS
+from knet.predictor import KNetPredictor
+from knet.visualization import DRAWN_SCORE, TASKS, write_sheets
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -67,13 +63,6 @@ def main(arguments: Sequence[str] | None = None) -> list[str]:
 
     setup_logger(name="knet")
     cfg = get_cfg_from_file(args.config_file, args.opts)
-    register_builtin([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST, args.dataset or ""])
-    register_custom(cfg)
-    model = build_model(cfg)
-    KNetCheckpointer.from_config(cfg, model, strict=True).load(cfg.MODEL.WEIGHTS)
-    if cfg.TEST.AUG.ENABLED:
-        cfg.INPUT.MIN_SIZE_TEST = 0  # the views are made from the original image
-        model = KNetWithTTA(cfg, model)
     names = [args.dataset] if args.dataset else list(cfg.DATASETS.TEST)
     tasks = [task for task in TASKS if cfg.MODEL.KNET.TEST[f"{task.upper()}_ON"]]
     if not names or not tasks:
@@ -82,14 +71,16 @@ def main(arguments: Sequence[str] | None = None) -> list[str]:
             if tasks
             else "MODEL.KNET.TEST turns on no result: set INSTANCE_ON, PANOPTIC_ON or SEMANTIC_ON"
         )
+    register_builtin(names)
+    if not cfg.DATASETS.TRAIN:  # a model's classes are those of a data set
+        cfg.DATASETS.TEST = cfg.DATASETS.TEST or (args.dataset,)
     paths = write_sheets(
-        model,
-        cfg,
+        KNetPredictor.from_config(cfg),
         names[0],
         args.output,
         args.images or args.num,
-        args.task or tasks[0],
-        args.score_threshold,
+        task=args.task or tasks[0],
+        score_threshold=args.score_threshold,
     )
     print("\n".join(paths))
     return paths

@@ -30,11 +30,13 @@ def _add_model_config(cfg: CN) -> None:
     cfg.register_deprecated_key("MODEL.KNET.COMPILE")
     cfg.register_deprecated_key("MODEL.KNET.FAST_CONVOLUTIONS")
     cfg.register_renamed_key("MODEL.KNET.RECOMPUTE", "MODEL.KNET.ACCEL.RECOMPUTE")
-    # Detectron2's default is another model, which a config without it would train in silence
+    # the network; Detectron2's default is another one, which a config without this key would train
     cfg.MODEL.META_ARCHITECTURE = "KNet"
     cfg.MODEL.KNET = knet = CN()
-    # -1: taken from the metadata of the data set; any other value must agree with it
+    # number of classes of things (objects that are told apart); -1: taken from the metadata of the
+    # data set; any other value must agree with it
     knet.NUM_THING_CLASSES = -1
+    # number of classes of stuff (sky, ground …), in semantic models of all classes; -1 likewise
     knet.NUM_STUFF_CLASSES = -1
     # without a data set: which of the labels 0, 1, … are things; empty: the first ones
     knet.THING_IDS = []
@@ -46,28 +48,32 @@ def _add_model_config(cfg: CN) -> None:
     knet.UNSAFE_WEIGHTS = False
     # learned thing kernels: at least as many as objects in an image; stuff kernels come on top
     knet.NUM_KERNELS = 100
+    # how often kernels are updated from the pixels of their masks
     knet.NUM_ROUNDS = 3
     # for many small objects and little training, not published: thing kernels start on places of
-    # their own, which the features tell apart (modeling/places.py); and a round adds to the masks
-    # before it, at first nothing
+    # their own, which the features tell apart
     knet.KERNEL_PLACES = False
+    # also for many small objects, not published: a round adds to the masks before it, at first
+    # nothing
     knet.RESIDUAL_MASKS = False
     # where the first kernels come from: "learned" (instance and panoptic models), or in semantic
     # models the classifier of an "fcn", "psp", "aspp" (DeepLabV3) or "uper" head
     knet.KERNEL_HEAD = "learned"
-    knet.HIDDEN_DIM = 256
+    knet.HIDDEN_DIM = 256  # width of kernels and of the features that they convolve
     # the kernel updater's width if it is not HIDDEN_DIM: kernels are updated in parts of it
     knet.UPDATER_DIM = -1
-    knet.NUM_HEADS = 8
-    knet.FFN_DIM = 2048
-    knet.NORM_GROUPS = 32
+    knet.NUM_HEADS = 8  # heads of the attention among kernels
+    knet.FFN_DIM = 2048  # width inside the feed-forward network of a round
+    knet.NORM_GROUPS = 32  # groups of the neck's group norms; divides HIDDEN_DIM
     # pyramid levels, finest first; masks are predicted at the stride of the second
     knet.IN_FEATURES = ["p2", "p3", "p4", "p5"]
+    # what makes the features that kernels convolve of the levels: a name of KNET_NECK_REGISTRY
     knet.NECK = "build_semantic_fpn_neck"
     # losses and results see the masks enlarged by this factor
     knet.MASK_UPSAMPLE = 2
-    # initialisation: standard deviation of the neck's convolutions, probability of every class
+    # initialisation: standard deviation of the neck's convolutions
     knet.CONV_INIT_STD = 0.01
+    # initialisation: probability that is predicted for every class
     knet.CLASS_PRIOR = 0.01
     # statistics of the backbone's batch norms stay as loaded; their scale and shift are trained
     knet.FREEZE_NORM_STATS = True
@@ -75,54 +81,61 @@ def _add_model_config(cfg: CN) -> None:
     knet.SIZE_DIVISIBILITY = 32
     # training batches are padded to at least this (height, width), as published with crops
     knet.MIN_TRAIN_SIZE = (0, 0)
+    # memory layout of weights and features, which convolutions are faster with
     knet.CHANNELS_LAST = True
 
     # what train_net.py and the predictor do for speed (knet/accel): batch norms folded into
     # convolutions in inference; on a CPU faster convolutions, losses and fusion in parts that fit
-    # into caches; on a GPU CUDA graphs. False: the plain model, whose results differ by rounding
+    # into caches; on a GPU CUDA graphs
     knet.ACCEL = CN()
+    # False: the plain model, whose results differ by rounding
     knet.ACCEL.ENABLED = True
     # type of weights and features in inference: "float16" and "bfloat16" are faster on a GPU and
     # round results; sums over pixels and what kernels go through stay float32
     knet.ACCEL.DTYPE = "float32"
-    # a GPU keeps graphs for this many padded sizes of batches, the least recently used goes; or 0
+    # padded sizes of batches for which a GPU keeps graphs; the least recently used goes. 0: none
     knet.ACCEL.GRAPHS = 32
     # less memory, more time in training: activations of "backbone" (a ResNet's stages), "rounds",
     # "losses" (enlarged masks; on a CPU never kept) are computed again for the gradients
     knet.ACCEL.RECOMPUTE = ()
 
-    # semantic models only
+    # of semantic models only
     knet.SEMANTIC = CN()
+    # norm of the decoder and the auxiliary head, by Detectron2's names: "BN", "SyncBN", "GN" …
     knet.SEMANTIC.NORM = "SyncBN"
+    # share of channels that training drops before the classifiers
     knet.SEMANTIC.DROPOUT = 0.1
-    # the auxiliary head, a training aid: on this feature, this wide; see LOSS.AUX_WEIGHT
+    # the backbone's feature under the auxiliary head, a training aid; see LOSS.AUX_WEIGHT
     knet.SEMANTIC.AUX_FEATURE = "res4"
+    # width of the auxiliary head
     knet.SEMANTIC.AUX_DIM = 256
 
+    # factors of the loss terms
     knet.LOSS = CN()
-    knet.LOSS.CLASS_WEIGHT = 2.0
-    knet.LOSS.MASK_WEIGHT = 1.0
-    knet.LOSS.DICE_WEIGHT = 4.0
-    # 0 in instance models
+    knet.LOSS.CLASS_WEIGHT = 2.0  # focal loss of the classes
+    knet.LOSS.MASK_WEIGHT = 1.0  # binary cross-entropy of a mask's pixels
+    knet.LOSS.DICE_WEIGHT = 4.0  # dice loss of the masks
+    # cross-entropy over the masks at each pixel, which one of them owns; 0 in instance models
     knet.LOSS.RANK_WEIGHT = 0.1
     # masks are compared with their targets at this many sampled points of each image and mask
     # (12544 in Mask2Former) for less time and memory; 0: at every pixel, as published
     knet.LOSS.NUM_POINTS = 0
-    # semantic models: of the initial and of every round's logits
+    # classification of the pixels: by the initial masks, in semantic models in every round
     knet.LOSS.SEG_WEIGHT = 1.0
-    # semantic models: 0 leaves the auxiliary head out
+    # auxiliary head of semantic models; 0 leaves it out
     knet.LOSS.AUX_WEIGHT = 0.4
+    # factors of the costs by which kernels and objects are matched
     knet.COST = CN()
-    knet.COST.CLASS_WEIGHT = 2.0
-    knet.COST.MASK_WEIGHT = 1.0
-    knet.COST.DICE_WEIGHT = 4.0
+    knet.COST.CLASS_WEIGHT = 2.0  # focal cost of the class
+    knet.COST.MASK_WEIGHT = 1.0  # binary cross-entropy of the mask's pixels
+    knet.COST.DICE_WEIGHT = 4.0  # dice cost of the mask
 
-    # which results a model gives. TEST.DETECTIONS_PER_IMAGE is the number of instances, and as
-    # many are scored: raise it where images hold more than 100 objects
+    # which results a model gives. Detectron2's TEST.DETECTIONS_PER_IMAGE is the number of
+    # instances, and as many are scored: raise it where images hold more than 100 objects
     knet.TEST = CN()
-    knet.TEST.INSTANCE_ON = True
-    knet.TEST.PANOPTIC_ON = True
-    knet.TEST.SEMANTIC_ON = True
+    knet.TEST.INSTANCE_ON = True  # objects, each with class, score and mask; not in semantic models
+    knet.TEST.PANOPTIC_ON = True  # one segment for each pixel; not in semantic models
+    knet.TEST.SEMANTIC_ON = True  # one class for each pixel
     # instances under this score are left out
     knet.TEST.SCORE_THRESH = 0.0
     # a pixel belongs to an instance above this probability; lower: larger masks
@@ -137,62 +150,73 @@ def _add_model_config(cfg: CN) -> None:
     # all. Other classes take no place among the top k and no pixel of a segment; a pixel is void
     # where an object of another class is and no chosen mask reaches 0.5. Semantic maps keep all
     knet.TEST.CLASSES = []
-    # panoptic: things under this score, and segments that win less than this share of the pixels
-    # of their own mask, become void
+    # panoptic: things under this score become void
     knet.TEST.THING_THRESH = 0.3
+    # panoptic: segments that win less than this share of the pixels of their own mask become void
     knet.TEST.OVERLAP_THRESH = 0.6
     # instance and panoptic models: megabytes of masks at the size of the image that are held at a
     # time; changes no result
     knet.TEST.MASK_MEMORY = 1024
-    # semantic models: predict large images in windows of this (height, width), whose logits are
-    # averaged where they overlap; empty: whole images. STRIDE is 2/3 of SIZE by default
+    # semantic models can predict large images in windows, whose logits are averaged where they
+    # overlap
     knet.TEST.WINDOW = CN()
-    knet.TEST.WINDOW.SIZE = ()
-    knet.TEST.WINDOW.STRIDE = ()
-    knet.TEST.WINDOW.BATCH_SIZE = 1
+    knet.TEST.WINDOW.SIZE = ()  # (height, width); empty: whole images
+    knet.TEST.WINDOW.STRIDE = ()  # from one window to the next; empty: 2/3 of SIZE
+    knet.TEST.WINDOW.BATCH_SIZE = 1  # windows that are predicted at a time
 
-    # ResNet with a deep stem, see modeling/backbones/resnet_v1c.py
+    # ResNet with a deep stem: MODEL.BACKBONE.NAME build_resnet_v1c_backbone
     cfg.MODEL.RESNET_V1C = CN()
     # 8 (res4 and res5 dilated), 16 (res5 dilated) or 32; depth, norm … are those of MODEL.RESNETS
     cfg.MODEL.RESNET_V1C.OUTPUT_STRIDE = 8
 
-    # Swin Transformer, see modeling/backbones/swin.py; these are Swin-T. S: depths 2, 2, 18, 2;
-    # B: also width 128, heads 4, 8, 16, 32; L: width 192, heads 6, 12, 24, 48
+    # Swin Transformer: MODEL.BACKBONE.NAME build_swin_backbone or build_swin_fpn_backbone. The
+    # defaults are Swin-T. S: depths 2, 2, 18, 2; B: also width 128, heads 4, 8, 16, 32; L: width
+    # 192, heads 6, 12, 24, 48
     cfg.MODEL.SWIN = swin = CN()
-    swin.EMBED_DIM = 96
-    swin.DEPTHS = [2, 2, 6, 2]
-    swin.NUM_HEADS = [3, 6, 12, 24]
-    swin.WINDOW_SIZE = 7
+    swin.EMBED_DIM = 96  # width of the first stage; each further one has twice that
+    swin.DEPTHS = [2, 2, 6, 2]  # blocks of each stage
+    swin.NUM_HEADS = [3, 6, 12, 24]  # attention heads of each stage
+    swin.WINDOW_SIZE = 7  # patches along a side of an attention window
+    # probability that training leaves out the last block's branches; it falls to 0 at the first
     swin.DROP_PATH_RATE = 0.2
-    swin.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
-    # less memory, more time in training
+    swin.OUT_FEATURES = ["res2", "res3", "res4", "res5"]  # stages whose maps are used
+    # True: less memory, more time in training
     swin.GRADIENT_CHECKPOINTING = False
 
-    # any model of timm with feature maps, see modeling/backbones/timm_models.py
+    # any model of timm with feature maps: MODEL.BACKBONE.NAME build_timm_backbone or
+    # build_timm_fpn_backbone
     cfg.MODEL.TIMM = timm = CN()
-    timm.NAME = "convnext_tiny"
-    # download timm's weights, without MODEL.WEIGHTS
+    timm.NAME = "convnext_tiny"  # the model's name in timm
+    # True: download timm's weights, without MODEL.WEIGHTS
     timm.PRETRAINED = False
-    timm.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
-    # -1: the model's own
+    timm.OUT_FEATURES = ["res2", "res3", "res4", "res5"]  # stages whose maps are used
+    # probability to leave out branches in training; -1: the model's own
     timm.DROP_PATH_RATE = -1.0
+    # True: less memory, more time in training
     timm.GRADIENT_CHECKPOINTING = False
     # further arguments of the timm model's architecture: numbers, texts and lists
     timm.KWARGS = CN(new_allowed=True)
 
-    # a small residual network for training from scratch, see modeling/backbones/small_resnet.py
+    # a small residual network for training from scratch: MODEL.BACKBONE.NAME
+    # build_small_resnet_backbone or build_small_resnet_fpn_backbone
     cfg.MODEL.SMALL_RESNET = small = CN()
-    # neighbours must differ: Detectron2's basic block has no strided identity
+    # widths of the stages; neighbours differ: Detectron2's basic block has no strided identity
     small.CHANNELS = [32, 64, 128, 160]
-    small.BLOCKS = [1, 1, 1, 1]
-    small.STEM_STRIDE = 2
-    small.NORM = "BN"
+    small.BLOCKS = [1, 1, 1, 1]  # blocks of each stage
+    small.STEM_STRIDE = 2  # stride of the first convolution
+    small.NORM = "BN"  # norm, by Detectron2's names: "BN", "GN" …
 
 
 def _add_solver_config(cfg: CN) -> None:
     # learning rate of the backbone (without its FPN) relative to the rest
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.25
-    # parameters without weight decay, as patterns of names: "backbone.*norm*"
+    # weight decay of norms; None: WEIGHT_DECAY, as published for ResNets, where Detectron2's own
+    # default 0.0 would exempt them
+    cfg.SOLVER.WEIGHT_DECAY_NORM = None
+    # weight decay of biases, also of norms' biases; None: that of the other parameters of a layer
+    cfg.SOLVER.WEIGHT_DECAY_BIAS = None
+    # parameters without weight decay, as patterns of names: "backbone.*norm*"; they must not have
+    # another one by the two keys before
     cfg.SOLVER.NO_DECAY = []
     # with SOLVER.AMP.ENABLED: "float16" (GPU), "bfloat16" (GPU and CPU), or "auto", which is
     # bfloat16 where the device computes in it, else float16 on a GPU and float32 on a CPU
@@ -204,7 +228,7 @@ def _add_solver_config(cfg: CN) -> None:
     cfg.SOLVER.CHECKPOINT_MINUTES = 10.0
     # with LR_SCHEDULER_NAME "WarmupPolyLR": the rate falls as (1 - step / MAX_ITER) ** this
     cfg.SOLVER.POLY_LR_POWER = 0.9
-    # "full_model" limits the norm of all gradients together, as published
+    # "full_model", the only kind there is: the norm of all gradients together, as published
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "full_model"
 
 

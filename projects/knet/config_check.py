@@ -77,6 +77,7 @@ def _is_device(value: Any) -> bool:
 
 
 _NAME = Rule("a name", lambda v: isinstance(v, str) and bool(v))
+_NAMES = _list(_NAME)
 _SHARE = _number(0, 1)
 _WEIGHT = _number(0)
 _WIDTH = _whole(1, 2**16)
@@ -160,7 +161,10 @@ _RULES: dict[str, Rule] = {
     "SOLVER.BASE_LR_END": _number(0),
     "SOLVER.BACKBONE_MULTIPLIER": _WEIGHT,
     "SOLVER.WEIGHT_DECAY": _WEIGHT,
-    "SOLVER.NO_DECAY": _list(_NAME),
+    "SOLVER.WEIGHT_DECAY_*": Rule(
+        f"None (as WEIGHT_DECAY) or {_WEIGHT.text}", lambda v: v is None or _WEIGHT.holds(v)
+    ),
+    "SOLVER.NO_DECAY": _NAMES,
     "SOLVER.LR_SCHEDULER_NAME": _choice(*_SCHEDULES),
     "SOLVER.GAMMA": _number(0, above=True),
     "SOLVER.POLY_LR_POWER": _number(0),
@@ -178,8 +182,8 @@ _RULES: dict[str, Rule] = {
     "SOLVER.AMP.DTYPE": _choice("auto", "bfloat16", "float16"),
     "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": _number(0, above=True),
     "DATALOADER.NUM_WORKERS": _whole(0, 4096),
-    "DATASETS.TRAIN": _list(_NAME),
-    "DATASETS.TEST": _list(_NAME),
+    "DATASETS.TRAIN": _NAMES,
+    "DATASETS.TEST": _NAMES,
     # L is grey, with one value each in MODEL.PIXEL_MEAN and PIXEL_STD
     "INPUT.FORMAT": _choice(*FORMATS),
     "INPUT.MAX_PIXELS": _whole(1),

@@ -28,7 +28,7 @@ from knet.accel import accelerate_as_configured
 from knet.checkpoint.checkpointer import KNetCheckpointer
 from knet.checkpoint.class_names import ClassNames
 from knet.checkpoint.write_file import write_weights
-from knet.classes import class_ids_from_config, class_names, find_classes
+from knet.classes import ClassIds, class_ids_from_config, class_names, find_classes
 from knet.config import get_cfg_from_file
 from knet.data import register_custom
 from knet.data.annotations.image_files import (
@@ -53,6 +53,7 @@ from knet.model_folder import (
     write_classes,
 )
 from knet.modeling.build import is_semantic
+from knet.results.categories import Category, categories_of
 from knet.tta import KNetWithTTA
 
 Picture = Union[str, "os.PathLike[str]", np.ndarray, Image.Image]
@@ -125,9 +126,13 @@ class KNetPredictor:
             ],
             allow_base=False,
         )
-        ids = class_ids_from_config(cfg, semantic=is_semantic(cfg))
+        ids = _class_ids(cfg)
         metadata = read_classes(folder / CLASSES, name=str(path_or_hub_id), ids=ids)
-        model = build_model(_with_labels(cfg, metadata))
+        # what it chooses by name, by label: there is no data set that has the names
+        chosen = find_classes(cfg.MODEL.KNET.TEST.CLASSES, ids, class_names(metadata, ids)) or ()
+        built = cfg.clone()
+        built.MODEL.KNET.TEST.CLASSES = [[*ids.things, *ids.stuff][row] for row in chosen]
+        model = build_model(built)
         checkpointer = KNetCheckpointer.from_config(cfg, model, strict=True)
         compare_files(folder, checkpointer.load(cfg.MODEL.WEIGHTS).get("files"))
         return cls(cfg, model, metadata)
@@ -139,7 +144,7 @@ class KNetPredictor:
         """
         out = Path(folder)
         out.mkdir(parents=True, exist_ok=True)
-        ids = class_ids_from_config(self.cfg, semantic=is_semantic(self.cfg))
+        ids = _class_ids(self.cfg)
         classes = ClassNames.from_metadata(self.metadata, ids)
         cfg = self.cfg.clone()
         cfg.defrost()
@@ -179,6 +184,11 @@ class KNetPredictor:
         self._require_memory(prepared["height"], prepared["width"])
         return self.model([prepared])[0]
 
+    @property
+    def categories(self) -> list[Category]:
+        """The model's classes by label, things first."""
+        return categories_of(self.metadata, _class_ids(self.cfg))
+
     def only(self, task: str) -> None:
         """From now on give one kind of result: the others take memory at the picture's size.
 
@@ -194,7 +204,7 @@ class KNetPredictor:
         """Refuse results that memory cannot hold, which would end the process."""
         if self._plain.device.type != "cpu":  # a GPU raises an error of its own
             return
-        ids = class_ids_from_config(self.cfg, semantic=is_semantic(self.cfg))
+        ids = _class_ids(self.cfg)
         options = getattr(self._plain.task, "options", None)
         parts = {}  # bytes a pixel, no more than there will be
         if options is None or options.semantic:
@@ -224,13 +234,8 @@ class KNetPredictor:
         return {"image": tensor, "height": height, "width": width}
 
 
-def _with_labels(cfg: CfgNode, metadata: Metadata) -> CfgNode:
-    """The config with labels for the names of classes that it chooses, as no data set has them."""
-    ids = class_ids_from_config(cfg, semantic=is_semantic(cfg))
-    chosen = find_classes(cfg.MODEL.KNET.TEST.CLASSES, ids, class_names(metadata, ids)) or ()
-    cfg = cfg.clone()
-    cfg.MODEL.KNET.TEST.CLASSES = [[*ids.things, *ids.stuff][row] for row in chosen]
-    return cfg
+def _class_ids(cfg: CfgNode) -> ClassIds:
+    return class_ids_from_config(cfg, semantic=is_semantic(cfg))
 
 
 def _read(image: Picture, max_pixels: int) -> np.ndarray:

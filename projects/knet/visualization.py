@@ -1,122 +1,230 @@
-"""Sheets that show photo, ground truth and prediction side by side, one row an image.
+"""Results drawn over photos, and sheets of photo, ground truth and prediction side by side.
 
-Both maps go through the same calls of Detectron2's Visualizer, in one fixed colour a class, so
-that equal results look equal and the same input gives the same pixels in every run.
+All go through the same calls of Detectron2's Visualizer, in one fixed colour a class, so that
+equal results look equal and the same input gives the same pixels in every run.
 """
 
 from __future__ import annotations
 
+import colorsys
 import logging
+import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pycocotools.mask as mask_util
 import torch
-from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
-from detectron2.data import transforms as T
-from detectron2.structures import BitMasks, Instances
-from detectron2.utils.visualizer import GenericMask
+from detectron2.structures import Instances
+from detectron2.utils.visualizer import ColorMode, GenericMask, Visualizer
 from PIL import Image, ImageDraw, ImageFont
 
 from knet.data.annotations.image_files import MAX_PIXELS, save_image
 from knet.data.annotations.label_files import open_label_png
 from knet.data.annotations.panoptic_png import read_panoptic_png
 from knet.data.annotations.pictures import read_picture
-from knet.data.augmentation import build_knet_augmentation
-from knet.visualizer import DRAWN_SCORE, TASKS, draw_result, enlarge, enlarging_factor
+from knet.data.labels import IGNORE_LABEL, encode_segmentation
 
-__all__ = ["draw_annotations", "draw_sheet", "write_sheets"]
+if TYPE_CHECKING:
+    from knet.predictor import KNetPredictor
 
 logger = logging.getLogger(__name__)
 
-_COLUMNS = ("photo", "ground truth", "prediction")
+# Task → the model's output (Detectron2's names).
+TASKS = {"panoptic": "panoptic_seg", "instance": "instances", "semantic": "sem_seg"}
+
+# Instances with a lower score are left out of drawings and counts where nothing else is asked for:
+# the published threshold of things in panoptic scenes, so that both kinds of result look alike.
+DRAWN_SCORE = 0.3
+
+_ALPHA = 0.7
+_EDGE = (1.0, 1.0, 240.0 / 255)
+_LARGEST_SIDE = 4000  # of an enlarged picture
 _GAP = 8  # pixels between the tiles of a sheet
 _FONT_SIZE = 16
 
 
-def draw_sheet(
-    records: Sequence[Mapping[str, Any]],
-    outputs: Sequence[Mapping[str, Any]],
+def draw_result(
+    image: np.ndarray,
+    result: Any,
     metadata: Metadata,
     *,
     task: str = "panoptic",
     score_threshold: float = DRAWN_SCORE,
     min_side: int = 320,
-    max_pixels: int = MAX_PIXELS,
 ) -> np.ndarray:
-    """Photo, ground truth and prediction side by side, one row an image.
+    """Draw one result over its photo.
 
     Args:
-        records: the images' records in Detectron2's standard format. Ground truth is taken from
-            ``pan_seg_file_name`` and ``segments_info``, ``annotations`` or ``sem_seg_file_name``;
-            an image without any has two columns.
-        outputs: for each record the model's output; the key for ``task`` is read
-            (``panoptic_seg``, ``instances``, ``sem_seg``), at the photo's size.
-        metadata, task, score_threshold, min_side: as for :func:`knet.visualizer.draw_result`.
-        max_pixels: a larger photo is refused.
+        image: ``(H, W, 3)`` RGB uint8.
+        result: as a Detectron2 model gives it for the task: ``(ids (H, W), segments_info)``,
+            ``Instances`` with ``pred_masks``, or ``sem_seg`` (C, H, W); also a label map (H, W).
+        metadata: the data set's.
+        task: ``panoptic``, ``instance`` or ``semantic``.
+        score_threshold: instances with a lower score are left out.
+        min_side: a smaller image is enlarged by a whole factor, so that labels are readable; the
+            longer side becomes 4000 at most.
 
     Returns:
-        ``(H, W, 3)`` RGB uint8, with column titles and the names of the files.
+        ``(H', W', 3)`` RGB uint8, the size of the (enlarged) photo.
 
     Raises:
-        ValueError: unknown task, no image, or an output that lacks the task's key.
+        ValueError: unknown task.
     """
-    if task not in TASKS:
-        raise ValueError(f"Unknown task {task!r}; known are {', '.join(TASKS)}.")
-    if not records or len(records) != len(outputs):
-        raise ValueError(f"Got {len(records)} records and {len(outputs)} outputs.")
-    rows = []
-    for record, output in zip(records, outputs):
-        if TASKS[task] not in output:
-            raise ValueError(
-                f"The output for '{record['file_name']}' has no '{TASKS[task]}': "
-                f"turn on MODEL.KNET.TEST.{task.upper()}_ON."
-            )
-        image = read_picture(record, image_format="RGB", max_pixels=max_pixels)
-        tiles = [(_COLUMNS[0], enlarge(image, enlarging_factor(image, min_side)))]
-        truth = _ground_truth(record, task, image.shape[:2])
-        for title, result in ((_COLUMNS[1], truth), (_COLUMNS[2], output[TASKS[task]])):
-            if result is None:
-                continue
-            drawn = draw_result(
-                image,
-                result,
-                metadata,
-                task=task,
-                score_threshold=score_threshold,
-                min_side=min_side,
-            )
-            tiles.append((title, drawn))
-        rows.append(_row(tiles, os.path.basename(record["file_name"])))
-    width = max(row.shape[1] for row in rows)
-    return np.concatenate(
-        [
-            np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=255)
-            for row in rows
-        ]
-    )
+    _require_task(task)
+    factor = _factor(image, min_side)
+    visualizer = _ClassColorVisualizer(_enlarge(image, factor), metadata)
+
+    def enlarged(values: Any) -> np.ndarray:
+        """(…, H', W') of ids, labels or masks."""
+        array = values.detach().cpu().numpy() if torch.is_tensor(values) else np.asarray(values)
+        return array.repeat(factor, axis=-2).repeat(factor, axis=-1)
+
+    if task == "panoptic":
+        ids, segments = result
+        segments = [dict(segment) for segment in segments]  # areas are written into them
+        visualizer.draw_panoptic_seg(torch.as_tensor(enlarged(ids)), segments, 0, _ALPHA)
+    elif task == "instance":
+        instances = result.to("cpu")
+        if instances.has("scores"):
+            instances = instances[instances.scores >= score_threshold]
+        masks = enlarged(instances.pred_masks)
+        drawn = Instances(masks.shape[-2:], pred_masks=masks, pred_classes=instances.pred_classes)
+        if instances.has("scores"):
+            drawn.scores = instances.scores.double()  # the label's percent is rounded once
+        visualizer.draw_instance_predictions(drawn)
+    else:
+        labels = result if result.ndim == 2 else result.argmax(0)
+        visualizer.draw_sem_seg(enlarged(labels), 0, _ALPHA)
+    return visualizer.output.get_image()
 
 
-def draw_annotations(
-    record: Mapping[str, Any],
-    metadata: Metadata,
-    *,
-    min_side: int = 320,
-    max_pixels: int = MAX_PIXELS,
-) -> np.ndarray:
-    """Photo and annotations of one record side by side, the richest kind that it has.
+class _ClassColorVisualizer(Visualizer):
+    """Detectron2's Visualizer with one colour a class.
+
+    Unlike the original it does not vary colours at random, separates neighbours of one class by
+    light outlines, leaves holes of instances open, and has labels of readable size.
 
     Args:
-        record: in Detectron2's standard format, see :func:`draw_sheet`.
-        metadata, min_side, max_pixels: as for :func:`draw_sheet`.
+        image: ``(H, W, 3)`` RGB, values in [0, 255].
+        metadata: names and, if present, colours of the classes; missing colours are chosen.
+    """
+
+    def __init__(self, image: np.ndarray, metadata: Metadata) -> None:
+        mode = ColorMode.SEGMENTATION  # instances in the colours of their classes
+        super().__init__(image, metadata=with_colors(metadata), instance_mode=mode)
+        self._default_font_size = max(math.sqrt(image.shape[0] * image.shape[1]) / 45, 11)
+
+    def _jitter(self, color: Any) -> tuple[float, ...]:
+        return tuple(color)
+
+    def draw_text(self, text: str, position: Any, **options: Any) -> Any:
+        """As the original, which lets labels run over the image's borders."""
+        super().draw_text(text, position, **options)
+        label = self.output.ax.texts[-1]
+        box = label.get_window_extent(self.output.canvas.get_renderer())  # y upwards
+        x, y = label.get_position()
+        x += max(2 - box.x0, 0) - max(box.x1 + 2 - self.output.width, 0)
+        y += max(box.y1 + 2 - self.output.height, 0) - max(2 - box.y0, 0)
+        label.set_position((x, y))
+        return self.output
+
+    def overlay_instances(
+        self, *, masks: Any, labels: Sequence[str], assigned_colors: Sequence[Any], **_: Any
+    ) -> Any:
+        """Draw masks from the largest to the smallest; the original fills the holes of masks."""
+        masks = [m.mask if isinstance(m, GenericMask) else np.asarray(m, np.uint8) for m in masks]
+        for k in sorted(range(len(masks)), key=lambda k: -int(masks[k].sum())):
+            self.draw_binary_mask(
+                masks[k],
+                assigned_colors[k],
+                edge_color=_EDGE,
+                text=labels[k],
+                alpha=_ALPHA,
+                area_threshold=0,
+            )
+        return self.output
+
+    def draw_binary_mask(
+        self, binary_mask: np.ndarray, color: Any = None, *, edge_color: Any = None, **options: Any
+    ) -> Any:
+        """As the original, which draws no outline of a mask with holes."""
+        super().draw_binary_mask(binary_mask, color=color, edge_color=edge_color, **options)
+        mask = GenericMask(binary_mask.astype(np.uint8), self.output.height, self.output.width)
+        if edge_color is not None and mask.has_holes:
+            for polygon in mask.polygons:
+                self.draw_polygon(polygon.reshape(-1, 2), color, edge_color=edge_color, alpha=0)
+        return self.output
+
+
+def with_colors(metadata: Metadata) -> Metadata:
+    """A copy of the metadata with a colour (RGB, 0 to 255) for each class."""
+    values = {k: v for k, v in metadata.as_dict().items() if k != "name"}
+    things = list(values.get("thing_classes") or [])
+    stuff = list(values.get("stuff_classes") or [])
+    # With contiguous ids of one kind, the stuff names begin with those of the things.
+    shared = stuff[: len(things)] == things
+    count = max(len(stuff), len(things)) + (0 if shared else len(things))
+    # Hues a golden section apart, three brightnesses.
+    hsv = [(k * 0.618034 % 1.0, 0.85 - 0.25 * (k % 2), 1.0 - 0.2 * (k % 3)) for k in range(count)]
+    palette = [tuple(round(255 * c) for c in colorsys.hsv_to_rgb(*color)) for color in hsv]
+    if len(values.get("thing_colors") or []) < len(things):
+        values["thing_colors"] = palette[: len(things)]
+    if len(values.get("stuff_colors") or []) < len(stuff):
+        first = list(values.get("thing_colors") or [])[: len(things)] if shared else []
+        values["stuff_colors"] = [*first, *palette[len(things) :]]
+    return Metadata(name=f"{metadata.get('name', 'data set')} with colours", **values)
+
+
+def draw_sheet(
+    record: Mapping[str, Any],
+    output: Mapping[str, Any],
+    metadata: Metadata,
+    *,
+    task: str = "panoptic",
+    score_threshold: float = DRAWN_SCORE,
+    max_pixels: int = MAX_PIXELS,
+) -> np.ndarray:
+    """Photo, ground truth and prediction of one image side by side.
+
+    Args:
+        record: of the image, in Detectron2's standard format. Ground truth is taken from
+            ``pan_seg_file_name`` and ``segments_info``, ``annotations`` or ``sem_seg_file_name``;
+            without any there are two columns.
+        output: the model's; the key for ``task`` is read (``panoptic_seg``, ``instances``,
+            ``sem_seg``), at the photo's size.
+        metadata, task, score_threshold: as for :func:`draw_result`.
+        max_pixels: a larger photo is refused.
 
     Returns:
         ``(H, W, 3)`` RGB uint8, with column titles and the file's name.
 
     Raises:
-        ValueError: if the record has no annotations.
+        ValueError: unknown task, or an output that lacks the task's key.
+    """
+    _require_task(task)
+    if TASKS[task] not in output:
+        raise ValueError(
+            f"The output for '{record['file_name']}' has no '{TASKS[task]}': "
+            f"turn on MODEL.KNET.TEST.{task.upper()}_ON."
+        )
+    image = read_picture(record, image_format="RGB", max_pixels=max_pixels)
+    shown = {"ground truth": _ground_truth(record, task, image.shape[:2])}
+    shown["prediction"] = output[TASKS[task]]
+    return _draw_row(record, image, shown, metadata, task=task, score_threshold=score_threshold)
+
+
+def draw_annotations(
+    record: Mapping[str, Any], metadata: Metadata, *, max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
+    """Photo and annotations of one record side by side, the richest kind that it has.
+
+    Args, Returns: as of :func:`draw_sheet`.
+
+    Raises:
+        ValueError: the record has no annotations.
     """
     keys = {
         "pan_seg_file_name": "panoptic",
@@ -127,30 +235,27 @@ def draw_annotations(
     if task is None:
         raise ValueError(f"The record of '{record['file_name']}' has no annotations to draw.")
     image = read_picture(record, image_format="RGB", max_pixels=max_pixels)
-    truth = _ground_truth(record, task, image.shape[:2])
-    drawn = draw_result(image, truth, metadata, task=task, min_side=min_side)
-    tiles = [("photo", enlarge(image, enlarging_factor(image, min_side))), ("annotations", drawn)]
-    return _row(tiles, os.path.basename(record["file_name"]))
+    shown = {"annotations": _ground_truth(record, task, image.shape[:2])}
+    return _draw_row(record, image, shown, metadata, task=task)
 
 
 def write_sheets(
-    model: torch.nn.Module,
-    cfg: CfgNode,
+    predictor: KNetPredictor,
     dataset_name: str,
     output_dir: str,
-    image_ids_or_num: int | Sequence[int | str] = 8,
+    images: int | Sequence[int | str] = 8,
+    *,
     task: str = "panoptic",
     score_threshold: float = DRAWN_SCORE,
 ) -> list[str]:
     """Run a model on images of a data set and write one sheet (PNG) for each.
 
     Args:
-        model: a Detectron2 model; used in evaluation mode and left as it was.
-        cfg: ``INPUT.FORMAT``, ``INPUT.MAX_PIXELS`` and the test sizes are read.
+        predictor: the model.
         dataset_name: a registered data set.
         output_dir: made if missing; files are ``<image>_<image id>_<task>.png``.
-        image_ids_or_num: the number of images from the data set's start; or image ids, where a
-            number that is no image's id counts as a position in the data set, from 0.
+        images: the number of images from the data set's start; or image ids, where a number that
+            is no image's id counts as a position in the data set, from 0.
         task: ``panoptic``, ``instance`` or ``semantic``.
         score_threshold: instances with a lower score are not drawn.
 
@@ -160,38 +265,20 @@ def write_sheets(
     Raises:
         ValueError: an image that the data set does not have, or see :func:`draw_sheet`.
     """
-    records = _choose(DatasetCatalog.get(dataset_name), image_ids_or_num, dataset_name)
+    records = _choose(DatasetCatalog.get(dataset_name), images, dataset_name)
     metadata = MetadataCatalog.get(dataset_name)
-    resize = T.AugmentationList(build_knet_augmentation(cfg, is_train=False))
-    max_pixels = cfg.INPUT.MAX_PIXELS
+    max_pixels = predictor.cfg.INPUT.MAX_PIXELS
+    options = {"task": task, "score_threshold": score_threshold, "max_pixels": max_pixels}
     os.makedirs(output_dir, exist_ok=True)
     paths = []
-    was_training = model.training
-    model.eval()
-    try:
-        for position, record in enumerate(records):
-            image = read_picture(record, image_format=cfg.INPUT.FORMAT, max_pixels=max_pixels)
-            height, width = image.shape[:2]
-            augmented = T.AugInput(image)
-            resize(augmented)
-            tensor = torch.as_tensor(augmented.image.transpose(2, 0, 1).copy())
-            with torch.no_grad():
-                output = model([{**record, "image": tensor, "height": height, "width": width}])[0]
-            sheet = draw_sheet(
-                [record],
-                [output],
-                metadata,
-                task=task,
-                score_threshold=score_threshold,
-                max_pixels=max_pixels,
-            )
-            stem = os.path.splitext(os.path.basename(record["file_name"]))[0]
-            name = f"{stem}_{record.get('image_id', position)}_{task}.png".replace(os.sep, "_")
-            paths.append(os.path.join(output_dir, name))
-            save_image(paths[-1], sheet)
-            logger.info("Wrote %s", paths[-1])
-    finally:
-        model.train(was_training)
+    for position, record in enumerate(records):
+        image = read_picture(record, image_format="RGB", max_pixels=max_pixels)
+        sheet = draw_sheet(record, predictor(image), metadata, **options)
+        stem = os.path.splitext(os.path.basename(record["file_name"]))[0]
+        name = f"{stem}_{record.get('image_id', position)}_{task}.png".replace(os.sep, "_")
+        paths.append(os.path.join(output_dir, name))
+        save_image(paths[-1], sheet)
+        logger.info("Wrote %s", paths[-1])
     return paths
 
 
@@ -219,51 +306,76 @@ def _ground_truth(record: Mapping[str, Any], task: str, size: tuple[int, int]) -
     """The record's ground truth in the form of the model's output, or None if it has none."""
     if task == "instance" and "annotations" in record:
         annotations = record["annotations"]
-        truth = Instances(size)
-        truth.pred_classes = torch.as_tensor([a["category_id"] for a in annotations]).long()
-        truth.pred_masks = torch.zeros(len(annotations), *size, dtype=torch.bool)
-        for k, annotation in enumerate(annotations):
-            mask = annotation["segmentation"]
-            if not isinstance(mask, np.ndarray):  # polygons or RLE
-                mask = GenericMask(mask, *size).mask
-            truth.pred_masks[k] = torch.as_tensor(mask > 0)
-        return truth
+        masks = [
+            mask_util.decode(encode_segmentation(a["segmentation"], size)) for a in annotations
+        ]
+        return _instances([a["category_id"] for a in annotations], masks, size)
     if task == "semantic" and "sem_seg_file_name" in record:
         return open_label_png(record["sem_seg_file_name"], size=size)[1]
     if "pan_seg_file_name" not in record:
         return None
-
-    path = record["pan_seg_file_name"]
-    ids = read_panoptic_png(path, size=size).astype(np.int64)
+    ids = read_panoptic_png(record["pan_seg_file_name"], size=size).astype(np.int64)
     segments = record["segments_info"]
     if task == "panoptic":
         return ids, segments
     if task == "instance":
         things = [segment for segment in segments if segment.get("isthing", True)]
-        truth = Instances(size)
-        truth.pred_classes = torch.as_tensor([s["category_id"] for s in things]).long()
-        masks = [torch.as_tensor(ids == s["id"]) for s in things]
-        truth.pred_masks = torch.stack(masks) if masks else BitMasks(torch.zeros(0, *size)).tensor
-        return truth
-    labels = np.full(size, 255, dtype=np.int64)  # no class: not drawn
+        return _instances(
+            [s["category_id"] for s in things], [ids == s["id"] for s in things], size
+        )
+    labels = np.full(size, IGNORE_LABEL, dtype=np.int64)  # is not drawn
     for segment in segments:
         labels[ids == segment["id"]] = segment["category_id"]
     return labels
 
 
-def _row(tiles: Sequence[tuple[str, np.ndarray]], file_name: str) -> np.ndarray:
-    height, width = tiles[0][1].shape[:2]
+def _instances(labels: list[int], masks: list[np.ndarray], size: tuple[int, int]) -> Instances:
+    stacked = torch.as_tensor(np.array(masks, bool).reshape(-1, *size))
+    return Instances(size, pred_classes=torch.tensor(labels).long(), pred_masks=stacked)
+
+
+def _draw_row(
+    record: Mapping[str, Any],
+    image: np.ndarray,
+    results: Mapping[str, Any],
+    metadata: Metadata,
+    **options: Any,
+) -> np.ndarray:
+    """The photo and results of it (None is left out), each under its title."""
+    tiles = {
+        f"photo: {os.path.basename(record['file_name'])}": _enlarge(image, _factor(image, 320))
+    }
+    for title, result in results.items():
+        if result is not None:
+            tiles[title] = draw_result(image, result, metadata, **options)
+    height, width = next(iter(tiles.values())).shape[:2]
     font = ImageFont.load_default(_FONT_SIZE)
-    title = _FONT_SIZE + _GAP
-    size = (len(tiles) * (width + _GAP) + _GAP, height + title + 2 * _GAP)
+    top = _FONT_SIZE + _GAP + _GAP // 2
+    size = (len(tiles) * (width + _GAP) + _GAP, height + top + _GAP + _GAP // 2)
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
-    for k, (text, tile) in enumerate(tiles):
+    for k, (title, tile) in enumerate(tiles.items()):
         left = _GAP + k * (width + _GAP)
-        if k == 0:
-            text = f"{text}: {file_name}"
-        while draw.textlength(text, font) > width and len(text) > 4:
-            text = text[:-4] + "..."
-        draw.text((left, _GAP // 2), text, fill="black", font=font)
-        sheet.paste(Image.fromarray(tile[:height, :width]), (left, title + _GAP // 2))
+        while draw.textlength(title, font) > width and len(title) > 4:
+            title = title[:-4] + "..."
+        draw.text((left, _GAP // 2), title, fill="black", font=font)
+        sheet.paste(Image.fromarray(tile[:height, :width]), (left, top))
     return np.asarray(sheet)
+
+
+def _require_task(task: str) -> None:
+    if task not in TASKS:
+        raise ValueError(f"Unknown task {task!r}; known are {', '.join(TASKS)}.")
+
+
+def _factor(image: np.ndarray, min_side: int) -> int:
+    """The whole factor that gives an image's shorter side `min_side` pixels at least."""
+    short, long = sorted(image.shape[:2])
+    # a strip would become enormous
+    return max(1, min(math.ceil(min_side / short), _LARGEST_SIDE // long))
+
+
+def _enlarge(image: np.ndarray, factor: int) -> np.ndarray:
+    """A photo (H, W, 3), larger by a whole factor."""
+    size = (image.shape[1] * factor, image.shape[0] * factor)
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-import ctypes
-import gc
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +14,10 @@ import torch
 
 from knet.checkpoint.write_file import DIGEST, write_weights
 
-__all__ = ["KINDS", "added_memory", "write_bomb"]
+__all__ = ["KINDS", "write_bomb"]
 
 KINDS = ("deflated", "shared", "storage", "expanded", "array", "number", "header", "shape")
 _CHUNK = 64 << 20
-
-
-def added_memory(run: Callable[[], None]) -> int:
-    """Bytes by which the most memory of this process during a call exceeds that before it."""
-
-    def resident(name: str) -> int:
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-        return 1024 * int(status.partition(f"{name}:")[2].split()[0])
-
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # freed memory must not hide what the call takes
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets the high-water mark
-    before = resident("VmRSS")
-    run()
-    return resident("VmHWM") - before
 
 
 class _Call:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from benchmark_laps import peak_memory
+from workload import peak_memory
 
 import knet  # noqa: F401  (has to come before detectron2)
 

@@ -18,7 +18,7 @@ from knet.data.annotations.panoptic_png import read_panoptic_png
 from knet.demo.video import VideoReader, VideoWriter
 from knet.evaluation import build_evaluator
 from knet.evaluation.panoptic_quality import pq_compute
-from knet.visualizer import draw_result
+from knet.visualization import draw_result
 
 _SPEC = importlib.util.spec_from_file_location(
     "demo_script", Path(__file__).parents[2] / "demo" / "demo.py"

@@ -26,7 +26,7 @@ from PIL import Image
 
 from knet.data import KNetDatasetMapper, register_custom
 from knet.evaluation import build_evaluator
-from knet.report.predictions import FilePredictions
+from knet.report.read_results import FilePredictions
 from knet.results.categories import Category
 from knet.results.coco_files import ResultFiles
 

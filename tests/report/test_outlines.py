@@ -1,11 +1,21 @@
-"""Outlines hold exactly the pixels of their masks."""
+"""Outlines hold exactly the pixels of their masks, and images stay within their budget of bytes."""
 
 import re
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
-from knet.report.outlines import inner_point, outline, shrink_labels
+from knet.report.collect import ReportCollector
+from knet.report.outlines import (
+    BYTES_AN_IMAGE,
+    draw_image,
+    inner_point,
+    outline,
+    shrink_labels,
+)
+from knet.results.categories import Category
 
 
 def filled(path, size):
@@ -55,3 +65,22 @@ def test_small_maps_take_the_nearest_pixels():
     labels = np.arange(12).reshape(3, 4)
     assert shrink_labels(labels, (3, 4)).tolist() == labels.tolist()
     assert shrink_labels(np.kron(labels, np.ones((2, 2), int)), (3, 4)).tolist() == labels.tolist()
+
+
+def test_images_stay_small(tmp_path):
+    rng = np.random.default_rng(0)
+    path = tmp_path / "noise.png"
+    Image.fromarray(rng.integers(0, 256, (450, 600, 3), np.uint8)).save(path)
+    labels = rng.integers(0, 8, (450, 600)).astype(np.uint8)  # the worst that there can be
+    Image.fromarray(labels).save(tmp_path / "labels.png")
+    record = {"file_name": str(path), "sem_seg_file_name": str(tmp_path / "labels.png")}
+    categories = [Category(k, k, f"class {k}", False) for k in range(8)]
+    collector = ReportCollector(task="semantic", categories=categories)
+    output = torch.nn.functional.one_hot(torch.as_tensor(labels).long(), 8).permute(2, 0, 1)
+    collector.add(record, {"sem_seg": output})
+    (image,) = collector.images
+    assert image.quality == 1 and collector.pixel_confusion.counts.trace() == labels.size
+    picture = draw_image(image)
+    assert picture.num_bytes < BYTES_AN_IMAGE
+    assert max(picture.width, picture.height) >= 64 and len(picture.truth) == 8
+    assert 200 * BYTES_AN_IMAGE < 18e6

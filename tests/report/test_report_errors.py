@@ -7,9 +7,6 @@ import report as tool
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from knet.report.collect import ReportCollector
-from knet.results.categories import Category
-
 from . import results
 
 
@@ -98,13 +95,6 @@ def test_files_of_predictions_are_blamed_for_their_own_errors(call, results_fold
         ("semantic/000001.png", "has 40 x 50 pixels, its image in images.json 96 x 96"),
     ):
         assert f"{name} {words}" in message(name, None)
-
-
-def test_more_classes_than_a_label_map_holds_are_refused():
-    categories = [Category(k, k, f"class {k}", False) for k in range(256)]
-    with pytest.raises(ValueError, match="at most 255 classes"):
-        ReportCollector(task="semantic", categories=categories)
-    ReportCollector(task="semantic", categories=categories[:255])
 
 
 def test_outputs_that_cannot_be_written(results_folder, tiny_opts, tmp_path, capsys):

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import DeformConv2d
 
-from knet.analysis.count import activation_analysis, count_products, flop_analysis
+from knet.analysis import activation_analysis, flop_analysis
 from knet.config import get_cfg_from_file
 from knet.errors import run_command
 
@@ -73,7 +73,7 @@ def test_counts_are_those_by_hand():
     assert count.uncounted == {}
     products = ("conv", "deform_conv2d", "linear", "scaled_dot_product_attention", "matmul",
                 "baddbmm", "einsum")  # fmt: skip
-    assert count_products(count) == sum(BY_HAND[name] for name in products)
+    assert count.products == sum(BY_HAND[name] for name in products)
     held = activation_analysis(Known(), RECORD)
     assert held.by_operator == {
         "_convolution": 80 * 16, "deform_conv2d": 80 * 8, "linear": 6 * (48 + 16 + 5),
@@ -118,8 +118,8 @@ def test_models_are_counted_completely(name):
     with FlopCounterMode(display=False) as counter:  # with gradients: no fused attention
         model([record])
     # torch counts multiplications and additions apart, and no products with a vector
-    assert 2 * count_products(count) == pytest.approx(counter.get_total_flops(), rel=1e-3)
-    assert count_products(count) * 2 >= counter.get_total_flops()
+    assert 2 * count.products == pytest.approx(counter.get_total_flops(), rel=1e-3)
+    assert count.products * 2 >= counter.get_total_flops()
 
 
 def test_command_line(tiny_shapes, capsys):

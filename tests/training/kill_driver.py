@@ -196,7 +196,7 @@ def _train_here(cfg: CfgNode, folder: Path, log: Path, blow: Blow | None) -> int
     from detectron2.utils.logger import setup_logger
 
     from knet.errors import run_command
-    from knet.training.folder_lock import folder_lock
+    from knet.training.stop import folder_lock
     from knet.training.trainer import Trainer
 
     stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -1,4 +1,4 @@
-"""Sends signals to jobs of two processes and tells how they ended; run by `test_processes.py`.
+"""Sends signals to jobs of two processes and tells how they ended; run by `test_launch.py`.
 
 The jobs are forked from this process, so that only one has to import PyTorch.
 """

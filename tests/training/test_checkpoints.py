@@ -1,27 +1,16 @@
-"""Checkpoints by time and on a signal, and one training a folder."""
+"""When checkpoints are written; resuming with another config: which keys act, which stay."""
 
-import os
+import logging
 import signal
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from knet.errors import UserError
-from knet.training.folder_lock import folder_lock
+from knet.training.checkpoints import format_changes, training_keys
+from knet.training.optimizer import build_optimizer, resume_optimizer
 from knet.training.stop import Stopped
 from knet.training.trainer import Trainer
-
-
-@pytest.fixture
-def cfg(tiny_cfg):
-    tiny_cfg.DATASETS.TEST = ()
-    tiny_cfg.DATALOADER.NUM_WORKERS = 0
-    tiny_cfg.SOLVER.IMS_PER_BATCH = 1
-    tiny_cfg.SEED = 5
-    return tiny_cfg
 
 
 def make(cfg, folder, *, resume=False):
@@ -84,125 +73,6 @@ def test_checkpoints_between_change_no_weight_and_are_few(cfg, tmp_path):
     assert all(torch.equal(with_[name], value) for name, value in without.items())
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_signal_ends_with_a_checkpoint_after_the_step(cfg, tmp_path, caplog, number, status):
-    before = signal.getsignal(number)
-    trainer = make(cfg, tmp_path)
-    in_step(trainer, 2, lambda: send(number))
-    with pytest.raises(SystemExit) as stop:
-        trainer.train()
-    assert stop.value.code == status
-    assert signal.getsignal(number) is before
-    assert files(tmp_path) == ["model_0000002.pth"]
-    (line,) = (r.getMessage() for r in caplog.records if "Stopped" in r.getMessage())
-    assert line.endswith(f"after step 3 of 6; --resume goes on from {tmp_path}/model_0000002.pth")
-    assert make(cfg, tmp_path, resume=True).start_iter == 3
-
-
-def test_second_interrupt_ends_at_once(cfg, tmp_path):
-    child = os.fork()
-    if child == 0:
-        signal.alarm(60)  # ends it, whatever it waits for
-        try:
-            torch.set_num_threads(1)
-            trainer = make(cfg, tmp_path)
-            in_step(trainer, 1, lambda: send(signal.SIGINT, signal.SIGINT))
-            trainer.train()
-        finally:  # else the child would go on with the tests
-            os._exit(1)
-    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGINT
-    assert not files(tmp_path)
-
-
-def test_signal_to_the_whole_group_spares_the_loader(cfg, tmp_path):
-    cfg.DATALOADER.NUM_WORKERS = 1
-    cfg.SOLVER.IMS_PER_BATCH = cfg.SOLVER.ACCUMULATION_STEPS = 6  # more than are read ahead
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        status = 1
-
-        def wait():
-            os.write(writer, b"!")
-            while not trainer._signals.received:
-                time.sleep(0.01)
-
-        signal.alarm(60)
-        try:
-            os.setsid()
-            torch.set_num_threads(1)
-            trainer = make(cfg, tmp_path)
-            in_step(trainer, 1, wait)
-            trainer.train()
-        except Stopped as stop:
-            status = stop.code
-        finally:
-            os._exit(status)
-    os.close(writer)
-    assert os.read(reader, 1)
-    os.killpg(child, signal.SIGTERM)
-    assert os.WEXITSTATUS(os.waitpid(child, 0)[1]) == 143
-    assert files(tmp_path) == ["model_0000001.pth"]
-
-
-def test_signal_ends_an_evaluation_at_once(cfg, tmp_path, monkeypatch):
-    cfg.SOLVER.MAX_ITER = 1
-    cfg.DATASETS.TEST = ("tiny_val",)
-
-    def evaluate(_cfg, _name, _folder=None):
-        send(signal.SIGTERM)
-        raise AssertionError("goes on")
-
-    monkeypatch.setattr(Trainer, "build_evaluator", evaluate)
-    with pytest.raises(Stopped):
-        make(cfg, tmp_path).train()
-    assert files(tmp_path) == ["model_final.pth"]
-
-
-def _refusal(folder):
-    """What another process is told that wants the folder, or nothing."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        signal.alarm(60)
-        try:
-            with folder_lock(folder):
-                pass
-        except UserError as error:
-            os.write(writer, str(error).encode())
-        finally:
-            os._exit(0)
-    os.waitpid(child, 0)
-    os.close(writer)
-    with open(reader) as answer:
-        return answer.read()
-
-
-def test_one_training_a_folder(tmp_path):
-    folder = str(tmp_path / "out")
-    with folder_lock(folder):
-        holder = f"{folder}: another training writes there (process {os.getpid()} on "
-        assert _refusal(folder).startswith(holder)
-        with folder_lock(folder):  # train_net.py and the trainer
-            pass
-        assert _refusal(folder).startswith(holder)
-    assert not _refusal(folder)
-
-
-def test_a_trainer_locks_its_folder(cfg, tmp_path, monkeypatch):
-    """Also without train_net.py."""
-    answers = []
-    trainer = make(cfg, tmp_path)
-    trainer.max_iter = 1
-    in_step(trainer, 0, lambda: answers.append(_refusal(str(tmp_path))))
-    remove = "knet.training.trainer.remove_unfinished"
-    monkeypatch.setattr(remove, lambda folder, _: answers.append(_refusal(folder)))
-    trainer.resume_or_load(resume=False)  # where another one may be writing
-    trainer.train()
-    assert len(answers) == 3 and all("another training writes there" in a for a in answers)
-    assert not _refusal(str(tmp_path))
-
-
 def test_a_new_training_over_an_earlier_one_is_warned_of(cfg, tmp_path, caplog):
     first = make(cfg, tmp_path)
     assert "earlier training" not in caplog.text
@@ -217,14 +87,141 @@ def test_a_new_training_over_an_earlier_one_is_warned_of(cfg, tmp_path, caplog):
     assert "--resume" in said
 
 
-@pytest.mark.parametrize("missing", [False, True])
-def test_locks_that_are_not_there_are_named(tmp_path, monkeypatch, caplog, missing):
-    def refuse(*_):
-        raise OSError(38, "Function not implemented")
+@pytest.fixture
+def checkpoint(tiny_cfg, tmp_path):
+    """The folder of a training that stopped after 3 of 6 steps."""
+    tiny_cfg.DATASETS.TEST = ()
+    tiny_cfg.SOLVER.WARMUP_ITERS = 2
+    tiny_cfg.OUTPUT_DIR = str(tmp_path / "out")
+    short = tiny_cfg.clone()
+    trainer = Trainer(short)
+    trainer.resume_or_load(resume=False)
+    trainer.max_iter = 3
+    trainer.train()
+    return trainer
 
-    if missing:  # on Windows
-        monkeypatch.setitem(sys.modules, "fcntl", None)
-    else:  # of a file system
-        monkeypatch.setattr("fcntl.lockf", refuse)
-    with folder_lock(str(tmp_path)):
-        assert f"{tmp_path}: no locks here (" in caplog.text
+
+def resumed(cfg):
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=True)
+    return trainer
+
+
+def moments(trainer):
+    names = {id(p): name for name, p in trainer.model.named_parameters()}
+    state = trainer.optimizer.state
+    return {names[id(p)]: value["exp_avg_sq"].clone() for p, value in state.items()}
+
+
+def rates(trainer):
+    return {group["lr"] for group in trainer.optimizer.param_groups}
+
+
+def same(one, two):
+    return set(one) == set(two) and all(
+        torch.equal(value, two[name]) for name, value in one.items()
+    )
+
+
+def test_the_config_of_the_resumed_run_counts(checkpoint, tiny_cfg, caplog):
+    before = rates(checkpoint), moments(checkpoint)
+    unchanged = resumed(tiny_cfg)
+    assert "another config" not in caplog.text
+    assert (rates(unchanged), unchanged.start_iter) == (before[0], 3)
+    assert same(moments(unchanged), before[1])
+
+    tiny_cfg.merge_from_list(["SOLVER.BASE_LR", 1e-4, "SOLVER.WEIGHT_DECAY", 0.2, "SEED", 77,
+                              "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 0.5])  # fmt: skip
+    lower = resumed(tiny_cfg)
+    assert max(rates(lower)) == pytest.approx(max(before[0]) / 10)
+    assert {g["weight_decay"] for g in lower.optimizer.param_groups} == {0.2}
+    assert lower._trainer.clip_norm == 0.5
+    assert lower._trainer.seed == checkpoint._trainer.seed  # the order of the data stays
+    assert same(moments(lower), before[1])
+    said = caplog.text
+    assert "SOLVER.BASE_LR                    0.001 -> 0.0001  from this step on" in said
+    assert "SEED                              2 -> 77          kept" in said
+    lower.train()
+    assert lower.iter == 6
+
+    # another division into groups: moments follow the names
+    caplog.clear()
+    tiny_cfg.SOLVER.BACKBONE_MULTIPLIER = 0.5
+    tiny_cfg.SOLVER.NO_DECAY = ["*norm*"]
+    tiny_cfg.SOLVER.MAX_ITER = 8
+    other = resumed(tiny_cfg)
+    assert len(other.optimizer.param_groups) == 4
+    assert same(moments(other), moments(lower))
+    full, half = sorted(rates(other), reverse=True)
+    assert half == pytest.approx(full / 2)
+    assert full == pytest.approx(other.scheduler.get_lr()[-1])
+    assert "SOLVER.MAX_ITER             6 -> 8" in caplog.text
+
+    tiny_cfg.SOLVER.MAX_ITER = 4
+    with pytest.raises(ValueError, match=r"6 steps behind it, more than SOLVER\.MAX_ITER 4"):
+        resumed(tiny_cfg)
+
+
+def test_a_lower_rate_rescues_a_training_that_diverged(checkpoint, tiny_cfg):
+    diverging = resumed(tiny_cfg)
+    before = {name: p.detach().clone() for name, p in diverging.model.named_parameters()}
+    bias = diverging.model.heads.rounds[2].mask_predictor.bias
+    bias.register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(FloatingPointError, match=r"gradient norm.*--resume.*SOLVER\.BASE_LR"):
+        diverging.train()
+    assert same(before, dict(diverging.model.named_parameters()))
+    tiny_cfg.SOLVER.BASE_LR = 1e-5
+    rescued = resumed(tiny_cfg)
+    assert rescued.start_iter == 3 and max(rates(rescued)) <= 1e-5
+
+
+def test_old_checkpoints_resume(tiny_cfg, caplog):
+    """Of before names and config were recorded."""
+    trainer = Trainer(tiny_cfg)
+    state = trainer.state_dict()
+    del state["config"]
+    for group in state["_trainer"]["optimizer"]["param_groups"]:
+        del group["param_names"]
+    with caplog.at_level(logging.WARNING):
+        Trainer(tiny_cfg).load_state_dict(state)
+    assert "another config" not in caplog.text
+    tiny_cfg.SOLVER.BACKBONE_MULTIPLIER = 0.5
+    with pytest.raises(ValueError, match=r"SOLVER\.BACKBONE_MULTIPLIER.*as they were"):
+        Trainer(tiny_cfg).load_state_dict(state)
+
+
+def test_parameters_that_were_frozen_start_without_moments(tiny_cfg, caplog):
+    model = Trainer.build_model(tiny_cfg)
+    model.backbone.stem.requires_grad_(False)
+    frozen = build_optimizer(tiny_cfg, model)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
+    frozen.step()
+    model.backbone.stem.requires_grad_(True)
+    free = build_optimizer(tiny_cfg, model)
+    resume_optimizer(free, frozen.state_dict())
+    assert "backbone.stem.conv1.weight" in caplog.text
+    assert not free.state.get(model.backbone.stem.conv1.weight)
+    moment = free.state[model.heads.rounds[0].mask_predictor.bias]["exp_avg"]
+    assert torch.equal(moment, frozen.state[model.heads.rounds[0].mask_predictor.bias]["exp_avg"])
+
+
+def test_every_solver_key_has_an_answer(tiny_cfg):
+    newer = {"BASE_LR_END": 0.0, "NUM_DECAYS": 3, "RESCALE_INTERVAL": False}  # after v0.6
+    for key, value in newer.items():
+        if key not in tiny_cfg.SOLVER:
+            tiny_cfg.SOLVER[key] = value
+    then = training_keys(tiny_cfg)
+    silent = {"CHECKPOINT_PERIOD", "CHECKPOINT_MINUTES", "REFERENCE_WORLD_SIZE"}
+    solver = {key.split(".")[1] for key in then if key.startswith("SOLVER.")}
+    assert solver == set(tiny_cfg.SOLVER) - silent
+    assert {"SOLVER.MOMENTUM", "SOLVER.AMP.DTYPE", "INPUT.MIN_SIZE_TRAIN", "SEED",
+            "DATASETS.TRAIN", "MODEL.KNET.LOSS.MASK_WEIGHT"} <= set(then)  # fmt: skip
+    assert not {"SOLVER.CHECKPOINT_PERIOD", "INPUT.MIN_SIZE_TEST", "OUTPUT_DIR"} & set(then)
+    changed = dict.fromkeys(then, "other")
+    lines = format_changes(changed, then).splitlines()
+    assert len(lines) == len(then) and all(len(line.split("  ")[-1]) > 10 for line in lines)
+    said = {line.split()[0]: line for line in lines}
+    assert "no effect" in said["SOLVER.MOMENTUM"]
+    assert all("new schedule" in said[f"SOLVER.{key}"] for key in newer)
+    assert format_changes(then, {**then, "SOLVER.NEW": 1}) == ""

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from knet.data import loader
-from knet.evaluation.score_tables import format_classes, format_scores
+from knet.evaluation.scores import format_classes, format_scores
 from knet.training.console import _is_news
 
 
@@ -54,7 +54,7 @@ def _record(name, level, message, **kwargs):
 def test_news_are_ours_and_the_warnings_of_all(monkeypatch):
     monkeypatch.delenv("KNET_TRACEBACK", raising=False)
     news = [
-        _record("knet.training.progress", logging.INFO, "step 1"),
+        _record("knet.training.console", logging.INFO, "step 1"),
         _record("detectron2.data.build", logging.WARNING, "odd"),
         _record("fvcore.common.checkpoint", logging.INFO, "Saving checkpoint to x.pth"),
         _record("detectron2.evaluation.evaluator", logging.INFO, "Inference done 11/40."),

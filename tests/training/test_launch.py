@@ -1,15 +1,109 @@
-"""The group of processes: how it ends."""
+"""Several processes end together, and say why."""
 
 import gc
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
 import weakref
+from pathlib import Path
 
+import pytest
 import torch.distributed as dist
 from detectron2.utils import comm
 
-from knet.training.launch import _free_port, _run
+from knet.training.launch import _free_port, _in_group
 
 
-def test_nothing_keeps_the_group_when_the_work_is_done():
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    """How each of the jobs of `signal_driver.py` ended."""
+    driver, folder = Path(__file__).with_name("signal_driver.py"), tmp_path_factory.mktemp("jobs")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", driver, folder], stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "KNET_TRACEBACK": ""}, check=True,
+        timeout=240,
+    )  # fmt: skip
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(
+    "job, status",
+    [("term", 143), ("term_to_all", 143), ("int", 130), ("ctrl_c", 130), ("hang_up", 129),
+     ("kill", -9)],
+)  # fmt: skip
+def test_signal_to_the_launcher_stops_all_after_the_same_step(ended, job, status):
+    result = ended[job]
+    assert result["status"] == status
+    first, second = result["stopped"]
+    assert first == second
+    assert "Error" not in result["errors"]
+
+
+def test_death_of_a_process_ends_the_others_and_is_named(ended):
+    assert ended["one_killed"]["status"] == 137
+    assert "process 1 of 2 (numbered from 0) was ended by SIGKILL" in ended["one_killed"]["errors"]
+
+
+def test_error_of_a_process_is_told_once(ended):
+    assert ended["one_refuses"]["status"] == 2
+    lines = ended["one_refuses"]["errors"].splitlines()
+    assert [line for line in lines if "no such thing" in line or "Traceback" in line] == [
+        "job: error: no such thing: take another"
+    ]
+    assert ended["one_fails"]["status"] == 1
+    assert ended["one_fails"]["errors"].count("TypeError: a defect") == 1
+
+
+def _session(leader):
+    """Process ids in the session of a process."""
+    pids = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, session = path.read_text().rsplit(")", 1)[1].split()[:4]
+        except OSError:  # it has ended
+            continue
+        if int(session) == leader and state not in "ZX":
+            pids.append(int(path.parent.name))
+    return pids
+
+
+def test_sigterm_to_a_training_of_two_processes(tiny_opts, tiny_shapes, tmp_path):
+    """The whole of it: processes that are spawned, with loader workers of their own."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "shapes").symlink_to(tiny_shapes)
+    opts = [*tiny_opts, "SOLVER.MAX_ITER", "100000", "DATASETS.TEST", "()"]
+    command = [sys.executable, "train_net.py", "--config-file", "configs/shapes/panoptic.yaml"]
+    said, out = tmp_path / "said", tmp_path / "out"
+    with open(said, "w") as file:
+        job = subprocess.Popen(
+            [*command, "--num-gpus", "2", *opts], stdout=file, stderr=file, start_new_session=True,
+            env={**os.environ, "DETECTRON2_DATASETS": str(tmp_path / "data")},
+        )  # fmt: skip
+    try:
+        for _ in range(600):
+            if "step 5 of" in said.read_text() or job.poll() is not None:
+                break
+            time.sleep(0.2)
+        assert job.poll() is None and len(_session(job.pid)) >= 3, said.read_text()
+        job.send_signal(signal.SIGTERM)
+        assert job.wait(timeout=60) == 143, said.read_text()
+        for _ in range(50):  # loader workers and helpers of multiprocessing see it a moment later
+            if not _session(job.pid):
+                break
+            time.sleep(0.2)
+        assert not _session(job.pid)
+    finally:
+        for pid in _session(job.pid):
+            os.kill(pid, signal.SIGKILL)
+    name = (out / "last_checkpoint").read_text()
+    assert f"--resume goes on from {out / name}" in said.read_text() and (out / name).is_file()
+    assert "Traceback" not in said.read_text()
+
+
+def test_nothing_keeps_the_group_when_the_work_is_done(monkeypatch):
     """Its threads, which end with it, would meet an interpreter that is ending."""
 
     def main():
@@ -17,7 +111,9 @@ def test_nothing_keeps_the_group_when_the_work_is_done():
         assert comm._LOCAL_PROCESS_GROUP is not None
         return weakref.ref(dist.group.WORLD)
 
-    group = _run(0, 0, 1, 1, f"tcp://127.0.0.1:{_free_port()}", False, main, ())
+    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    group = _in_group(f"tcp://127.0.0.1:{_free_port()}", False, main, ())
     gc.collect()
     assert group() is None and not dist.is_initialized()
     assert comm._LOCAL_PROCESS_GROUP is None

@@ -1,7 +1,6 @@
 """The trainer: resuming, several processes, accumulation, clipping, mixed precision."""
 
 import json
-import logging
 from functools import partial
 from pathlib import Path
 
@@ -10,9 +9,7 @@ import torch
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
-from knet.config import get_cfg_from_file
 from knet.training.launch import launch
-from knet.training.optimizer import scale_to_processes
 from knet.training.trainer import Trainer, distribute
 
 
@@ -32,6 +29,7 @@ def steps(trainer, count, after=lambda: None):
             storage.iter = trainer._trainer.iter = i
             trainer._trainer.run_step()
             after()
+            trainer._trainer.flush_metrics()
             if comm.is_main_process():
                 latest = storage.latest()
                 history.append({k: v[0] for k, v in latest.items() if "loss" in k})
@@ -268,67 +266,6 @@ def test_non_finite_loss_stops_with_its_name(tiny_cfg):
         steps(trainer, 1)
     for name, value in weights(trainer).items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0, equal_nan=True)
-
-
-def test_backbone_learns_at_its_own_rate(tiny_cfg, caplog):
-    tiny_cfg.SOLVER.BASE_LR = 0.01
-    tiny_cfg.SOLVER.BACKBONE_MULTIPLIER = 0.25
-    tiny_cfg.MODEL.BACKBONE.NAME = "build_small_resnet_fpn_backbone"
-    tiny_cfg.MODEL.KNET.IN_FEATURES = ["p1", "p2", "p3", "p4"]
-    with caplog.at_level(logging.WARNING):
-        trainer = Trainer(tiny_cfg)
-    assert "SOLVER.BASE_LR is 0.01" in caplog.text
-    groups = {g["initial_lr"]: g["params"] for g in trainer._trainer.optimizer.param_groups}
-    assert set(groups) == {0.01, 0.0025}
-    model = trainer._trainer.model
-    slow = {id(p) for p in groups[0.0025]}
-    assert slow == {id(p) for p in model.backbone.bottom_up.parameters()}
-    assert id(model.backbone.fpn_lateral1.weight) not in slow
-    assert sum(map(len, groups.values())) == len(list(model.parameters()))
-    assert {g["weight_decay"] for g in trainer._trainer.optimizer.param_groups} == {0.05}
-
-
-def test_polynomial_schedule(tiny_cfg):
-    tiny_cfg.merge_from_list(
-        ["SOLVER.LR_SCHEDULER_NAME", "WarmupPolyLR", "SOLVER.POLY_LR_POWER", 0.5,
-         "SOLVER.BASE_LR", 0.001, "SOLVER.MAX_ITER", 100, "SOLVER.WARMUP_ITERS", 10,
-         "SOLVER.WARMUP_FACTOR", 0.1]
-    )  # fmt: skip
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.001)
-    scheduler = Trainer.build_lr_scheduler(tiny_cfg, optimizer)
-    rates = []
-    for _ in range(100):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
-    assert rates[0] == pytest.approx(0.0001)
-    assert all(a < b for a, b in zip(rates[:10], rates[1:10]))
-    assert rates[36] == pytest.approx(0.001 * 0.64**0.5)
-    assert rates[99] == pytest.approx(0.001 * 0.01**0.5)
-
-
-def test_numbers_that_are_multiplied_are_said(caplog):
-    cfg = get_cfg_from_file(
-        "configs/coco/instance/knet_r50_fpn_1x_1gpu.yaml", ["SOLVER.MAX_ITER", 400]
-    )
-    scaled = scale_to_processes(cfg, 1)
-    assert (scaled.SOLVER.MAX_ITER, scaled.SOLVER.WARMUP_ITERS) == (3200, 8000)
-    (line,) = [text for text in caplog.messages if "REFERENCE_WORLD_SIZE" in text]
-    assert "SOLVER.MAX_ITER 400 -> 3200, SOLVER.WARMUP_ITERS 1000 -> 8000" in line
-    assert "SOLVER.IMS_PER_BATCH 16 -> 2" in line and "set it to 0" in line
-    optimizer = torch.optim.SGD([torch.zeros(1)], lr=scaled.SOLVER.BASE_LR)
-    Trainer.build_lr_scheduler(scaled, optimizer)
-    assert "warm-up takes 3200 of 3200 steps" in caplog.text and "never reaches" in caplog.text
-    caplog.clear()
-    assert scale_to_processes(cfg, 8).SOLVER.MAX_ITER == 400
-    cfg.SOLVER.REFERENCE_WORLD_SIZE = 0
-    assert scale_to_processes(cfg, 1).SOLVER.MAX_ITER == 400
-    assert not caplog.messages
-    Trainer.build_lr_scheduler(cfg, optimizer)
-    assert "warm-up takes 400 of 400 steps" in caplog.text
-    cfg.SOLVER.REFERENCE_WORLD_SIZE, cfg.SOLVER.IMS_PER_BATCH = 8, 4
-    with pytest.raises(ValueError, match=r"IMS_PER_BATCH is 4.*REFERENCE_WORLD_SIZE"):
-        scale_to_processes(cfg, 1)
 
 
 def test_views_are_scored_under_their_own_name(semantic_cfg):

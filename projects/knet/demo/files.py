@@ -14,14 +14,6 @@ from PIL import Image
 from knet.data.annotations.image_files import SUFFIXES, is_read, left_out
 from knet.errors import UserError
 
-__all__ = [
-    "Found",
-    "find_pictures",
-    "output_files",
-    "require_unique_stems",
-    "writable_folder",
-]
-
 
 @dataclass
 class Found:

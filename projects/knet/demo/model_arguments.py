@@ -12,8 +12,6 @@ from knet.config import get_cfg_from_file
 from knet.errors import UserError, one_line
 from knet.predictor import KNetPredictor
 
-__all__ = ["add_model_arguments", "load_predictor", "split_config_keys"]
-
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add ``--config-file`` and ``--predictor``, of which one must be given."""

@@ -1,10 +1,12 @@
-"""Video files and cameras in, video files out, by OpenCV. Audio is not kept."""
+"""Video files and cameras in, video files and windows out, by OpenCV. Audio is not kept."""
 
 from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import cv2
@@ -12,15 +14,14 @@ import numpy as np
 
 from knet.errors import UserError
 
-__all__ = ["CODECS", "VideoReader", "VideoWriter"]
-
 # Tried in this order: MPEG-4 part 2 is in every build of OpenCV; H.264, which browsers play, in
 # few. AVI files take MPEG-4 under its other name.
 CODECS = ("mp4v", "avc1", "XVID")
 _FRAMES_A_SECOND = 25.0  # where a video does not say
+_ESCAPE = 27
 
 
-class VideoReader:
+class VideoReader(AbstractContextManager):
     """The frames of a video file or camera.
 
     Args:
@@ -51,14 +52,11 @@ class VideoReader:
         # read here, so that nothing is begun for a video that has none
         there, self._first = self._capture.read()
         if not there:
-            self.close()
+            self._capture.release()
             raise UserError(f"{source}: no frame in this video")
 
-    def __enter__(self) -> VideoReader:
-        return self
-
     def __exit__(self, *error: object) -> None:
-        self.close()
+        self._capture.release()
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """(H, W, 3) uint8 RGB frames, turned as the file says; once."""
@@ -67,12 +65,8 @@ class VideoReader:
             yield np.ascontiguousarray(frame[..., ::-1])
             there, frame = self._capture.read()
 
-    def close(self) -> None:
-        """Let go of file or camera."""
-        self._capture.release()
 
-
-class VideoWriter:
+class VideoWriter(AbstractContextManager):
     """A video file that takes frames.
 
     Args:
@@ -97,12 +91,6 @@ class VideoWriter:
         self._size = (0, 0)
         self._writer: cv2.VideoWriter | None = None
 
-    def __enter__(self) -> VideoWriter:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
     def add(self, frame: np.ndarray) -> None:
         """Write one frame.
 
@@ -121,7 +109,7 @@ class VideoWriter:
         self._writer.write(np.ascontiguousarray(frame[..., ::-1]))
         self.num_frames += 1
 
-    def close(self) -> None:
+    def __exit__(self, *error: object) -> None:
         """Finish the file, and count its frames: OpenCV reports no error in writing.
 
         Raises:
@@ -130,7 +118,6 @@ class VideoWriter:
         if self._writer is None:
             return
         self._writer.release()
-        self._writer = None
         capture, readable = cv2.VideoCapture(str(self.path)), 0
         while capture.grab():
             readable += 1
@@ -157,3 +144,40 @@ class VideoWriter:
             f"--output {self.path}: OpenCV here writes no such video (codecs tried: "
             f"{', '.join(codecs)}); take the suffix .mp4 or .avi"
         )
+
+
+class Window(AbstractContextManager):
+    """A window that shows pictures, where there is a screen.
+
+    Args:
+        title: of the window.
+
+    Raises:
+        UserError: there is no screen, or this OpenCV has no windows.
+    """
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        screens = ("DISPLAY", "WAYLAND_DISPLAY")
+        if sys.platform.startswith("linux") and not any(os.environ.get(key) for key in screens):
+            raise UserError("no screen to open a window on: name a file or folder with --output")
+        try:
+            cv2.namedWindow(title, cv2.WINDOW_NORMAL)
+        except cv2.error as error:
+            raise UserError(
+                "this OpenCV cannot open windows (opencv-python-headless has none): name a file "
+                "or folder with --output, or install opencv-python in its place"
+            ) from error
+
+    def __exit__(self, *error: object) -> None:
+        cv2.destroyWindow(self.title)
+
+    def show(self, image: np.ndarray, *, milliseconds: int) -> bool:
+        """Show an (H, W, 3) RGB image; False once the user pressed Esc or q.
+
+        Args:
+            image: to be shown.
+            milliseconds: to wait for a key; 0 waits until there is one.
+        """
+        cv2.imshow(self.title, np.ascontiguousarray(image[..., ::-1]))
+        return cv2.waitKey(milliseconds) & 0xFF not in (_ESCAPE, ord("q"))

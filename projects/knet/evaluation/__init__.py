@@ -14,16 +14,6 @@ if TYPE_CHECKING:
     from .derived import instance_dataset, semantic_dataset
     from .panoptic_quality import PanopticStatistics, id2rgb, pq_compute, rgb2id
 
-_HOME = {
-    "build_evaluator": "build",
-    "instance_dataset": "derived",
-    "semantic_dataset": "derived",
-    "PanopticStatistics": "panoptic_quality",
-    "id2rgb": "panoptic_quality",
-    "pq_compute": "panoptic_quality",
-    "rgb2id": "panoptic_quality",
-}
-
 __all__ = [
     "PanopticStatistics",
     "build_evaluator",
@@ -36,6 +26,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    home = "build" if name == "build_evaluator" else "panoptic_quality"
+    home = "derived" if name.endswith("_dataset") else home
+    return getattr(importlib.import_module(f"{__name__}.{home}"), name)

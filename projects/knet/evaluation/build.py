@@ -2,40 +2,30 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
-from collections.abc import Callable, Mapping
-from typing import Any, Optional
+from collections.abc import Callable
+from typing import Optional
 
-import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import (
     CityscapesInstanceEvaluator,
     CityscapesSemSegEvaluator,
     DatasetEvaluator,
-    SemSegEvaluator,
 )
 
-from knet.data.annotations.image_files import open_image
-
 from .derived import converted_dataset, instance_dataset, semantic_dataset
-from .evaluators import Evaluators, SemanticEvaluator
 from .instances import InstanceEvaluator
 from .panoptic import PanopticEvaluator
+from .scores import Evaluators
+from .semantic import SemanticEvaluator
 
 __all__ = ["build_evaluator"]
 
 logger = logging.getLogger(__name__)
 
-# Data set, output folder, limits of the objects that are found in an image, by their keys; None
-# where the data set has nothing that the evaluator could judge.
-Limits = Mapping[str, int]
-Build = Callable[[str, Optional[str], Limits], Optional[DatasetEvaluator]]
-
-# Detections an image and class that COCO's AP counts.
-_COCO_LIMIT = 100
-_DETECTIONS = "TEST.DETECTIONS_PER_IMAGE"
+# config, data set, output folder; None where the data set has nothing that could be judged
+Build = Callable[[CfgNode, str, Optional[str]], Optional[DatasetEvaluator]]
 
 
 def build_evaluator(
@@ -69,23 +59,16 @@ def build_evaluator(
             f"known are {', '.join(sorted(_EVALUATORS))}."
         )
     builders = _EVALUATORS[evaluator_type]
-    test = cfg.MODEL.KNET.TEST
-    limits = {
-        _DETECTIONS: cfg.TEST.DETECTIONS_PER_IMAGE,
-        "MODEL.KNET.NUM_KERNELS": cfg.MODEL.KNET.NUM_KERNELS,
-    }
     evaluators = []
     for switch, build in builders.items():
-        if test[switch]:
-            built = build(dataset_name, output_folder, limits)
-            if built is None:
-                logger.info(
-                    "Data set '%s' has no thing classes: MODEL.KNET.TEST.%s is not evaluated",
-                    dataset_name,
-                    switch,
-                )
-            else:
-                evaluators.append(built)
+        if not cfg.MODEL.KNET.TEST[switch]:
+            continue
+        built = build(cfg, dataset_name, output_folder)
+        if built is not None:
+            evaluators.append(built)
+        else:
+            message = "Data set '%s' has no thing classes: MODEL.KNET.TEST.%s is not evaluated"
+            logger.info(message, dataset_name, switch)
     if not evaluators:
         needed = " or ".join(f"MODEL.KNET.TEST.{switch}" for switch in builders)
         raise ValueError(
@@ -95,81 +78,46 @@ def build_evaluator(
     return Evaluators(evaluators)
 
 
-def _coco_panoptic(dataset_name: str, output_folder: str | None, _: Limits) -> DatasetEvaluator:
-    return PanopticEvaluator(dataset_name, output_folder)
+def _instances(cfg: CfgNode, name: str, folder: str | None) -> DatasetEvaluator:
+    if not MetadataCatalog.get(name).get("json_file"):
+        name = converted_dataset(name, folder)
+    limits = {
+        "TEST.DETECTIONS_PER_IMAGE": cfg.TEST.DETECTIONS_PER_IMAGE,
+        "MODEL.KNET.NUM_KERNELS": cfg.MODEL.KNET.NUM_KERNELS,
+    }
+    # below COCO's 100 the limit changes nothing: there are no more detections
+    most = max(100, cfg.TEST.DETECTIONS_PER_IMAGE)
+    return InstanceEvaluator(name, folder, max_dets_per_image=most, limits=limits)
 
 
-def _coco_instances(
-    dataset_name: str, output_folder: str | None, limits: Limits
-) -> DatasetEvaluator:
-    if not MetadataCatalog.get(dataset_name).get("json_file"):
-        dataset_name = converted_dataset(dataset_name, output_folder)
-    # Under COCO's limit the limit changes nothing: there are no more detections.
-    return InstanceEvaluator(
-        dataset_name,
-        output_folder,
-        max_dets_per_image=max(limits[_DETECTIONS], _COCO_LIMIT),
-        limits=limits,
-    )
-
-
-def _panoptic_to_instances(
-    dataset_name: str, output_folder: str | None, limits: Limits
-) -> DatasetEvaluator | None:
-    if not MetadataCatalog.get(dataset_name).thing_dataset_id_to_contiguous_id:
+def _panoptic_to_instances(cfg: CfgNode, name: str, folder: str | None) -> DatasetEvaluator | None:
+    if not MetadataCatalog.get(name).thing_dataset_id_to_contiguous_id:
         return None
-    alias = instance_dataset(dataset_name, output_folder)
-    return _coco_instances(alias, output_folder, limits)
+    return _instances(cfg, instance_dataset(name, folder), folder)
 
 
-def _semantic(dataset_name: str, output_folder: str | None, _: Limits) -> DatasetEvaluator:
-    options: dict[str, Any] = {}
-    if "sem_seg_loading_fn" in inspect.signature(SemSegEvaluator).parameters:
-        options["sem_seg_loading_fn"] = _load_labels
-    return SemanticEvaluator(dataset_name, output_dir=output_folder, **options)
-
-
-def _panoptic_to_semantic(
-    dataset_name: str, output_folder: str | None, limits: Limits
-) -> DatasetEvaluator:
-    return _semantic(semantic_dataset(dataset_name, output_folder), output_folder, limits)
-
-
-def _load_labels(filename: str, copy: bool = False, dtype: Any = None) -> np.ndarray:
-    """As newer Detectron2's own default, whose ``copy=False`` is an error from numpy 2 on."""
-    with open_image(filename, max_pixels=None) as image:  # it has its picture's size by now
-        return np.array(image, dtype=dtype)
-
-
-def _cityscapes_instances(
-    dataset_name: str, output_folder: str | None, _: Limits
-) -> DatasetEvaluator:
-    return CityscapesInstanceEvaluator(dataset_name)
-
-
-def _cityscapes_semantic(
-    dataset_name: str, output_folder: str | None, _: Limits
-) -> DatasetEvaluator:
-    return CityscapesSemSegEvaluator(dataset_name)
+def _panoptic_to_semantic(cfg: CfgNode, name: str, folder: str | None) -> DatasetEvaluator:
+    return SemanticEvaluator(semantic_dataset(name, folder), folder)
 
 
 _PANOPTIC: dict[str, Build] = {
-    "PANOPTIC_ON": _coco_panoptic,
+    "PANOPTIC_ON": lambda _, name, folder: PanopticEvaluator(name, folder),
     "INSTANCE_ON": _panoptic_to_instances,
     "SEMANTIC_ON": _panoptic_to_semantic,
+}
+_CITYSCAPES: dict[str, Build] = {
+    "PANOPTIC_ON": _PANOPTIC["PANOPTIC_ON"],
+    "INSTANCE_ON": lambda _, name, __: CityscapesInstanceEvaluator(name),
+    "SEMANTIC_ON": lambda _, name, __: CityscapesSemSegEvaluator(name),
 }
 
 # evaluator_type: {switch: evaluator}
 _EVALUATORS: dict[str, dict[str, Build]] = {
-    "coco": {"INSTANCE_ON": _coco_instances},
+    "coco": {"INSTANCE_ON": _instances},
     "coco_panoptic_seg": _PANOPTIC,
     "ade20k_panoptic_seg": _PANOPTIC,
-    "sem_seg": {"SEMANTIC_ON": _semantic},
-    "cityscapes_panoptic_seg": {
-        "PANOPTIC_ON": _coco_panoptic,
-        "INSTANCE_ON": _cityscapes_instances,
-        "SEMANTIC_ON": _cityscapes_semantic,
-    },
-    "cityscapes_instance": {"INSTANCE_ON": _cityscapes_instances},
-    "cityscapes_sem_seg": {"SEMANTIC_ON": _cityscapes_semantic},
+    "sem_seg": {"SEMANTIC_ON": lambda _, name, folder: SemanticEvaluator(name, folder)},
+    "cityscapes_panoptic_seg": _CITYSCAPES,
+    "cityscapes_instance": {"INSTANCE_ON": _CITYSCAPES["INSTANCE_ON"]},
+    "cityscapes_sem_seg": {"SEMANTIC_ON": _CITYSCAPES["SEMANTIC_ON"]},
 }

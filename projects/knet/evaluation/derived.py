@@ -1,11 +1,9 @@
 """Data sets that Detectron2's instance and semantic evaluators accept, made from a panoptic one.
 
-Panoptic ground truth determines instances and semantic labels, but Detectron2's evaluators want
-more than many panoptic data sets bring: ``COCOEvaluator`` an instances JSON and metadata without
-stuff among ``thing_classes``, ``SemSegEvaluator`` a PNG of contiguous ids for each image and all
-classes in ``stuff_dataset_id_to_contiguous_id``. Even the built-in ``coco_2017_val_panoptic``
-lacks both. What is missing is derived once, below the output folder, and offered under an
-internal alias; the data set's own registration is not changed.
+``COCOEvaluator`` wants an instances JSON and no stuff among ``thing_classes``, ``SemSegEvaluator``
+a PNG of contiguous ids for each image and all classes in ``stuff_dataset_id_to_contiguous_id``:
+even the built-in ``coco_2017_val_panoptic`` lacks both. What is missing is derived once, below the
+output folder, and offered under an internal alias; the data set's own registration stays.
 """
 
 from __future__ import annotations
@@ -14,23 +12,23 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.coco import convert_to_coco_dict
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
-from knet.files import read_text, whole_file, whole_folder, write_json
+from knet.data.annotations.derive import panoptic_to_instances, panoptic_to_semantic
+from knet.data.labels import IGNORE_LABEL
+from knet.files import whole_folder, write_json
 
 __all__ = ["converted_dataset", "instance_dataset", "semantic_dataset"]
 
 logger = logging.getLogger(__name__)
-
-IGNORE_LABEL = 255
 
 
 def instance_dataset(dataset_name: str, output_folder: str | None) -> str:
@@ -38,7 +36,7 @@ def instance_dataset(dataset_name: str, output_folder: str | None) -> str:
 
     Args:
         dataset_name: a data set registered with ``panoptic_json`` and ``panoptic_root``.
-        output_folder: derived files go to ``<output_folder>/derived/<dataset_name>``. All
+        output_folder: derived files go below ``<output_folder>/derived/<dataset_name>``. All
             processes of a distributed run must call this, with the same folder.
 
     Returns:
@@ -59,29 +57,15 @@ def instance_dataset(dataset_name: str, output_folder: str | None) -> str:
     # COCO's evaluation has its categories in the order of their data set ids; Detectron2 names
     # the results per class by position, which is right only if contiguous ids have that order.
     class_names = [metadata.thing_classes[thing_ids[key]] for key in sorted(thing_ids)]
-
     json_file = metadata.get("json_file")
     if not json_file or not PathManager.exists(json_file):
-        json_file = os.path.join(_folder(dataset_name, output_folder), "instances.json")
-
-        def derive(target: str) -> None:
-            from knet.data.annotations.derive import panoptic_to_instances
-
-            panoptic_to_instances(
-                PathManager.get_local_path(metadata.panoptic_json),
-                PathManager.get_local_path(metadata.panoptic_root),
-                target,
-            )
-
-        _derive_once(json_file, whole_file, derive, metadata, DatasetCatalog.get(dataset_name), {})
+        json_file = _derive_once(
+            dataset_name, output_folder, "instances.json", panoptic_to_instances
+        )
     elif list(metadata.thing_classes) == class_names:
         return dataset_name
     return _register_alias(
-        f"{dataset_name}/instances",
-        dataset_name,
-        lambda: DatasetCatalog.get(dataset_name),
-        json_file=json_file,
-        thing_classes=class_names,
+        "instances", dataset_name, json_file=json_file, thing_classes=class_names
     )
 
 
@@ -92,8 +76,7 @@ def semantic_dataset(dataset_name: str, output_folder: str | None) -> str:
     ground truth are ignored.
 
     Args:
-        dataset_name: as for :func:`instance_dataset`.
-        output_folder: as for :func:`instance_dataset`.
+        dataset_name, output_folder: as for :func:`instance_dataset`.
 
     Returns:
         ``dataset_name`` itself if nothing is missing, else an alias whose records have
@@ -103,64 +86,27 @@ def semantic_dataset(dataset_name: str, output_folder: str | None) -> str:
         ValueError: files have to be derived and ``output_folder`` is None.
     """
     metadata = MetadataCatalog.get(dataset_name)
-    class_ids = {
-        **metadata.thing_dataset_id_to_contiguous_id,
-        **metadata.stuff_dataset_id_to_contiguous_id,
-    }
+    stuff_ids = dict(metadata.stuff_dataset_id_to_contiguous_id)
+    class_ids = {**metadata.thing_dataset_id_to_contiguous_id, **stuff_ids}
+    ignore_label = metadata.get("ignore_label")
+    changes = {"ignore_label": IGNORE_LABEL if ignore_label is None else ignore_label}
     records = DatasetCatalog.get(dataset_name)
-    has_files = all(
-        "sem_seg_file_name" in record and PathManager.exists(record["sem_seg_file_name"])
-        for record in records
-    )
-    separated = sorted(class_ids.values()) != list(range(len(metadata.stuff_classes)))
-    if has_files and separated:
-        return dataset_name  # semantic ids of their own (things are one class, say)
-    has_metadata = (
-        dict(metadata.stuff_dataset_id_to_contiguous_id) == class_ids
-        and metadata.get("ignore_label") is not None
-    )
-    if has_files and has_metadata:
-        return dataset_name
-
-    files = {r["file_name"]: r.get("sem_seg_file_name") for r in records}
-    ignore_label = metadata.get("ignore_label", IGNORE_LABEL)
-    if not has_files:
-        root = os.path.join(_folder(dataset_name, output_folder), "semantic")
-
-        def derive(target: str) -> None:
-            from knet.data.annotations.derive import panoptic_to_semantic
-
-            panoptic_to_semantic(
-                PathManager.get_local_path(metadata.panoptic_json),
-                PathManager.get_local_path(metadata.panoptic_root),
-                target,
-                class_ids=class_ids,
-                ignore_label=ignore_label,
-            )
-
-        labels = {str(key): label for key, label in sorted(class_ids.items())}
-        parameters = {"class_ids": labels, "ignore_label": ignore_label}
-        _derive_once(root, whole_folder, derive, metadata, records, parameters)
-        files = {
-            r["file_name"]: os.path.join(
-                root, os.path.relpath(r["pan_seg_file_name"], metadata.panoptic_root)
-            )
-            for r in records
-        }
-
-    def load() -> list[dict[str, Any]]:
-        return [
-            {**record, "sem_seg_file_name": files[record["file_name"]]}
-            for record in DatasetCatalog.get(dataset_name)
-        ]
-
-    return _register_alias(
-        f"{dataset_name}/semantic",
-        dataset_name,
-        load,
-        stuff_dataset_id_to_contiguous_id=class_ids,
-        ignore_label=ignore_label,
-    )
+    files = {record["file_name"]: record.get("sem_seg_file_name") for record in records}
+    if all(file is not None and PathManager.exists(file) for file in files.values()):
+        # semantic ids of their own: things are one class, say
+        separate = sorted(class_ids.values()) != list(range(len(metadata.stuff_classes)))
+        if separate or (stuff_ids == class_ids and ignore_label is not None):
+            return dataset_name
+    else:
+        root = _derive_once(
+            dataset_name, output_folder, "semantic", panoptic_to_semantic,
+            class_ids=class_ids, **changes,
+        )  # fmt: skip
+        for record in records:
+            below = os.path.relpath(record["pan_seg_file_name"], metadata.panoptic_root)
+            files[record["file_name"]] = os.path.join(root, below)
+    changes["stuff_dataset_id_to_contiguous_id"] = class_ids
+    return _register_alias("semantic", dataset_name, files, **changes)
 
 
 def converted_dataset(dataset_name: str, output_folder: str | None) -> str:
@@ -176,68 +122,54 @@ def converted_dataset(dataset_name: str, output_folder: str | None) -> str:
     Raises:
         ValueError: ``output_folder`` is None.
     """
-    path = os.path.join(_folder(dataset_name, output_folder), "coco_format.json")
+    path = _folder(dataset_name, output_folder) / "coco_format.json"
     if comm.is_main_process():
-        os.makedirs(os.path.dirname(path), exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, convert_to_coco_dict(dataset_name))
     comm.synchronize()
-    return _register_alias(
-        f"{dataset_name}/coco",
-        dataset_name,
-        lambda: DatasetCatalog.get(dataset_name),
-        json_file=path,
-    )
+    return _register_alias("coco", dataset_name, json_file=str(path))
 
 
-def _folder(dataset_name: str, output_folder: str | None) -> str:
+def _folder(dataset_name: str, output_folder: str | None) -> Path:
     if output_folder is None:
         raise ValueError(
             f"Data set '{dataset_name}' lacks files of its own that its evaluators read; give an "
             "output folder for those derived from its annotations."
         )
-    return os.path.join(output_folder, "derived", dataset_name)
+    return Path(output_folder, "derived", dataset_name)
 
 
 def _derive_once(
-    target: str,
-    whole: Callable[[str], AbstractContextManager[Path]],
-    derive: Callable[[str], None],
-    metadata: Metadata,
-    records: Sequence[dict[str, Any]],
-    parameters: dict[str, Any],
-) -> None:
-    """Call ``derive(path)`` in one process of the run; what it writes becomes ``target``.
+    dataset_name: str,
+    output_folder: str | None,
+    name: str,
+    derive: Callable[..., Any],
+    **options: Any,
+) -> str:
+    """The file or folder ``name`` that ``derive(panoptic_json, panoptic_root, path)`` makes.
 
-    ``whole`` is that of :mod:`knet.files` for a file or a folder.
-    What the result was made of is written beside it, so that other or newer annotations do not
-    silently meet old files.
+    One process of the run makes it, whole or not at all. Its folder is named after what it is made
+    of, so that other or newer annotations never meet old files; those are removed.
     """
-    stamp_file = f"{target}.source.json"
-    if comm.is_main_process():
-        stamp = {"source": _source(metadata, records), **parameters}
-        if not os.path.exists(target) or _read_json(stamp_file) != stamp:
-            logger.debug("Deriving %s from %s", target, metadata.panoptic_json)
-            os.makedirs(os.path.dirname(target), exist_ok=True)
-            with whole(target) as unfinished:
-                derive(os.fspath(unfinished))
-                # new files must not stand under the stamp of old ones
-                Path(stamp_file).unlink(missing_ok=True)
-            write_json(stamp_file, stamp)
+    metadata = MetadataCatalog.get(dataset_name)
+    json_file, root = (
+        PathManager.get_local_path(path)
+        for path in (metadata.panoptic_json, metadata.panoptic_root)
+    )
+    pngs = [record["pan_seg_file_name"] for record in DatasetCatalog.get(dataset_name)]
+    source = [os.path.abspath(root), sorted((k, str(v)) for k, v in options.items())]
+    source += [[path, *_state(path)] for path in (os.path.abspath(json_file), *pngs)]
+    digest = hashlib.sha256(json.dumps(source).encode()).hexdigest()[:16]
+    folder, kind = _folder(dataset_name, output_folder), Path(name).stem
+    target = folder / f"{kind}-{digest}"
+    if comm.is_main_process() and not target.exists():
+        logger.debug("Deriving %s from %s", target, json_file)
+        with whole_folder(target) as unfinished:
+            derive(json_file, root, os.fspath(unfinished / name), **options)
+        for older in set(folder.glob(f"{kind}-{'[0-9a-f]' * 16}")) - {target}:
+            shutil.rmtree(older)
     comm.synchronize()
-
-
-def _source(metadata: Metadata, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Path, size and time of the JSON and of every PNG; those of the PNGs as one hash."""
-    digest = hashlib.sha256()
-    for record in records:
-        path = record["pan_seg_file_name"]
-        digest.update(json.dumps([path, *_state(path)]).encode())
-    json_file = PathManager.get_local_path(metadata.panoptic_json)
-    return {
-        "json": [os.path.abspath(json_file), *_state(json_file)],
-        "folder": os.path.abspath(PathManager.get_local_path(metadata.panoptic_root)),
-        "pngs": digest.hexdigest(),
-    }
+    return str(target / name)
 
 
 def _state(path: str) -> list[int]:
@@ -249,21 +181,23 @@ def _state(path: str) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _read_json(path: str) -> Any:
-    try:
-        return json.loads(read_text(path))
-    except (OSError, ValueError):
-        return None
-
-
 def _register_alias(
-    alias: str, dataset_name: str, load: Callable[[], list[dict]], **changes: Any
+    kind: str, dataset_name: str, label_files: dict[str, str] | None = None, **changes: Any
 ) -> str:
+    """A data set beside another, with changed metadata and, if given, label PNGs by picture."""
+
+    def load() -> list[dict[str, Any]]:
+        records = DatasetCatalog.get(dataset_name)
+        if label_files is None:
+            return records
+        return [{**r, "sem_seg_file_name": label_files[r["file_name"]]} for r in records]
+
+    alias = f"{dataset_name}/{kind}"
     for catalog in (DatasetCatalog, MetadataCatalog):
         # An earlier evaluation may have used another output folder.
         if alias in catalog.list():
             catalog.remove(alias)
-    values = {**MetadataCatalog.get(dataset_name).as_dict(), **changes, "name": alias}
     DatasetCatalog.register(alias, load)
+    values = {**MetadataCatalog.get(dataset_name).as_dict(), **changes, "name": alias}
     MetadataCatalog.get(alias).set(**values)
     return alias

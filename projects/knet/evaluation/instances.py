@@ -10,15 +10,15 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
-from detectron2.structures import BoxMode, Instances
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.structures import Instances
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
-from torch import Tensor
+from pycocotools.cocoeval import Params
 
 from knet.data.annotations.coco_file import load_json
 from knet.data.annotations.coco_json import instance_file_defects
@@ -26,30 +26,26 @@ from knet.data.defects import raise_first
 from knet.data.labels import repeated_masks
 from knet.errors import first_of
 
-from .coco_matching import ImageMatches, accumulate, mask_parameters, match_image
+from .mask_ap import ImageMatches, accumulate, match_image
 from .spool import Spool
 
-__all__ = ["InstanceEvaluator", "encode_masks"]
+__all__ = ["InstanceEvaluator"]
 
 logger = logging.getLogger(__name__)
 
-_CHUNK_BYTES = 32 << 20
+_CHUNK_BYTES = 32 << 20  # of masks that are copied to the host at once
 _RESULTS = "coco_instances_results.json"
 
 
 class InstanceEvaluator(COCOEvaluator):
     """Detectron2's ``COCOEvaluator`` for masks, with the same results and results file.
 
-    Detectron2's keeps the run lengths of every mask in memory, gathers them in one process, and
-    gives them to pycocotools at the end. This one matches the detections of an image as soon as
-    they are predicted, in the process that predicted them, with pycocotools' own functions;
-    processes exchange what is left of that. The numbers are those of pycocotools, to the last
-    bit, and do not depend on how many processes there are.
-
-    In memory are the data set's annotations, as pycocotools holds them, and of each image the
-    scores and matches of its detections: about 3 KB for 100. ``coco_instances_results.json`` is
-    written through a file, image by image. Detectron2's ``instances_predictions.pth``, the same
-    results once more, is not written.
+    Detectron2's keeps the run lengths of every mask and gives them to pycocotools in one process
+    at the end. This one matches an image as soon as it is predicted, where it is predicted;
+    processes exchange what is left of that, about 3 KB for 100 detections. The numbers are those
+    of pycocotools, to the last bit, for any number of processes. Memory holds the data set's
+    annotations beside; ``coco_instances_results.json`` is written image by image, and Detectron2's
+    ``instances_predictions.pth``, the same once more, is not.
 
     Detectron2's gives NaN to a model that finds nothing; here its AP is 0. Annotations may lack
     ``area`` and ``iscrowd``: the area is counted from the mask, and nothing is a crowd unless it
@@ -58,8 +54,7 @@ class InstanceEvaluator(COCOEvaluator):
     Args:
         dataset_name: a data set with ``json_file``.
         output_dir: of the results file; None writes nothing.
-        max_dets_per_image: detections of an image and category that AP counts; None for COCO's
-            100.
+        max_dets_per_image: detections of an image and category that AP counts.
         limits: config key → the most objects that the model can find in an image because of it;
             the log names those that the ground truth goes beyond.
 
@@ -72,7 +67,7 @@ class InstanceEvaluator(COCOEvaluator):
         dataset_name: str,
         output_dir: str | None = None,
         *,
-        max_dets_per_image: int | None = None,
+        max_dets_per_image: int = 100,
         limits: Mapping[str, int] | None = None,
     ) -> None:
         metadata = MetadataCatalog.get(dataset_name)
@@ -93,13 +88,14 @@ class InstanceEvaluator(COCOEvaluator):
             annotation.setdefault("iscrowd", 0)
             if "area" not in annotation:
                 annotation["area"] = float(mask_util.area(self._coco_api.annToRLE(annotation)))
-        max_detections = [1, 10, 100 if max_dets_per_image is None else max_dets_per_image]
         self._limits = dict(limits or {})
-        self._parameters = mask_parameters(self._coco_api.getCatIds(), max_detections)
+        self._parameters = Params(iouType="segm")
+        self._parameters.catIds = sorted(self._coco_api.getCatIds())
+        self._parameters.maxDets = sorted([1, 10, max_dets_per_image])
 
     def reset(self) -> None:
         """Forget all predictions."""
-        self._images: dict[Any, ImageMatches | None] = {}
+        self._images: dict[Any, ImageMatches] = {}
         self._twice = 0
         self._spool = Spool(self._output_dir) if self._output_dir else None
 
@@ -121,7 +117,8 @@ class InstanceEvaluator(COCOEvaluator):
             results = self._results_format(output["instances"], image_id)
             if self._spool is not None and results:
                 self._spool.add(json.dumps(results)[1:-1])
-            self._images[image_id] = self._match(image_id, results)
+            if self._do_evaluation:
+                self._images[image_id] = self._match(image_id, results)
 
     def evaluate(self, img_ids: Sequence[Any] | None = None) -> dict[str, dict[str, float]]:
         """Join the matches of all processes; each of them must call this.
@@ -136,31 +133,31 @@ class InstanceEvaluator(COCOEvaluator):
             annotations or no predictions.
         """
         comm.synchronize()
-        parts = comm.gather(self._images)
-        twice = sum(comm.gather(self._twice))
+        parts = comm.gather((self._images, self._twice))
+        path = os.path.join(self._output_dir or "", _RESULTS)
         if self._spool is not None:
-            self._spool.write(os.path.join(self._output_dir, _RESULTS))
+            self._spool.write(path)
         if not comm.is_main_process():
-            return {}
-        found = {image_id: matches for part in parts for image_id, matches in part.items()}
-        if not found:
-            logger.warning("No image was predicted: nothing is judged")
             return {}
         if not self._do_evaluation:
             logger.warning(
                 "'%s' has no annotations: nothing is judged; %s",
                 self._metadata.json_file,
-                f"the results are in '{os.path.join(self._output_dir, _RESULTS)}'"
+                f"the results are in '{path}'"
                 if self._output_dir
                 else "without an output folder no result is written",
             )
+            return {}
+        found = {image_id: matches for images, _ in parts for image_id, matches in images.items()}
+        if not found:
+            logger.warning("No image was predicted: nothing is judged")
             return {}
         images = [
             found.get(image_id) or self._match(image_id, [])
             for image_id in sorted(self._coco_api.getImgIds() if img_ids is None else set(img_ids))
         ]
-        self._warn_of_truth(twice)
-        evaluation = accumulate([m for m in images if m is not None], self._parameters)
+        self._warn_of_truth(sum(twice for _, twice in parts))
+        evaluation = accumulate(images, self._parameters)
         with contextlib.redirect_stdout(io.StringIO()) as summary:
             evaluation.summarize()
         logger.debug("%s", summary.getvalue())
@@ -197,32 +194,17 @@ class InstanceEvaluator(COCOEvaluator):
 
     def _results_format(self, instances: Instances, image_id: Any) -> list[dict[str, Any]]:
         """COCO's results of an image, with the data set's category ids."""
-        boxes = BoxMode.convert(
-            instances.pred_boxes.tensor.cpu(), BoxMode.XYXY_ABS, BoxMode.XYWH_ABS
-        )
-        results = zip(
-            self._category_ids(instances.pred_classes.tolist()),
-            boxes.tolist(),
-            instances.scores.tolist(),
-            encode_masks(instances.pred_masks),
-        )
-        return [
-            {
-                "image_id": image_id,
-                "category_id": category_id,
-                "bbox": box,
-                "score": score,
-                "segmentation": rle,
-            }
-            for category_id, box, score, rle in results
-        ]
-
-    def _category_ids(self, classes: Sequence[int]) -> list[int]:
+        height, width = instances.image_size
+        step = max(1, _CHUNK_BYTES // max(1, height * width))
+        results: list[dict[str, Any]] = []
+        for start in range(0, len(instances), step):
+            part = instances[start : start + step].to("cpu")
+            results += instances_to_coco_json(part, image_id)
         to_contiguous = self._metadata.get("thing_dataset_id_to_contiguous_id")
         if to_contiguous is None:
-            return list(classes)
+            return results
         category_ids = {label: category_id for category_id, label in to_contiguous.items()}
-        unknown = sorted(set(classes) - set(category_ids))
+        unknown = sorted({one["category_id"] for one in results} - set(category_ids))
         if unknown:
             names = self._metadata.get("thing_classes") or [""] * len(category_ids)
             known = [f"{category_ids[k]} {names[k]!r}" for k in sorted(category_ids)]
@@ -231,14 +213,12 @@ class InstanceEvaluator(COCOEvaluator):
                 f"'{self._metadata.json_file}' (data set '{self._metadata.name}') lists only "
                 f"{len(known)} categories: {first_of(known, 10)}; score it on data of its classes"
             )
-        return [category_ids[label] for label in classes]
+        return [{**one, "category_id": category_ids[one["category_id"]]} for one in results]
 
-    def _match(self, image_id: Any, results: Sequence[Mapping[str, Any]]) -> ImageMatches | None:
-        if not self._do_evaluation:
-            return None
+    def _match(self, image_id: Any, results: Sequence[Mapping[str, Any]]) -> ImageMatches:
         if image_id not in self._coco_api.imgs:
             raise ValueError(f"'{self._metadata.json_file}' has no image with the id {image_id!r}")
-        # copies: COCO's own evaluation would leave every mask of the data set behind
+        # copies: the masks of the data set are not kept as run lengths
         objects = [
             {**annotation, "segmentation": self._coco_api.annToRLE(annotation)}
             for annotation in self._coco_api.imgToAnns[image_id]
@@ -247,20 +227,3 @@ class InstanceEvaluator(COCOEvaluator):
         masks = [one["segmentation"] for one in single]
         self._twice += len(repeated_masks(masks, [one["category_id"] for one in single]))
         return match_image(objects, results, self._parameters)
-
-
-def encode_masks(masks: Tensor) -> list[dict[str, Any]]:
-    """COCO's compressed run lengths, with text as ``counts``.
-
-    Args:
-        masks: (N, H, W) boolean, on any device.
-    """
-    rles: list[dict[str, Any]] = []
-    height, width = masks.shape[1:]
-    for part in masks.split(max(1, _CHUNK_BYTES // max(1, height * width))):
-        if not len(part):
-            continue
-        # the runs go down the columns; all masks of the part are turned at once
-        columns = part.transpose(1, 2).contiguous().view(torch.uint8).cpu().numpy()
-        rles.extend(mask_util.encode(columns.transpose(2, 1, 0)))
-    return [{**rle, "counts": rle["counts"].decode("ascii")} for rle in rles]

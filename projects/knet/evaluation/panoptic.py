@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
-import struct
+from collections import deque
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -22,31 +24,28 @@ from knet.data.annotations.panoptic_png import read_panoptic_png, write_panoptic
 from knet.data.registration.categories import read_categories
 from knet.errors import first_of
 
-from .background import Background
-from .panoptic_quality import CategoryStatistics, PanopticStatistics, image_statistics
+from .panoptic_quality import PanopticStatistics, image_statistics
 from .spool import Spool
 
 __all__ = ["PanopticEvaluator"]
 
 logger = logging.getLogger(__name__)
 
-# category, sum of IoUs, true positives, false positives, false negatives
-_ROW = struct.Struct("=qdiii")
+_THREADS = min(4, os.cpu_count() or 1)
+_SEGMENT = ("id", "category_id", "iscrowd")  # what counting needs of a record
 
 
 class PanopticEvaluator(COCOPanopticEvaluator):
     """Detectron2's ``COCOPanopticEvaluator``, with the same results and ``predictions.json``.
 
-    Detectron2's keeps the PNG of every prediction in memory, gathers them in one process, and
-    compares them with the ground truth there at the end. This one compares each image as soon as
-    it is predicted, in threads of the process that predicted it; processes exchange counts. The
-    numbers are those of :func:`~knet.evaluation.panoptic_quality.pq_compute`, to the last bit,
-    and do not depend on how many processes there are. A kind (things or stuff) without classes
-    has no quality; Detectron2's says 0.
+    Detectron2's keeps the PNG of every prediction and compares them in one process at the end.
+    This one compares an image as soon as it is predicted, in threads of the process that predicted
+    it; processes exchange counts. The numbers are those of
+    :func:`~knet.evaluation.panoptic_quality.pq_compute`, to the last bit, for any number of
+    processes. A kind (things or stuff) without classes has no quality; Detectron2's says 0.
 
-    In memory are, of each image: ids and categories of its ground truth segments (about 3 KB),
-    and 36 bytes for each category found in it. Predicted ids are held for the few images that the
-    threads work on.
+    Memory holds, of each image, ids and categories of its true segments (about 3 KB) and 40 bytes
+    for each category found in it; predicted ids of the few images that the threads work on.
 
     Args:
         dataset_name: a data set whose metadata has ``panoptic_json`` and ``panoptic_root``.
@@ -63,38 +62,39 @@ class PanopticEvaluator(COCOPanopticEvaluator):
         metadata = MetadataCatalog.get(dataset_name)
         things = set(metadata.thing_dataset_id_to_contiguous_id)
         stuff = set(metadata.stuff_dataset_id_to_contiguous_id) - things
-        self._absent = [kind for kind, ids in (("_th", things), ("_st", stuff)) if not ids]
+        self._absent = [kind for kind, ids in (("Things", things), ("Stuff", stuff)) if not ids]
         self._json_file = PathManager.get_local_path(metadata.panoptic_json)
-        self._folder = PathManager.get_local_path(metadata.panoptic_root)
+        folder = PathManager.get_local_path(metadata.panoptic_root)
         content = load_json(self._json_file)
         read_categories(self._json_file, panoptic=True)  # checks them
         if "annotations" in content:  # those of test sets are with their owners
-            content = read_panoptic(self._json_file, self._folder).content
+            content = read_panoptic(self._json_file, folder).content
         self._categories = {
             category["id"]: {"isthing": category["isthing"]} for category in content["categories"]
         }
-        # image id: position in the file, PNG, segments
-        self._truth: dict[Any, tuple[int, str, list[dict[str, Any]]]] = {
+        # image id: PNG and segments, in the order of the file
+        self._truth: dict[Any, tuple[str, list[dict[str, Any]]]] = {
             record["image_id"]: (
-                position,
-                os.path.join(self._folder, record["file_name"]),
-                [_counted(segment) for segment in record["segments_info"]],
+                os.path.join(folder, record["file_name"]),
+                [{k: s[k] for k in _SEGMENT if k in s} for s in record["segments_info"]],
             )
-            for position, record in enumerate(content.get("annotations", ()))
+            for record in content.pop("annotations", ())
         }
+        self._header = json.dumps(content) if output_dir else ""  # of predictions.json
         wanted = not self._truth if write_png is None else write_png
         self._png_folder = (
             os.path.join(output_dir, "predictions") if output_dir and wanted else None
         )
-        self._judging: Background | None = None
+        self._pool: ThreadPoolExecutor | None = None
 
     def reset(self) -> None:
         """Forget all predictions."""
-        if self._judging is not None:
-            self._judging.cancel()
-        self._judging = Background(self._judge, self._keep)
-        # position of an image in the ground truth: its rows
-        self._judged: dict[int, bytes] = {}
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)  # what a failed evaluation left
+        self._pool = ThreadPoolExecutor(_THREADS)
+        self._waiting: deque[Future[tuple[Any, np.ndarray, str]]] = deque()
+        # image id: (categories, 5), see _judge
+        self._judged: dict[Any, np.ndarray] = {}
         self._without_truth = 0
         self._spool = Spool(self._output_dir) if self._output_dir else None
         if self._png_folder:
@@ -114,11 +114,53 @@ class PanopticEvaluator(COCOPanopticEvaluator):
             ValueError: naming the image, when ids, segments and ground truth do not fit together.
                 It may come from one of the next calls, or from :meth:`evaluate`.
         """
-        assert self._judging is not None, "reset() comes before process()"
+        assert self._pool is not None, "reset() comes before process()"
         for record, output in zip(inputs, outputs):
             ids, segments = output["panoptic_seg"]
             segments = [self._convert_category_id(dict(segment)) for segment in segments]
-            self._judging.put(record["image_id"], record["file_name"], ids.cpu().numpy(), segments)
+            arguments = record["image_id"], record["file_name"], ids.cpu().numpy(), segments
+            self._waiting.append(self._pool.submit(self._judge, *arguments))
+            self._collect(at_most=2 * _THREADS)
+
+    def _collect(self, at_most: int) -> None:
+        """Keep what is judged, in order, and wait for the oldest until at most so many are left.
+
+        So memory does not grow when the threads are slower than the model.
+        """
+        while len(self._waiting) > at_most or (self._waiting and self._waiting[0].done()):
+            image_id, rows, line = self._waiting.popleft().result()
+            if image_id in self._truth:
+                self._judged[image_id] = rows
+            else:
+                self._without_truth += 1
+            if self._spool is not None:
+                self._spool.add(line)
+
+    def _judge(
+        self, image_id: Any, file_name: str, ids: np.ndarray, segments: list[dict[str, Any]]
+    ) -> tuple[Any, np.ndarray, str]:
+        """What is kept of an image; called in threads.
+
+        Returns:
+            Its id; a row for each category that it has: id, sum of IoUs, true and false
+            positives, false negatives; its record of predictions.json.
+        """
+        png = f"{PurePath(file_name).stem}.png"
+        if self._png_folder:
+            write_panoptic_png(os.path.join(self._png_folder, png), ids)
+        line = ""
+        if self._spool is not None:
+            line = json.dumps({"image_id": image_id, "file_name": png, "segments_info": segments})
+        if image_id not in self._truth:
+            return image_id, np.zeros((0, 5)), line
+        path, true_segments = self._truth[image_id]
+        where = f"Image {image_id} ('{path}')"
+        true_ids = read_panoptic_png(path, where, ids.shape)
+        statistics = image_statistics(
+            true_ids, ids, true_segments, segments, self._categories, where=where
+        )
+        rows = [[c, s.iou, s.tp, s.fp, s.fn] for c, s in statistics.categories.items()]
+        return image_id, np.array(rows), line
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
         """Join the counts of all processes; each of them must call this.
@@ -130,12 +172,15 @@ class PanopticEvaluator(COCOPanopticEvaluator):
         Raises:
             ValueError: an image of the ground truth has no prediction.
         """
-        assert self._judging is not None, "reset() comes before evaluate()"
-        self._judging.finish()
+        assert self._pool is not None, "reset() comes before evaluate()"
+        self._collect(at_most=0)
+        self._pool.shutdown()
         comm.synchronize()
         parts = comm.gather((self._judged, self._without_truth))
         if self._spool is not None:
-            self._write_predictions(self._spool)
+            path = os.path.join(self._output_dir, "predictions.json")
+            before = f'{self._header[:-1]}, "annotations": ['
+            self._spool.write(path, before=before, after="]}")
         if not comm.is_main_process():
             return None
         if not self._truth:
@@ -152,79 +197,26 @@ class PanopticEvaluator(COCOPanopticEvaluator):
             logger.warning(
                 "%d predicted images are not in '%s': not judged", without_truth, self._json_file
             )
-        judged: dict[int, bytes] = {}
-        for rows, _ in parts:
-            judged.update(rows)
+        judged = {image_id: rows for part, _ in parts for image_id, rows in part.items()}
         quality = self._total(judged).summary(self._categories)
         _print_panoptic_results(quality)
         metrics = {
             f"{name.upper()}{suffix}": 100 * quality[kind][name]
             for kind, suffix in (("All", ""), ("Things", "_th"), ("Stuff", "_st"))
-            if suffix not in self._absent
+            if kind not in self._absent
             for name in ("pq", "sq", "rq")
         }
         return {"panoptic_seg": metrics}
 
-    def _judge(
-        self, image_id: Any, file_name: str, ids: np.ndarray, segments: list[dict[str, Any]]
-    ) -> tuple[int | None, bytes, str]:
-        """Position in the ground truth, rows and JSON of an image; called in threads."""
-        png = os.path.splitext(os.path.basename(file_name))[0] + ".png"
-        if self._png_folder:
-            write_panoptic_png(os.path.join(self._png_folder, png), ids)
-        line = ""
-        if self._spool is not None:
-            line = json.dumps({"image_id": image_id, "file_name": png, "segments_info": segments})
-        if image_id not in self._truth:
-            return None, b"", line
-        position, path, true_segments = self._truth[image_id]
-        where = f"Image {image_id} ('{path}')"
-        statistics = image_statistics(
-            read_panoptic_png(path, where, ids.shape),
-            ids,
-            true_segments,
-            segments,
-            self._categories,
-            where=where,
-        )
-        rows = (
-            _ROW.pack(category, s.iou, s.tp, s.fp, s.fn)
-            for category, s in statistics.categories.items()
-        )
-        return position, b"".join(rows), line
-
-    def _keep(self, judged: tuple[int | None, bytes, str]) -> None:
-        position, rows, line = judged
-        if position is None:
-            self._without_truth += 1
-        else:
-            self._judged[position] = rows
-        if self._spool is not None:
-            self._spool.add(line)
-
-    def _total(self, judged: Mapping[int, bytes]) -> PanopticStatistics:
-        missing = [key for key, (position, *_) in self._truth.items() if position not in judged]
+    def _total(self, judged: Mapping[Any, np.ndarray]) -> PanopticStatistics:
+        missing = [image_id for image_id in self._truth if image_id not in judged]
         if missing:
             raise ValueError(
                 f"{len(missing)} of {len(self._truth)} images of '{self._json_file}' have no "
                 f"prediction: {first_of(missing, 10)}."
             )
         total = PanopticStatistics()
-        for position in sorted(judged):  # sums round as if one process had seen the file's order
-            for category, *counts in _ROW.iter_unpack(judged[position]):
-                own = total[category]
-                own += CategoryStatistics(*counts)
+        for image_id in self._truth:  # sums round as if one process had seen the file's order
+            for category, iou, *counts in judged[image_id].tolist():
+                total[int(category)].add(iou, *map(int, counts))
         return total
-
-    def _write_predictions(self, spool: Spool) -> None:
-        before = ""
-        if comm.is_main_process():
-            content = load_json(self._json_file)
-            content.pop("annotations", None)
-            before = f'{json.dumps(content)[:-1]}, "annotations": ['
-        path = os.path.join(self._output_dir, "predictions.json")
-        spool.write(path, before=before, after="]}")
-
-
-def _counted(segment: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: segment[key] for key in ("id", "category_id", "iscrowd") if key in segment}

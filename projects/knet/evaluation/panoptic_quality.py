@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -29,8 +30,6 @@ from typing import Any
 import numpy as np
 
 from knet.errors import first_of
-
-from .panoptic_ids import OFFSET, id2rgb, rgb2id
 
 __all__ = [
     "CategoryStatistics",
@@ -44,6 +43,8 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 VOID = 0
+# A segment id is a colour of three bytes, so a pair of ids fits into one 64 bit number.
+OFFSET = 256**3
 
 
 @dataclass
@@ -55,18 +56,16 @@ class CategoryStatistics:
     fp: int = 0
     fn: int = 0
 
-    def __iadd__(self, other: CategoryStatistics) -> CategoryStatistics:
-        self.iou += other.iou
-        self.tp += other.tp
-        self.fp += other.fp
-        self.fn += other.fn
-        return self
+    def add(self, iou: float, tp: int, fp: int, fn: int) -> None:
+        """Add those of other images."""
+        self.iou += iou
+        self.tp += tp
+        self.fp += fp
+        self.fn += fn
 
     def quality(self) -> dict[str, float]:
         """``{"pq", "sq", "rq"}`` in [0, 1]; all zero for a category that does not occur."""
-        weight = self.tp + 0.5 * self.fp + 0.5 * self.fn
-        if weight == 0:
-            return {"pq": 0.0, "sq": 0.0, "rq": 0.0}
+        weight = self.tp + 0.5 * self.fp + 0.5 * self.fn or 1.0
         return {
             "pq": self.iou / weight,
             "sq": self.iou / self.tp if self.tp else 0.0,
@@ -89,16 +88,9 @@ class PanopticStatistics:
         return self.categories.setdefault(category_id, CategoryStatistics())
 
     def __iadd__(self, other: PanopticStatistics) -> PanopticStatistics:
-        for category_id, statistics in other.categories.items():
-            own = self[category_id]
-            own += statistics
+        for category_id, own in other.categories.items():
+            self[category_id].add(own.iou, own.tp, own.fp, own.fn)
         return self
-
-    def __add__(self, other: PanopticStatistics) -> PanopticStatistics:
-        total = PanopticStatistics()
-        total += self
-        total += other
-        return total
 
     def average(self, category_ids: Iterable[int]) -> dict[str, float]:
         """Means over those of ``category_ids`` that occur.
@@ -108,12 +100,11 @@ class PanopticStatistics:
             are zero if none occurs (a data set without stuff, say).
         """
         found = [self[c].quality() for c in category_ids if self[c].occurs]
-        means: dict[str, float] = {
-            key: sum(quality[key] for quality in found) / len(found) if found else 0.0
+        means = {
+            key: sum(quality[key] for quality in found) / max(1, len(found))
             for key in ("pq", "sq", "rq")
         }
-        means["n"] = len(found)
-        return means
+        return {**means, "n": len(found)}
 
     def summary(self, categories: Mapping[int, Mapping[str, Any]]) -> dict[str, dict]:
         """The result of :func:`pq_compute`.
@@ -122,12 +113,11 @@ class PanopticStatistics:
             categories: COCO's category records by id; ``isthing`` (0 or 1) is read.
         """
         things = [c for c, record in categories.items() if record["isthing"] == 1]
-        stuff = [c for c, record in categories.items() if record["isthing"] != 1]
         return {
             "All": self.average(categories),
             "per_class": {c: self[c].quality() for c in categories},
             "Things": self.average(things),
-            "Stuff": self.average(stuff),
+            "Stuff": self.average(c for c in categories if c not in things),
         }
 
 
@@ -170,13 +160,19 @@ def image_statistics(
         return_counts=True,
     )
     # Plain ints from here: there are as many pairs as overlaps, not as pixels.
-    overlap = {divmod(int(pair), OFFSET): int(count) for pair, count in zip(pairs, counts)}
-    gt_area: dict[int, int] = {}
-    pred_area: dict[int, int] = {}
+    overlap = Counter(dict(zip((divmod(p, OFFSET) for p in pairs.tolist()), counts.tolist())))
+    gt_area: Counter[int] = Counter()
+    pred_area: Counter[int] = Counter()
     for (gt_id, pred_id), count in overlap.items():
-        gt_area[gt_id] = gt_area.get(gt_id, 0) + count
-        pred_area[pred_id] = pred_area.get(pred_id, 0) + count
-    _check_ids(pred_area, pred, where)
+        gt_area[gt_id] += count
+        pred_area[pred_id] += count
+    in_map, listed = set(pred_area) - {VOID}, set(pred)
+    for wrong, place, other in ((in_map - listed, "PNG", "JSON"), (listed - in_map, "JSON", "PNG")):
+        if wrong:
+            raise ValueError(
+                f"{where}: predicted segments {first_of(sorted(wrong), 10)} "
+                f"are in the {place} but not in the {other}."
+            )
     unlisted = sorted(set(gt_area) - set(gt) - {VOID})
     if unlisted:
         # COCO's code accepts this, so equal numbers need it too; but somebody should know.
@@ -185,130 +181,32 @@ def image_statistics(
         )
 
     statistics = PanopticStatistics()
+    crowds = {gt_id for gt_id, segment in gt.items() if segment.get("iscrowd", 0) == 1}
     gt_matched, pred_matched = set(), set()
     for (gt_id, pred_id), intersection in overlap.items():
-        if gt_id not in gt or pred_id not in pred or gt[gt_id].get("iscrowd", 0) == 1:
+        if gt_id not in gt or pred_id not in pred or gt_id in crowds:
             continue
         category_id = gt[gt_id]["category_id"]
         if category_id != pred[pred_id]["category_id"]:
             continue
-        on_void = overlap.get((VOID, pred_id), 0)
+        on_void = overlap[VOID, pred_id]
         iou = intersection / (gt_area[gt_id] + pred_area[pred_id] - intersection - on_void)
         if iou > 0.5:
-            statistics[category_id].tp += 1
-            statistics[category_id].iou += iou
+            statistics[category_id].add(iou, 1, 0, 0)
             gt_matched.add(gt_id)
             pred_matched.add(pred_id)
 
-    crowd_of_category = {}
-    for gt_id, segment in gt.items():
-        if segment.get("iscrowd", 0) == 1:
-            crowd_of_category[segment["category_id"]] = gt_id
-        elif gt_id not in gt_matched:
-            statistics[segment["category_id"]].fn += 1
-
-    for pred_id, segment in pred.items():
-        if pred_id in pred_matched:
-            continue
-        ignored = overlap.get((VOID, pred_id), 0)
-        crowd_id = crowd_of_category.get(segment["category_id"])
-        if crowd_id is not None:
-            ignored += overlap.get((crowd_id, pred_id), 0)
+    for gt_id in gt.keys() - gt_matched - crowds:
+        statistics[gt[gt_id]["category_id"]].fn += 1
+    crowd_of_category = {gt[gt_id]["category_id"]: gt_id for gt_id in gt if gt_id in crowds}
+    for pred_id in pred.keys() - pred_matched:
+        category_id = pred[pred_id]["category_id"]
+        crowd_id = crowd_of_category.get(category_id)
+        ignored = overlap[VOID, pred_id]
+        ignored += 0 if crowd_id is None else overlap[crowd_id, pred_id]
         if not ignored / pred_area[pred_id] > 0.5:
-            statistics[segment["category_id"]].fp += 1
+            statistics[category_id].fp += 1
     return statistics
-
-
-def pq_compute(
-    gt_json_file: str | os.PathLike,
-    pred_json_file: str | os.PathLike,
-    gt_folder: str | os.PathLike | None = None,
-    pred_folder: str | os.PathLike | None = None,
-    *,
-    num_workers: int | None = None,
-) -> dict[str, dict]:
-    """Panoptic quality of a data set in COCO's panoptic format (a JSON and a folder of PNGs).
-
-    Only one pair of images a worker is in memory at any time. Workers are threads: reading PNGs
-    and sorting release the interpreter's lock, and nothing is forked beside CUDA. The numbers do
-    not depend on how many there are.
-
-    Args:
-        gt_json_file: ground truth with ``categories`` and ``annotations``.
-        pred_json_file: predictions; an ``annotations`` record for each image of the ground truth.
-        gt_folder: folder of its PNGs; by default the JSON's path without ``.json``.
-        pred_folder: the same for the predictions.
-        num_workers: threads; by default the number of processors, at most 8.
-
-    Returns:
-        ``{"All": {"pq", "sq", "rq", "n"}, "Things": …, "Stuff": …, "per_class": {category id:
-        {"pq", "sq", "rq"}}}`` with qualities in [0, 1] and the number ``n`` of categories.
-
-    Raises:
-        FileNotFoundError: a file or folder does not exist.
-        ValueError: an image without prediction, or a record that contradicts its PNG; the
-            message names the file and the segment.
-    """
-    # not above: the counting itself needs numpy alone
-    from knet.data.annotations.coco_file import load_json
-
-    gt_json_file, pred_json_file = os.fspath(gt_json_file), os.fspath(pred_json_file)
-    gt_folder = os.path.splitext(gt_json_file)[0] if gt_folder is None else os.fspath(gt_folder)
-    pred_folder = (
-        os.path.splitext(pred_json_file)[0] if pred_folder is None else os.fspath(pred_folder)
-    )
-    for folder, content in ((gt_folder, "ground truth"), (pred_folder, "predicted")):
-        if not os.path.isdir(folder):
-            raise FileNotFoundError(f"Folder '{folder}' with {content} segments does not exist.")
-    gt_json, pred_json = load_json(gt_json_file), load_json(pred_json_file)
-    pred_by_image = {record["image_id"]: record for record in pred_json["annotations"]}
-    pixels = {
-        image["id"]: image["height"] * image["width"]
-        for image in gt_json.get("images", ())
-        if {"height", "width"} <= set(image)
-    }
-    categories = {record["id"]: record for record in gt_json["categories"]}
-
-    missing = [r["image_id"] for r in gt_json["annotations"] if r["image_id"] not in pred_by_image]
-    if missing:
-        raise ValueError(
-            f"'{pred_json_file}' has no prediction for {len(missing)} of "
-            f"{len(gt_json['annotations'])} images of '{gt_json_file}': {first_of(missing, 10)}."
-        )
-
-    def one_image(gt_record: Mapping[str, Any]) -> PanopticStatistics:
-        pred_record = pred_by_image[gt_record["image_id"]]
-        pred_file = os.path.join(pred_folder, pred_record["file_name"])
-        size = pixels.get(gt_record["image_id"], 0)
-        return image_statistics(
-            _read_ids(os.path.join(gt_folder, gt_record["file_name"]), size),
-            _read_ids(pred_file, size),
-            gt_record["segments_info"],
-            pred_record["segments_info"],
-            categories,
-            where=f"Image {gt_record['image_id']} ('{pred_file}')",
-        )
-
-    total = PanopticStatistics()
-    with ThreadPoolExecutor(num_workers or min(os.cpu_count() or 1, 8)) as pool:
-        # `map` keeps the order of the images, and with it the rounding of the sums.
-        for statistics in pool.map(one_image, gt_json["annotations"]):
-            total += statistics
-    return total.summary(categories)
-
-
-def _read_ids(path: str, pixels: int) -> np.ndarray:
-    from knet.data.annotations.image_files import MAX_PIXELS, open_image
-
-    # labels may be as large as their picture
-    with open_image(path, max_pixels=max(MAX_PIXELS, pixels)) as image:
-        if image.mode != "RGB":
-            raise ValueError(
-                f"'{path}' is a {image.mode} image; panoptic PNGs store segment ids as RGB."
-            )
-        ids = rgb2id(np.asarray(image))
-    assert isinstance(ids, np.ndarray)
-    return ids
 
 
 def _by_id(
@@ -327,16 +225,111 @@ def _by_id(
     return by_id
 
 
-def _check_ids(area: Mapping[int, int], listed: Mapping[int, Any], where: str) -> None:
-    unlisted = sorted(set(area) - set(listed) - {VOID})
-    if unlisted:
+def pq_compute(
+    gt_json_file: str | os.PathLike,
+    pred_json_file: str | os.PathLike,
+    gt_folder: str | os.PathLike | None = None,
+    pred_folder: str | os.PathLike | None = None,
+) -> dict[str, dict]:
+    """Panoptic quality of a data set in COCO's panoptic format (a JSON and a folder of PNGs).
+
+    Only one pair of images a worker is in memory at any time. Workers are threads: reading PNGs
+    and sorting release the interpreter's lock, and nothing is forked beside CUDA.
+
+    Args:
+        gt_json_file: ground truth with ``categories`` and ``annotations``.
+        pred_json_file: predictions; an ``annotations`` record for each image of the ground truth.
+        gt_folder: folder of its PNGs; by default the JSON's path without ``.json``.
+        pred_folder: the same for the predictions.
+
+    Returns:
+        ``{"All": {"pq", "sq", "rq", "n"}, "Things": …, "Stuff": …, "per_class": {category id:
+        {"pq", "sq", "rq"}}}`` with qualities in [0, 1] and the number ``n`` of categories.
+
+    Raises:
+        FileNotFoundError: a file or folder does not exist.
+        ValueError: an image without prediction, or a record that contradicts its PNG; the
+            message names the file and the segment.
+    """
+    # not above: the counting itself needs numpy alone
+    from knet.data.annotations.coco_file import load_json
+    from knet.data.annotations.panoptic_png import read_panoptic_png
+
+    gt_folder = os.path.splitext(gt_json_file)[0] if gt_folder is None else gt_folder
+    pred_folder = os.path.splitext(pred_json_file)[0] if pred_folder is None else pred_folder
+    for folder, content in ((gt_folder, "ground truth"), (pred_folder, "predicted")):
+        if not os.path.isdir(folder):
+            raise FileNotFoundError(f"Folder '{folder}' with {content} segments does not exist.")
+    gt_json, pred_json = (load_json(os.fspath(path)) for path in (gt_json_file, pred_json_file))
+    pred_by_image = {record["image_id"]: record for record in pred_json["annotations"]}
+    sizes = {
+        image["id"]: (image["height"], image["width"])
+        for image in gt_json.get("images", ())
+        if {"height", "width"} <= set(image)
+    }
+    categories = {record["id"]: record for record in gt_json["categories"]}
+    missing = [r["image_id"] for r in gt_json["annotations"] if r["image_id"] not in pred_by_image]
+    if missing:
         raise ValueError(
-            f"{where}: predicted segments {first_of(unlisted, 10)} "
-            "are in the PNG but not in the JSON."
+            f"'{pred_json_file}' has no prediction for {len(missing)} of "
+            f"{len(gt_json['annotations'])} images of '{gt_json_file}': {first_of(missing, 10)}."
         )
-    absent = sorted(set(listed) - set(area))
-    if absent:
+
+    def one_image(true: Mapping[str, Any]) -> PanopticStatistics:
+        image_id = true["image_id"]
+        found, size = pred_by_image[image_id], sizes.get(image_id)
+        path = os.path.join(pred_folder, found["file_name"])
+        where = f"Image {image_id} ('{path}')"
+        return image_statistics(
+            read_panoptic_png(os.path.join(gt_folder, true["file_name"]), where, size),
+            read_panoptic_png(path, where, size),
+            true["segments_info"],
+            found["segments_info"],
+            categories,
+            where=where,
+        )
+
+    total = PanopticStatistics()
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
+        # `map` keeps the order of the images, and with it the rounding of the sums.
+        for statistics in pool.map(one_image, gt_json["annotations"]):
+            total += statistics
+    return total.summary(categories)
+
+
+def rgb2id(color: np.ndarray | Sequence[int]) -> np.ndarray | int:
+    """Segment ids of COCO's panoptic PNG colours: ``R + 256 G + 256² B``.
+
+    Args:
+        color: ``(H, W, 3)`` integer image, or one colour of three numbers.
+
+    Returns:
+        ``(H, W)`` ids (int32 for a uint8 image, else the image's type), or one int.
+    """
+    rgb = np.asarray(color)
+    if rgb.dtype.itemsize < 4:  # 256 * G would overflow
+        rgb = rgb.astype(np.int32)
+    ids = rgb[..., 0] + 256 * rgb[..., 1] + 256**2 * rgb[..., 2]
+    return ids if ids.ndim else int(ids)
+
+
+def id2rgb(id_map: np.ndarray | int) -> np.ndarray | list[int]:
+    """The colours that COCO's panoptic PNGs store for segment ids; inverse of :func:`rgb2id`.
+
+    Args:
+        id_map: integer array of any shape, or one id; ids are in ``[0, 256³)``.
+
+    Returns:
+        uint8 array of shape ``id_map.shape + (3,)``, or a list of three ints.
+
+    Raises:
+        ValueError: an id lies outside the range and would silently become another one.
+    """
+    ids = np.asarray(id_map)
+    if ids.size and (ids.min() < 0 or ids.max() >= OFFSET):
         raise ValueError(
-            f"{where}: predicted segments {first_of(absent, 10)} "
-            "are in the JSON but not in the PNG."
+            f"Segment ids must lie in [0, {OFFSET}) to be stored as colours; "
+            f"got {ids.min()} to {ids.max()}."
         )
+    rgb = (ids.astype(np.int64)[..., None] >> np.array([0, 8, 16]) & 255).astype(np.uint8)
+    return rgb if isinstance(id_map, np.ndarray) else rgb.tolist()

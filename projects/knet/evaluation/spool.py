@@ -1,4 +1,4 @@
-"""Lines that every process writes to disk while it predicts, joined into one file at the end."""
+"""Results on disk while there are more to come, joined into one file at the end."""
 
 from __future__ import annotations
 
@@ -36,25 +36,22 @@ class Spool:
     def write(self, path: str, *, before: str = "[", after: str = "]") -> None:
         """Join the lines of all processes with commas. All of them must call this.
 
-        Blocks of whole lines travel to the first process, so that the others need no folder in
-        common with it; it holds one block of each.
-
         Args:
             path: written by the first process, whole or not at all.
             before, after: what stands before and behind the lines.
         """
-        lines = self._gathered()
         if not comm.is_main_process():
-            for _ in lines:
+            for _ in self._gathered():
                 raise AssertionError("lines are gathered in the first process only")
             return
         with whole_file(path) as unfinished, open(unfinished, "w", encoding="utf-8") as f:
             f.write(before)
-            for count, line in enumerate(lines):
+            for count, line in enumerate(self._gathered()):
                 f.write(f", {line}" if count else line)
             f.write(after)
 
     def _gathered(self) -> Iterator[str]:
+        """The lines of all, in the first process, which holds one block of each at a time."""
         self._file.seek(0)
         while True:
             block = self._file.readlines(_BLOCK_BYTES)

@@ -10,7 +10,7 @@ from detectron2.data import Metadata
 import knet
 from knet.classes import ClassIds, class_ids_from_config
 from knet.modeling.build import is_semantic
-from knet.visualizer import with_colors
+from knet.visualization import with_colors
 
 # the key in ONNX files and the file name in torch.export archives
 METADATA_KEY = "knet"

@@ -1,30 +1,76 @@
-"""Takes the results of a model image by image, and keeps what a report shows."""
+"""Scores the images of a data set one by one, and keeps what a report shows of them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.config import CfgNode
+from detectron2.evaluation import DatasetEvaluators
+from tqdm import tqdm
 
 from knet.data.labels import IGNORE_LABEL
 from knet.evaluation.panoptic_quality import PanopticStatistics
-from knet.report.best_threshold import ScoreCounts
-from knet.report.confusion import Confusion
-from knet.report.matching import Matching, match_regions, match_segments
-from knet.report.segments import Segments, predicted_segments, true_segments
+from knet.report.counts import Confusion, ScoreCounts
+from knet.report.segments import (
+    IGNORED,
+    Segments,
+    match_regions,
+    match_segments,
+    predicted_segments,
+    true_segments,
+)
 from knet.results.categories import Category
-from knet.visualizer import DRAWN_SCORE
-
-__all__ = ["MEASURES", "ReportCollector", "ReportImage"]
+from knet.visualization import DRAWN_SCORE
 
 # Task → what images are ranked by.
 MEASURES = {"panoptic": "PQ", "instance": "F1", "semantic": "mIoU"}
 
+# Task → keys of a record with ground truth for it; one of them is needed.
+_TRUTH = {
+    "panoptic": ("pan_seg_file_name",),
+    "instance": ("annotations", "pan_seg_file_name"),
+    "semantic": ("sem_seg_file_name", "pan_seg_file_name"),
+}
+
 # Instances below are never shown.
 _MIN_SCORE = 0.05
+
+
+def has_truth(records: Sequence[Mapping[str, Any]], task: str) -> bool:
+    """Whether all records have ground truth for a task."""
+    return all(any(key in record for key in _TRUTH[task]) for record in records)
+
+
+def choose_task(
+    cfg: CfgNode, records: Sequence[Mapping[str, Any]], wanted: str | None = None
+) -> str:
+    """The task whose results a report shows image by image.
+
+    Args:
+        cfg: ``MODEL.KNET.TEST.{PANOPTIC,INSTANCE,SEMANTIC}_ON`` tell what there is.
+        records: of the data set.
+        wanted: by the user; None takes the richest that has results and ground truth.
+
+    Raises:
+        ValueError: there are no results, or no ground truth, for it.
+    """
+    given = [task for task in MEASURES if cfg.MODEL.KNET.TEST[f"{task.upper()}_ON"]]
+    judged = [task for task in given if has_truth(records, task)]
+    if wanted is None:
+        if not judged:
+            raise ValueError(
+                f"the results are {' and '.join(given) or 'none'}, and the data set has no "
+                "ground truth for them"
+            )
+        return judged[0]
+    if wanted not in given:
+        raise ValueError(f"--task {wanted}: there are results for {' and '.join(given)} only")
+    if wanted not in judged:
+        raise ValueError(f"--task {wanted}: the data set has no ground truth for it")
+    return wanted
 
 
 @dataclass
@@ -35,9 +81,7 @@ class ReportImage:
         number: position in the data set, from 0.
         record: of the data set.
         quality: in [0, 1], see ``MEASURES``.
-        truth, predicted: instances with a score of at least 0.05 are kept.
-        matching: of those that count, see :class:`ReportCollector`; the outcome of a prediction
-            that does not count is ``ignored``.
+        truth, predicted: matched; instances with a score of at least 0.05 are kept.
     """
 
     number: int
@@ -45,13 +89,10 @@ class ReportImage:
     quality: float
     truth: Segments
     predicted: Segments
-    matching: Matching
 
 
-class ReportCollector(DatasetEvaluator):
+class ReportCollector:
     """Counts the outcomes of all segments, and keeps the best and worst images.
-
-    It runs beside Detectron2's evaluators and adds no result to theirs.
 
     Args:
         task: whose results are matched with the ground truth, ranked and shown: ``panoptic``,
@@ -66,7 +107,7 @@ class ReportCollector(DatasetEvaluator):
     Attributes:
         num_seen: images so far.
         statistics: true positives, false ones and misses a label; not for the task ``semantic``.
-        segment_confusion: counts of segments, or None.
+        segment_confusion: counts of segments; none for the task ``semantic``.
         pixel_confusion: counts of pixels, or None.
         score_counts: right and wrong things by score, whatever ``score_threshold`` is.
     """
@@ -85,49 +126,56 @@ class ReportCollector(DatasetEvaluator):
             raise ValueError(f"Unknown task {task!r}; known are {', '.join(MEASURES)}.")
         if num_images < 1:
             raise ValueError(f"A report shows at least one image, not {num_images}.")
-        if max((category.label for category in categories), default=0) >= IGNORE_LABEL:
-            raise ValueError(f"A report shows at most {IGNORE_LABEL} classes.")
         self.task = task
         self.labels = [category.label for category in categories]
-        self._things = {category.label for category in categories if category.is_thing}
-        self._ignore_label = ignore_label
-        self._with_pixels = with_pixels or task == "semantic"
+        largest = max(self.labels, default=0)
+        if largest >= IGNORE_LABEL:
+            raise ValueError(f"A report shows at most {IGNORE_LABEL} classes.")
+        things = {category.label for category in categories if category.is_thing}
+        self._of_truth: dict[str, Any] = {
+            "num_classes": largest + 1,
+            "ignore_label": ignore_label,
+            "things": things,
+        }
         self.score_threshold = score_threshold
         self._num_images = num_images
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget everything."""
         self.num_seen = 0
         self.statistics = PanopticStatistics()
-        self.segment_confusion = None if self.task == "semantic" else Confusion(self.labels)
-        self.pixel_confusion = Confusion(self.labels) if self._with_pixels else None
-        self.score_counts = ScoreCounts(self._things)
+        self.segment_confusion = Confusion(categories)
+        with_pixels = with_pixels or task == "semantic"
+        self.pixel_confusion = Confusion(categories) if with_pixels else None
+        self.score_counts = ScoreCounts(things)
         self._kept: list[ReportImage] = []
 
-    def process(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
-        """Take the results of images.
+    def add(self, record: Mapping[str, Any], output: Mapping[str, Any]) -> None:
+        """Take the results of an image.
 
         Args:
-            inputs: the records of the data set.
-            outputs: of the model, for each record; not changed.
+            record: of the data set.
+            output: of the model; not changed.
 
         Raises:
             DataError: naming the file of the ground truth and what is wrong.
         """
-        for record, output in zip(inputs, outputs):
-            regions = self._count_pixels(record, output) if self._with_pixels else None
-            if self.task == "semantic":
-                assert regions is not None
-                image = self._semantic(record, *regions)
-            else:
-                image = self._matched(record, output)
-            self.num_seen += 1
-            self._keep(image)
-
-    def evaluate(self) -> dict[str, Any]:
-        """Nothing: scores are the business of the evaluators beside."""
-        return {}
+        if self.pixel_confusion is not None:
+            predicted = predicted_segments(output, "semantic")
+            truth = true_segments(record, predicted.size, "semantic", **self._of_truth)
+            assert truth.labels is not None and predicted.labels is not None
+            self.pixel_confusion.add_pixels(truth.labels, predicted.labels)
+        if self.task == "semantic":
+            truth, predicted = replace(truth, labels=None), replace(predicted, labels=None)
+            match_regions(truth, predicted)
+            ious = [segment.iou for segment in truth.segments]
+            ious += [0.0 for s in predicted.segments if not s.partner and s.status != IGNORED]
+            quality = float(np.mean(ious)) if ious else 1.0
+        else:
+            predicted = predicted_segments(output, self.task, min_score=_MIN_SCORE)
+            truth = true_segments(record, predicted.size, self.task, **self._of_truth)
+            quality = self._match(truth, predicted)
+        self._kept.append(ReportImage(self.num_seen, record, quality, truth, predicted))
+        self.num_seen += 1
+        if len(self._kept) > 2 * self._num_images:
+            self._prune()
 
     @property
     def images(self) -> list[ReportImage]:
@@ -135,71 +183,25 @@ class ReportCollector(DatasetEvaluator):
         self._prune()
         return list(self._kept)
 
-    def _matched(self, record: Mapping[str, Any], output: Mapping[str, Any]) -> ReportImage:
-        predicted = predicted_segments(output, self.task, min_score=_MIN_SCORE)
-        truth = self._truth(record, predicted.size, self.task)
-        counted = predicted
+    def _match(self, truth: Segments, predicted: Segments) -> float:
+        """Match and count the segments of an image; returns its quality."""
+        statistics = match_segments(truth, predicted)
+        self.score_counts.add(truth, predicted)
         if self.task == "instance":
-            # sorted, so that outcomes keep their position when the rest follows
-            segments = sorted(predicted.segments, key=lambda s: -(s.score or 0.0))
-            predicted = replace(predicted, segments=segments)
-            strong = [s for s in segments if (s.score or 0.0) >= self.score_threshold]
-            counted = replace(predicted, segments=strong)
-        matching = match_segments(truth, counted)
-        everything = matching
-        if len(counted.segments) < len(predicted.segments):
-            everything = match_segments(truth, predicted)
-        self.score_counts.add(truth, predicted, everything)
-        self.statistics += matching.statistics
-        assert self.segment_confusion is not None
-        self.segment_confusion.add_segments(truth, counted, matching)
+            strong = [s for s in predicted.segments if (s.score or 0.0) >= self.score_threshold]
+            if len(strong) < len(predicted.segments):
+                for segment in predicted.segments:
+                    segment.become(IGNORED)
+                statistics = match_segments(truth, replace(predicted, segments=strong))
+        self.statistics += statistics
+        self.segment_confusion.add_segments(truth, predicted)
+        # nothing to find and nothing found is right
         if self.task == "panoptic":
-            mean = matching.statistics.average(self.labels)
-            # nothing to find and nothing found
-            quality = mean["pq"] if mean["n"] else 1.0
-        else:
-            tp, fp, fn = (
-                sum(getattr(c, key) for c in matching.statistics.categories.values())
-                for key in ("tp", "fp", "fn")
-            )
-            quality = 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else 1.0
-        matching.ignore_more(len(predicted.segments))
-        return ReportImage(self.num_seen, record, quality, truth, predicted, matching)
-
-    def _semantic(
-        self, record: Mapping[str, Any], truth: Segments, predicted: Segments
-    ) -> ReportImage:
-        matching = match_regions(truth, predicted)
-        ious = [outcome.iou for outcome in matching.truth]
-        ious += [0.0 for o in matching.predicted if o.partner is None and o.status != "ignored"]
-        quality = float(np.mean(ious)) if ious else 1.0
-        truth, predicted = replace(truth, labels=None), replace(predicted, labels=None)
-        return ReportImage(self.num_seen, record, quality, truth, predicted, matching)
-
-    def _count_pixels(
-        self, record: Mapping[str, Any], output: Mapping[str, Any]
-    ) -> tuple[Segments, Segments]:
-        predicted = predicted_segments(output, "semantic", min_score=0.0)
-        truth = self._truth(record, predicted.size, "semantic")
-        assert self.pixel_confusion is not None
-        assert truth.labels is not None and predicted.labels is not None
-        self.pixel_confusion.add_pixels(truth.labels, predicted.labels)
-        return truth, predicted
-
-    def _truth(self, record: Mapping[str, Any], size: tuple[int, int], task: str) -> Segments:
-        return true_segments(
-            record,
-            size,
-            task,
-            num_classes=max(self.labels) + 1,
-            ignore_label=self._ignore_label,
-            things=self._things,
-        )
-
-    def _keep(self, image: ReportImage) -> None:
-        self._kept.append(image)
-        if len(self._kept) > 2 * self._num_images:
-            self._prune()
+            mean = statistics.average(self.labels)
+            return mean["pq"] if mean["n"] else 1.0
+        counts = statistics.categories.values()
+        right, wrong = sum(2 * c.tp for c in counts), sum(c.fp + c.fn for c in counts)
+        return right / (right + wrong) if right + wrong else 1.0
 
     def _prune(self) -> None:
         self._kept.sort(key=lambda image: (image.quality, image.number))
@@ -207,3 +209,29 @@ class ReportCollector(DatasetEvaluator):
         if surplus > 0:
             worst = (self._num_images + 1) // 2
             del self._kept[worst : worst + surplus]
+
+
+def evaluate(
+    records: Sequence[dict[str, Any]],
+    output_of: Callable[[dict[str, Any]], dict[str, Any]],
+    evaluators: DatasetEvaluators,
+    collector: ReportCollector,
+) -> dict[str, dict[str, float]]:
+    """Score all images, with progress and time left on the standard error.
+
+    Args:
+        records: of the data set.
+        output_of: gives the model's results of a record.
+        evaluators: see :func:`knet.evaluation.build_evaluator`.
+        collector: sees the same results.
+
+    Returns:
+        What the evaluators give: task → metric → percent.
+    """
+    evaluators.reset()
+    for record in tqdm(records, unit="picture"):
+        output = output_of(record)
+        # first: Detectron2's evaluators change the records of segments
+        collector.add(record, output)
+        evaluators.process([record], [output])
+    return dict(evaluators.evaluate())

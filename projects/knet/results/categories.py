@@ -45,13 +45,9 @@ def categories_of(metadata: Metadata, ids: ClassIds) -> list[Category]:
             f"the metadata of {metadata.get('name')!r} name fewer classes than the model has: "
             f"{len(ids.things)} things and {len(ids.stuff)} others"
         )
-    categories: list[Category] = []
-    kinds = [("thing", ids.things), ("stuff", ids.stuff)]
-    for kind, labels in kinds:
+    found = []
+    for kind, labels in (("thing", ids.things), ("stuff", ids.stuff)):
         mapping = metadata.get(f"{kind}_dataset_id_to_contiguous_id") or {}
         of_label = {label: category_id for category_id, label in mapping.items()}
-        for label in labels:
-            name = names[len(categories)]
-            category_id = int(of_label.get(label, label))
-            categories.append(Category(label, category_id, name, kind == "thing"))
-    return categories
+        found += [(label, int(of_label.get(label, label)), kind == "thing") for label in labels]
+    return [Category(label, key, name, thing) for (label, key, thing), name in zip(found, names)]

@@ -34,13 +34,10 @@ def image_ids(files: Sequence[str | os.PathLike[str]]) -> list[int]:
     # isascii: digits of other scripts are decimal, too
     numbers = [int(stem) if stem.isascii() and stem.isdecimal() else None for stem in stems]
     following = itertools.count(max((n for n in numbers if n is not None), default=0) + 1)
-    taken: set[int] = set()
-    ids = []
+    ids: dict[int, None] = {}  # in their order
     for number in numbers:
-        image_id = next(following) if number is None or number in taken else number
-        taken.add(image_id)
-        ids.append(image_id)
-    return ids
+        ids[next(following) if number is None or number in ids else number] = None
+    return list(ids)
 
 
 class ResultFiles:
@@ -76,16 +73,15 @@ class ResultFiles:
                 f"{self.folder} holds results of an earlier run ({', '.join(older)}): remove "
                 "them, or name another folder"
             )
-        self._things = {c.label: c.id for c in categories if c.is_thing}
-        self._stuff = {c.label: c.id for c in categories if not c.is_thing}
+        self._ids = {(c.is_thing, c.label): c.id for c in categories}
         self._categories = [
             {"id": c.id, "name": c.name, "isthing": int(c.is_thing), "label": c.label}
             for c in categories
         ]
         self._images: list[dict[str, Any]] = []
-        self._panoptic: list[dict[str, Any]] = []
-        self._instances: list[dict[str, Any]] = []
-        self._seen: set[str] = set()
+        self._records: dict[
+            str, list[dict[str, Any]]
+        ] = {}  # of the kinds of results that were seen
 
     def __enter__(self) -> ResultFiles:
         return self
@@ -106,27 +102,30 @@ class ResultFiles:
             ValueError: no result that can be written.
         """
         name = f"{Path(file_name).stem}.png"
-        size = None
+        size: Sequence[int] | None = None
+        records: dict[str, list[dict[str, Any]]] = {}
         # pictures first: an image has all of its records or, if one cannot be written, none
         if "panoptic_seg" in results:
             id_map = results["panoptic_seg"][0].cpu()
-            size = tuple(id_map.shape)
+            size = id_map.shape
             write_panoptic_png(str(self._path("panoptic", name)), id_map.numpy())
+            segments = self._segments(id_map, results["panoptic_seg"][1])
+            records["panoptic"] = [
+                {"image_id": image_id, "file_name": name, "segments_info": segments}
+            ]
         if "sem_seg" in results:
-            size = tuple(results["sem_seg"].shape[-2:])
+            size = results["sem_seg"].shape[-2:]
             self._write_labels(results["sem_seg"], name)
-        if "panoptic_seg" in results:
-            self._add_panoptic(id_map, results["panoptic_seg"][1], image_id, name)
         if "instances" in results:
             instances = results["instances"].to("cpu")
-            size = tuple(instances.image_size)
-            found = instances_to_coco_json(instances, image_id)
-            for record in found:
-                record["category_id"] = self._things[record["category_id"]]
-            self._instances.extend(found)
+            size = instances.image_size
+            records["instances"] = instances_to_coco_json(instances, image_id)
+            for record in records["instances"]:
+                record["category_id"] = self._ids[True, record["category_id"]]
         if size is None:
             raise ValueError(f"{file_name}: no result to write among {sorted(results)}")
-        self._seen.update(results)
+        for kind, found in records.items():
+            self._records.setdefault(kind, []).extend(found)
         self._images.append(
             {"id": image_id, "file_name": file_name, "height": size[0], "width": size[1]}
         )
@@ -136,31 +135,28 @@ class ResultFiles:
         common = {"images": self._images, "categories": self._categories}
         if self._images:
             write_json(self.folder / "images.json", common)
-        if "panoptic_seg" in self._seen:
-            content = {**common, "annotations": self._panoptic}
+        if "panoptic" in self._records:
+            content = {**common, "annotations": self._records["panoptic"]}
             write_json(self.folder / "panoptic.json", content)
-        if "instances" in self._seen:
-            write_json(self.folder / "instances.json", self._instances)
+        if "instances" in self._records:
+            write_json(self.folder / "instances.json", self._records["instances"])
 
-    def _add_panoptic(
-        self, id_map: Tensor, segments: Sequence[Mapping[str, Any]], image_id: int, name: str
-    ) -> None:
-        infos = []
-        for segment in segments:
-            x0, y0, x1, y1 = mask_boxes((id_map == segment["id"])[None])[0].int().tolist()
-            ids = self._things if segment["isthing"] else self._stuff
-            infos.append(
-                {
-                    "id": segment["id"],
-                    "category_id": ids[segment["category_id"]],
-                    "area": segment["area"],
-                    "bbox": [x0, y0, x1 - x0, y1 - y0],
-                    "iscrowd": 0,
-                    "score": segment["score"],
-                }
-            )
-        record = {"image_id": image_id, "file_name": name, "segments_info": infos}
-        self._panoptic.append(record)
+    def _segments(
+        self, id_map: Tensor, segments: Sequence[Mapping[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """COCO's ``segments_info``."""
+        boxes = [mask_boxes((id_map == s["id"])[None])[0].int().tolist() for s in segments]
+        return [
+            {
+                "id": segment["id"],
+                "category_id": self._ids[bool(segment["isthing"]), segment["category_id"]],
+                "area": segment["area"],
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "iscrowd": 0,
+                "score": segment["score"],
+            }
+            for segment, (x0, y0, x1, y1) in zip(segments, boxes)
+        ]
 
     def _write_labels(self, scores: Tensor, name: str) -> None:
         labels = scores.argmax(dim=0).cpu().numpy()

@@ -1,1 +1,1 @@
-"""Training: targets, matching and losses (torch only), then the Detectron2 trainer around them."""
+"""Training: Detectron2's trainer with K-Net's steps, processes, checkpoints and log."""

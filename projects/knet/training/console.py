@@ -1,24 +1,34 @@
-"""What of the log a user sees in the terminal, and what goes to the log file only.
+"""What of a training a user sees in the terminal; `log.txt` in the output folder gets everything.
 
-`log.txt` in the output folder gets everything. The terminal gets this package's own news and the
-warnings of all libraries.
+The terminal gets this package's own news, above all those of `Progress`, and the warnings of all
+libraries.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
+import importlib
 import logging
+import os
 import sys
+from collections.abc import Iterable
 
+import torch
 from detectron2.config import CfgNode
-from detectron2.engine import default_setup
+from detectron2.engine import HookBase, TrainerBase, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+from torch import Tensor
 
 from knet.errors import is_shown
 
-__all__ = ["set_up"]
+__all__ = ["Progress", "is_reported", "set_up"]
 
+logger = logging.getLogger(__name__)
+
+# steps between two lines of Progress, and between what Detectron2's writers write
+_PERIOD = 20
 # lines of libraries that are news all the same: the logger and how the line begins
 _NEWS = {
     "fvcore.common.checkpoint": "Saving checkpoint",
@@ -30,13 +40,13 @@ _NEWS = {
 def set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Detectron2's `default_setup`, with a terminal that shows little."""
     output, rank = cfg.OUTPUT_DIR, comm.get_rank()
-    # as `default_setup` calls it, which then gets these loggers as they are
     loggers = [
+        # word for word as `default_setup` calls it, which then gets these loggers as they are
         setup_logger(output, distributed_rank=rank, name="fvcore"),
         setup_logger(output, distributed_rank=rank),
         setup_logger(output, distributed_rank=rank, name="knet"),
     ]
-    for handler in {handler for logger in loggers for handler in logger.handlers}:
+    for handler in {handler for each in loggers for handler in each.handlers}:
         if getattr(handler, "stream", None) is sys.stdout:
             handler.addFilter(_is_news)
             handler.setFormatter(_ShortLines("[%(asctime)s] %(message)s", datefmt="%H:%M:%S"))
@@ -65,3 +75,95 @@ class _ShortLines(logging.Formatter):
         if record.levelno > logging.INFO:
             line = line.replace(record.message, f"{record.levelname}: {record.message}", 1)
         return line
+
+
+def is_reported(trainer: TrainerBase) -> bool:
+    """Whether metrics of the running step are shown or written.
+
+    They are of the first step, the fifth (which knows the time left), each period and the last.
+    """
+    step = trainer.iter + 1
+    early = step - trainer.start_iter in (1, 5)
+    return early or step % _PERIOD == 0 or step == trainer.max_iter
+
+
+class Progress(HookBase):
+    """Logs a start of a few lines: what is trained on what; then a short line a period.
+
+    All losses, and more, are in the lines of Detectron2's writers (`log.txt`, `metrics.json`).
+
+    Args:
+        cfg: of the training.
+        dtype: of mixed precision; None for float32.
+    """
+
+    def __init__(self, cfg: CfgNode, dtype: torch.dtype | None) -> None:
+        self.cfg = cfg
+        self.precision = "float32" if dtype is None else f"{str(dtype).rpartition('.')[2]}, mixed"
+
+    def before_train(self) -> None:
+        """What is trained on what, where, and how long."""
+        cfg, trainer = self.cfg, self.trainer
+        parameters = list(trainer.model.parameters())
+        trained = _numbers(p for p in parameters if p.requires_grad)
+        processes = comm.get_world_size()
+        where = f"{processes} processes, each on " if processes > 1 else ""
+        where += _name(torch.device(cfg.MODEL.DEVICE))
+        first, last = trainer.start_iter + 1, trainer.max_iter
+        for line in (
+            f"training K-Net with {cfg.MODEL.BACKBONE.NAME} on {', '.join(cfg.DATASETS.TRAIN)}",
+            f"  {_numbers(parameters):,} parameters, {trained:,} of them trained, {self.precision}",
+            f"  steps {first:,} to {last:,}, of {cfg.SOLVER.IMS_PER_BATCH} images each, on {where}",
+            f"  to {cfg.OUTPUT_DIR}, where log.txt has all details",
+        ):
+            logger.info("%s", line)
+
+    def after_step(self) -> None:
+        """The line of a step, if it has one."""
+        if is_reported(self.trainer):
+            logger.info("%s", self._line(self.trainer.iter + 1, self.trainer.max_iter))
+
+    def after_train(self) -> None:
+        """Where the weights are, once all steps are done."""
+        if self.trainer.start_iter < self.trainer.iter == self.trainer.max_iter:
+            path = os.path.join(self.cfg.OUTPUT_DIR, "model_final.pth")
+            logger.info("trained: %s", path)
+
+    def _line(self, step: int, last: int) -> str:
+        histories = self.trainer.storage.histories()
+        loss, rate = histories["total_loss"].median(_PERIOD), histories["lr"].latest()
+        parts = [f"step {step:,} of {last:,}", f"loss {loss:.4g}", f"rate {rate:.3g}"]
+        if "time" in histories:  # not of the first steps, which are slow
+            seconds = histories["time"].median(1000)
+            left = datetime.timedelta(seconds=round(seconds * (last - step)))
+            parts.insert(1, f"{left} left")
+            parts.append(f"{seconds:.3g} s a step")
+            parts.append(f"{self.cfg.SOLVER.IMS_PER_BATCH / seconds:.3g} images/s")
+        memory = _largest_memory()
+        if memory:
+            parts.append(f"{memory / 2**30:.1f} GB")
+        return "  ".join(parts)
+
+
+def _numbers(parameters: Iterable[Tensor]) -> int:
+    return sum(p.numel() for p in parameters)
+
+
+def _name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{device.type.upper()} ({threads} thread{'s' * (threads > 1)})"
+
+
+def _largest_memory() -> int:
+    """Bytes that this process has had so far, on its GPU or else of the machine; 0: unknown."""
+    on_gpu = torch.cuda.max_memory_allocated()  # 0 without one
+    if on_gpu:
+        return on_gpu
+    try:
+        resource = importlib.import_module("resource")
+    except ImportError:  # not on Windows
+        return 0
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else largest * 1024

@@ -12,6 +12,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
 from detectron2.solver import LRMultiplier, WarmupParamScheduler
+from detectron2.solver.build import get_default_optimizer_params
 from fvcore.common.param_scheduler import PolynomialDecayParamScheduler
 from torch import nn
 
@@ -28,42 +29,69 @@ _SCALED = (
 def build_optimizer(cfg: CfgNode, model: Any) -> torch.optim.AdamW:
     """AdamW over all trainable parameters.
 
-    Weight decay is on all of them, as published for ResNets, but for those that SOLVER.NO_DECAY
-    names. Parameters of the backbone (not of its FPN) learn at SOLVER.BACKBONE_MULTIPLIER times
-    the rate.
+    Parameters of the backbone (not of its FPN) learn at SOLVER.BACKBONE_MULTIPLIER times the rate.
 
     Raises:
-        ValueError: a pattern of SOLVER.NO_DECAY that names no parameter.
+        ValueError: SOLVER.NO_DECAY names no parameter, or contradicts the keys of `_decays`.
     """
-    if cfg.SOLVER.BASE_LR > 1e-3:
+    solver = cfg.SOLVER
+    if solver.BASE_LR > 1e-3:
         logger.warning(
             "SOLVER.BASE_LR is %g: AdamW on K-Net diverges above about 1e-3; published is 1e-4",
-            cfg.SOLVER.BASE_LR,
+            solver.BASE_LR,
         )
     backbone = getattr(model.backbone, "bottom_up", model.backbone)
     in_backbone = {id(p) for p in backbone.parameters()}
-    patterns = list(cfg.SOLVER.NO_DECAY)
-    names = [name for name, _ in model.named_parameters()]
-    idle = [p for p in patterns if not fnmatch.filter(names, p)]
-    if idle:
-        raise ValueError(f"SOLVER.NO_DECAY: no parameter is named as {idle}")
+    decays = _decays(cfg, model)
     groups: dict[tuple[float, float], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            factor = cfg.SOLVER.BACKBONE_MULTIPLIER if id(parameter) in in_backbone else 1.0
-            exempt = any(fnmatch.fnmatchcase(name, p) for p in patterns)
-            decay = 0.0 if exempt else cfg.SOLVER.WEIGHT_DECAY
+            factor = solver.BACKBONE_MULTIPLIER if id(parameter) in in_backbone else 1.0
             # with names, by which a resumed training finds the moments
-            groups.setdefault((factor, decay), []).append((name, parameter))
+            groups.setdefault((factor, decays[name]), []).append((name, parameter))
     return torch.optim.AdamW(
         [
-            {"params": p, "lr": cfg.SOLVER.BASE_LR * factor, "weight_decay": decay}
-            for (factor, decay), p in groups.items()
+            {"params": named, "lr": solver.BASE_LR * factor, "weight_decay": decay}
+            for (factor, decay), named in groups.items()
         ],
-        lr=cfg.SOLVER.BASE_LR,
-        weight_decay=cfg.SOLVER.WEIGHT_DECAY,
-        fused=True,
+        lr=solver.BASE_LR,
+        weight_decay=solver.WEIGHT_DECAY,
+        fused=True,  # which can leave out a step without the CPU's knowledge, see `TrainStep`
     )
+
+
+def _decays(cfg: CfgNode, model: nn.Module) -> dict[str, float]:
+    """The weight decay of every trainable parameter, by name.
+
+    SOLVER.WEIGHT_DECAY; of norms and of biases SOLVER.WEIGHT_DECAY_NORM and _BIAS where they are
+    set, as Detectron2 tells norms and biases (a norm's bias is a bias); none where SOLVER.NO_DECAY
+    names the parameter.
+    """
+    solver = cfg.SOLVER
+    known = get_default_optimizer_params(
+        model,
+        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+        weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
+    )
+    own = {id(p): group.get("weight_decay") for group in known for p in group["params"]}
+    names = [name for name, _ in model.named_parameters()]
+    idle = [p for p in solver.NO_DECAY if not fnmatch.filter(names, p)]
+    if idle:
+        raise ValueError(f"SOLVER.NO_DECAY: no parameter is named as {idle}")
+    exempt = {name for p in solver.NO_DECAY for name in fnmatch.filter(names, p)}
+    decays: dict[str, float] = {}
+    for name, parameter in model.named_parameters():
+        decay = own.get(id(parameter))
+        if name in exempt and decay:
+            of_bias = name.endswith("bias") and solver.WEIGHT_DECAY_BIAS is not None
+            key = "WEIGHT_DECAY_BIAS" if of_bias else "WEIGHT_DECAY_NORM"
+            raise ValueError(
+                f"SOLVER.NO_DECAY names {name}, whose decay SOLVER.{key} sets to {decay:g}: leave "
+                "it out of NO_DECAY, or set the other to None or 0"
+            )
+        default = 0.0 if name in exempt else solver.WEIGHT_DECAY
+        decays[name] = default if decay is None else decay
+    return decays
 
 
 def scale_to_processes(cfg: CfgNode, processes: int) -> CfgNode:
@@ -153,7 +181,7 @@ def resume_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any])
         raise ValueError(
             "the checkpoint groups its parameters otherwise, and is of a version that did not name "
             "them: resume with SOLVER.BACKBONE_MULTIPLIER, SOLVER.WEIGHT_DECAY, SOLVER.NO_DECAY "
-            "and MODEL.BACKBONE.FREEZE_AT as they were"
+            "and MODEL.BACKBONE.FREEZE_AT as they were, and SOLVER.WEIGHT_DECAY_NORM and _BIAS None"
         )
     _check_moments(state, optimizer)
     optimizer.load_state_dict({"state": state, "param_groups": ours})

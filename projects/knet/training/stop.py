@@ -1,12 +1,16 @@
-"""A signal ends a training between two steps, so that nothing is lost."""
+"""How a training ends without loss: after a step, by a signal, and alone in its folder."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
+import importlib
+import logging
 import multiprocessing
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -16,7 +20,13 @@ import torch
 import torch.distributed as dist
 from detectron2.utils import comm
 
-__all__ = ["Agreement", "StopSignals", "Stopped", "hangups", "spare_workers", "stop_at_once"]
+from knet.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_LOCK_FILE = ".training.lock"
+# folders that processes have locked; a process that is forked from one has not
+_locked: set[tuple[int, str]] = set()
 
 
 class Stopped(SystemExit):
@@ -53,8 +63,7 @@ class StopSignals:
         if threading.current_thread() is threading.main_thread():
             spawned = multiprocessing.parent_process() is not None
             numbers = [signal.SIGTERM] if spawned else [signal.SIGTERM, signal.SIGINT, *hangups()]
-            for number in numbers:
-                self._before[number] = signal.signal(number, self._note)
+            self._before = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -159,9 +168,9 @@ class Agreement:
             return received
         answer = 0
         if self._asked is not None:
-            work, value = self._asked
+            work, asked = self._asked
             work.wait()
-            answer = int(value)
+            answer = int(asked)
         if not answer:
             value = torch.tensor([received])
             work = dist.all_reduce(value, dist.ReduceOp.MAX, group=self._group, async_op=True)
@@ -172,3 +181,47 @@ class Agreement:
         """Until all processes are here."""
         if self._group is not None:
             dist.barrier(group=self._group)
+
+
+@contextlib.contextmanager
+def folder_lock(folder: str) -> Iterator[None]:
+    """Keep other trainings, which would overwrite the checkpoints, out of a folder; makes it.
+
+    The lock is the operating system's, which releases it whatever ends the process; the file stays.
+    It is one of `lockf`, not of `flock`: loader workers that outlive a killed training for seconds
+    do not hold it, and NFS knows it. A process that has it may take it again.
+
+    Raises:
+        UserError: another process trains there.
+    """
+    os.makedirs(folder, exist_ok=True)
+    key = (os.getpid(), os.path.realpath(folder))
+    if key in _locked:  # closing the file a second time would end the lock
+        yield
+        return
+    with open(os.path.join(folder, _LOCK_FILE), "a+", encoding="utf-8") as file:
+        try:
+            fcntl = importlib.import_module("fcntl")  # not on Windows
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (ImportError, OSError) as error:
+            if getattr(error, "errno", None) in (errno.EACCES, errno.EAGAIN):
+                file.seek(0)
+                holder = file.read().strip() or "a process that has just started"
+                raise UserError(
+                    f"{folder}: another training writes there ({holder}): wait for it, stop it, or "
+                    "choose another OUTPUT_DIR"
+                ) from None
+            logger.warning(
+                "%s: no locks here (%s): see to it that no other training writes there",
+                folder,
+                getattr(error, "strerror", None) or error,
+            )
+        else:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+        _locked.add(key)
+        try:
+            yield
+        finally:
+            _locked.remove(key)

@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -29,22 +29,14 @@ from knet.data.mapper import KNetDatasetMapper
 from knet.data.skip_report import SkipReport
 from knet.data.worker_errors import RaisingLoader, hand_over
 from knet.evaluation import build_evaluator
-from knet.evaluation.score_tables import format_classes, format_scores
+from knet.evaluation.scores import format_classes, format_scores
 from knet.files import UNFINISHED, remove_unfinished
 from knet.modeling.knet import KNet
-from knet.training.checkpoints import Checkpoints
-from knet.training.folder_lock import folder_lock
-from knet.training.optimizer import (
-    build_lr_scheduler,
-    build_optimizer,
-    resume_schedule,
-    scale_to_processes,
-)
-from knet.training.precision import autocast_dtype
-from knet.training.progress import Progress
-from knet.training.resume import format_changes, training_keys
-from knet.training.step import TrainStep
-from knet.training.stop import Stopped, StopSignals, spare_workers, stop_at_once
+from knet.training import optimizer
+from knet.training.checkpoints import Checkpoints, format_changes, training_keys
+from knet.training.console import Progress, is_reported
+from knet.training.step import TrainStep, autocast_dtype
+from knet.training.stop import Stopped, StopSignals, folder_lock, spare_workers, stop_at_once
 from knet.tta import KNetWithTTA
 
 logger = logging.getLogger(__name__)
@@ -77,28 +69,17 @@ def check_batch_norm(model: nn.Module, images: int) -> None:
     """
     pooled = any(isinstance(m, nn.AdaptiveAvgPool2d) for m in model.modules())
     apart = comm.get_world_size() == 1  # SyncBN of several processes sees several images
-    norms = nn.modules.batchnorm._BatchNorm
-    single = [
-        name
+    single = any(
+        isinstance(m, nn.modules.batchnorm._BatchNorm) and name.startswith("heads")
         for name, m in model.named_modules()
-        if isinstance(m, norms) and (apart or not isinstance(m, nn.SyncBatchNorm))
-    ]
-    if images < 2 and pooled and any(name.startswith("heads") for name in single):
+        if apart or not isinstance(m, nn.SyncBatchNorm)
+    )
+    if images < 2 and pooled and single:
         raise ValueError(
             "batch norm behind a pooling to one pixel needs two images a process: raise "
             "SOLVER.IMS_PER_BATCH, lower SOLVER.ACCUMULATION_STEPS, or set "
             "MODEL.KNET.SEMANTIC.NORM to GN"
         )
-
-
-def log_scores(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
-    """Log the scores of each data set as tables; those of many classes to the log file only."""
-    for name, scores in results.items():
-        if scores:
-            logger.info("scores on %s:\n%s", name, format_scores(scores))
-            classes = format_classes(scores)
-            few = classes.count("\n") <= 32
-            logger.log(logging.INFO if few else logging.DEBUG, "classes:\n%s", classes)
 
 
 def _mapped(mapper: Callable[..., Any], prepare: Callable[..., Any], record: Any) -> Any:
@@ -114,12 +95,12 @@ class Trainer(DefaultTrainer):
 
     def __init__(self, cfg: CfgNode) -> None:
         TrainerBase.__init__(self)
-        cfg = scale_to_processes(cfg, comm.get_world_size())
+        cfg = optimizer.scale_to_processes(cfg, comm.get_world_size())
         model = self.build_model(cfg)
         passes = comm.get_world_size() * cfg.SOLVER.ACCUMULATION_STEPS
         check_batch_norm(model, cfg.SOLVER.IMS_PER_BATCH // passes)
         self._prepare = model.task.prepare if isinstance(model, KNet) else None
-        optimizer = self.build_optimizer(cfg, model)
+        adamw = self.build_optimizer(cfg, model)
         model = distribute(model)
         seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         clip = cfg.SOLVER.CLIP_GRADIENTS
@@ -127,13 +108,13 @@ class Trainer(DefaultTrainer):
         self._trainer = TrainStep(
             model,
             self._open_loader,
-            optimizer,
+            adamw,
             seed=seed,
             accumulation_steps=cfg.SOLVER.ACCUMULATION_STEPS,
             autocast_dtype=autocast_dtype(cfg),
             clip_norm=clip.CLIP_VALUE if clip.ENABLED else None,
         )
-        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, adamw)
         self.checkpointer = KNetCheckpointer.from_config(
             cfg, model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
@@ -172,6 +153,12 @@ class Trainer(DefaultTrainer):
                 )
                 raise
 
+    def run_step(self) -> None:
+        """One step; nothing waits for its metrics but the steps that are shown or written."""
+        super().run_step()
+        if is_reported(self):
+            self._trainer.flush_metrics()
+
     def after_train(self) -> None:
         """As in Detectron2; then what has been skipped is summed up, after a failure too."""
         super().after_train()
@@ -184,7 +171,7 @@ class Trainer(DefaultTrainer):
         return {**super().state_dict(), **state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was called, by this run's config; see `knet.training.resume`.
+        """Go on where `state_dict` was called, by this run's config, see `training.checkpoints`.
 
         Raises:
             ValueError: nothing is left to train, or the optimiser's state does not fit.
@@ -196,7 +183,7 @@ class Trainer(DefaultTrainer):
                 f"SOLVER.MAX_ITER {self.max_iter}: raise that, or train without --resume"
             )
         self._trainer.load_state_dict(state["_trainer"])
-        resume_schedule(self.scheduler, self.optimizer)
+        optimizer.resume_schedule(self.scheduler, self.optimizer)
         # unknown in checkpoints of before it was recorded
         changes = format_changes(state.get("config", {}), training_keys(self.cfg))
         if changes:
@@ -215,40 +202,37 @@ class Trainer(DefaultTrainer):
             ValueError: as of the checkpointer.
         """
         with self._alone():
-            self._resume_or_load(resume)
+            folder = self.cfg.OUTPUT_DIR
+            if comm.is_main_process():
+                for pattern in (f"*{UNFINISHED}*", f"inference*/**/*{UNFINISHED}*"):
+                    remove_unfinished(folder, pattern)
+                if not resume and holds_training(folder, trust=self.checkpointer.trust):
+                    logger.warning(
+                        "%s holds checkpoints of an earlier training, which this one replaces. To "
+                        "go on with that one, press Ctrl-C twice now and start with --resume; to "
+                        "keep both, choose another OUTPUT_DIR",
+                        folder,
+                    )
+            self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+            if not self.checkpointer.resumed:
+                return
+            self.start_iter = self.iter + 1
+            name = os.path.basename(self.checkpointer.resumed)
+            if self.start_iter >= self.max_iter and name != "model_final.pth":
+                logger.info("the training was complete but for model_final.pth: writing it")
+                self.checkpointer.save("model_final", iteration=self.iter)
+            elif comm.is_main_process():
+                self.checkpointer.tag_last_checkpoint(name)
 
     def _alone(self) -> AbstractContextManager[None]:
         return folder_lock(self.cfg.OUTPUT_DIR) if comm.is_main_process() else nullcontext()
-
-    def _resume_or_load(self, resume: bool) -> None:
-        folder = self.cfg.OUTPUT_DIR
-        if comm.is_main_process():
-            for pattern in (f"*{UNFINISHED}*", f"inference*/**/*{UNFINISHED}*"):
-                remove_unfinished(folder, pattern)
-            if not resume and holds_training(folder, trust=self.checkpointer.trust):
-                logger.warning(
-                    "%s holds checkpoints of an earlier training, which this one replaces. To go "
-                    "on with that one, press Ctrl-C twice now and start with --resume; to keep "
-                    "both, choose another OUTPUT_DIR",
-                    folder,
-                )
-        self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
-        if not self.checkpointer.resumed:
-            return
-        self.start_iter = self.iter + 1
-        name = os.path.basename(self.checkpointer.resumed)
-        if self.start_iter >= self.max_iter and name != "model_final.pth":
-            logger.info("the training was complete but for model_final.pth: writing it")
-            self.checkpointer.save("model_final", iteration=self.iter)
-        elif comm.is_main_process():
-            self.checkpointer.tag_last_checkpoint(name)
 
     def build_hooks(self) -> list[HookBase | None]:
         """With K-Net's checkpoints, short lines of progress, and the scores of TEST.AUG.ENABLED."""
         built = super().build_hooks()
         built = [h for h in built if not isinstance(h, hooks.PeriodicCheckpointer)]
         evaluations = [i for i, h in enumerate(built) if isinstance(h, hooks.EvalHook)]
-        checkpoints = Checkpoints.from_config(self.cfg, self.checkpointer, self._signals)
+        checkpoints = Checkpoints(self.cfg, self.checkpointer, self._signals)
         built.insert(evaluations[0], checkpoints)
         if comm.is_main_process():
             # after the hook that measures the time and the one that knows the rate
@@ -271,15 +255,8 @@ class Trainer(DefaultTrainer):
         """The model of a config, made faster."""
         return accelerate_as_configured(super().build_model(cfg), cfg)
 
-    @classmethod
-    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """AdamW with the backbone's own rate."""
-        return build_optimizer(cfg, model)
-
-    @classmethod
-    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
-        """Step, cosine or polynomial, with warm-up."""
-        return build_lr_scheduler(cfg, optimizer)
+    build_optimizer = staticmethod(optimizer.build_optimizer)
+    build_lr_scheduler = staticmethod(optimizer.build_lr_scheduler)
 
     @classmethod
     def build_train_loader(
@@ -327,7 +304,13 @@ class Trainer(DefaultTrainer):
         with stop_at_once():  # the weights are in a checkpoint by now
             results = super().test(cfg, model, evaluators)
         if comm.is_main_process():
-            log_scores(results if len(names) != 1 else {names[0]: results})
+            for name, scores in (results if len(names) != 1 else {names[0]: results}).items():
+                if not scores:
+                    continue
+                logger.info("scores on %s:\n%s", name, format_scores(scores))
+                classes = format_classes(scores)
+                few = classes.count("\n") <= 32  # else for the log file only
+                logger.log(logging.INFO if few else logging.DEBUG, "classes:\n%s", classes)
         return results
 
     @classmethod

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from benchmark_laps import peak_memory
 from PIL import Image
+from workload import peak_memory
 
 from knet.data.annotations.image_files import MAX_PIXELS, TooManyPixelsError, open_image
 from knet.data.annotations.label_files import open_label_png

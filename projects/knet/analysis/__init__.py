@@ -1,1 +1,0 @@
-"""How much a model computes and holds: operations, activations, parameters."""

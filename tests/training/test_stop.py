@@ -1,0 +1,147 @@
+"""Signals end a training after a step, with a checkpoint; and one training a folder."""
+
+import os
+import signal
+import sys
+import time
+
+import pytest
+import torch
+
+from knet.errors import UserError
+from knet.training.stop import Stopped, folder_lock
+from knet.training.trainer import Trainer
+
+from .test_checkpoints import files, in_step, make, send
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signal_ends_with_a_checkpoint_after_the_step(cfg, tmp_path, caplog, number, status):
+    before = signal.getsignal(number)
+    trainer = make(cfg, tmp_path)
+    in_step(trainer, 2, lambda: send(number))
+    with pytest.raises(SystemExit) as stop:
+        trainer.train()
+    assert stop.value.code == status
+    assert signal.getsignal(number) is before
+    assert files(tmp_path) == ["model_0000002.pth"]
+    (line,) = (r.getMessage() for r in caplog.records if "Stopped" in r.getMessage())
+    assert line.endswith(f"after step 3 of 6; --resume goes on from {tmp_path}/model_0000002.pth")
+    assert make(cfg, tmp_path, resume=True).start_iter == 3
+
+
+def test_second_interrupt_ends_at_once(cfg, tmp_path):
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)  # ends it, whatever it waits for
+        try:
+            torch.set_num_threads(1)
+            trainer = make(cfg, tmp_path)
+            in_step(trainer, 1, lambda: send(signal.SIGINT, signal.SIGINT))
+            trainer.train()
+        finally:  # else the child would go on with the tests
+            os._exit(1)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGINT
+    assert not files(tmp_path)
+
+
+def test_signal_to_the_whole_group_spares_the_loader(cfg, tmp_path):
+    cfg.DATALOADER.NUM_WORKERS = 1
+    cfg.SOLVER.IMS_PER_BATCH = cfg.SOLVER.ACCUMULATION_STEPS = 6  # more than are read ahead
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        status = 1
+
+        def wait():
+            os.write(writer, b"!")
+            while not trainer._signals.received:
+                time.sleep(0.01)
+
+        signal.alarm(60)
+        try:
+            os.setsid()
+            torch.set_num_threads(1)
+            trainer = make(cfg, tmp_path)
+            in_step(trainer, 1, wait)
+            trainer.train()
+        except Stopped as stop:
+            status = stop.code
+        finally:
+            os._exit(status)
+    os.close(writer)
+    assert os.read(reader, 1)
+    os.killpg(child, signal.SIGTERM)
+    assert os.WEXITSTATUS(os.waitpid(child, 0)[1]) == 143
+    assert files(tmp_path) == ["model_0000001.pth"]
+
+
+def test_signal_ends_an_evaluation_at_once(cfg, tmp_path, monkeypatch):
+    cfg.SOLVER.MAX_ITER = 1
+    cfg.DATASETS.TEST = ("tiny_val",)
+
+    def evaluate(_cfg, _name, _folder=None):
+        send(signal.SIGTERM)
+        raise AssertionError("goes on")
+
+    monkeypatch.setattr(Trainer, "build_evaluator", evaluate)
+    with pytest.raises(Stopped):
+        make(cfg, tmp_path).train()
+    assert files(tmp_path) == ["model_final.pth"]
+
+
+def _refusal(folder):
+    """What another process is told that wants the folder, or nothing."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        try:
+            with folder_lock(folder):
+                pass
+        except UserError as error:
+            os.write(writer, str(error).encode())
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    os.close(writer)
+    with open(reader) as answer:
+        return answer.read()
+
+
+def test_one_training_a_folder(tmp_path):
+    folder = str(tmp_path / "out")
+    with folder_lock(folder):
+        holder = f"{folder}: another training writes there (process {os.getpid()} on "
+        assert _refusal(folder).startswith(holder)
+        with folder_lock(folder):  # train_net.py and the trainer
+            pass
+        assert _refusal(folder).startswith(holder)
+    assert not _refusal(folder)
+
+
+def test_a_trainer_locks_its_folder(cfg, tmp_path, monkeypatch):
+    """Also without train_net.py."""
+    answers = []
+    trainer = make(cfg, tmp_path)
+    trainer.max_iter = 1
+    in_step(trainer, 0, lambda: answers.append(_refusal(str(tmp_path))))
+    remove = "knet.training.trainer.remove_unfinished"
+    monkeypatch.setattr(remove, lambda folder, _: answers.append(_refusal(folder)))
+    trainer.resume_or_load(resume=False)  # where another one may be writing
+    trainer.train()
+    assert len(answers) == 3 and all("another training writes there" in a for a in answers)
+    assert not _refusal(str(tmp_path))
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_locks_that_are_not_there_are_named(tmp_path, monkeypatch, caplog, missing):
+    def refuse(*_):
+        raise OSError(38, "Function not implemented")
+
+    if missing:  # on Windows
+        monkeypatch.setitem(sys.modules, "fcntl", None)
+    else:  # of a file system
+        monkeypatch.setattr("fcntl.lockf", refuse)
+    with folder_lock(str(tmp_path)):
+        assert f"{tmp_path}: no locks here (" in caplog.text
