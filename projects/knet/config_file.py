@@ -32,26 +32,23 @@ def shown(value: Any) -> str:
     return _short.repr(list(value) if isinstance(value, tuple) else value)
 
 
-def read_config_files(path: str, *, allow_base: bool) -> list[tuple[str, dict[str, Any]]]:
+def read_config_files(
+    path: str, *, allow_base: bool, chain: tuple[str, ...] = ()
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Contents of a YAML file and of the files that `_BASE_` names, the bases first.
 
     Args:
         path: local file.
         allow_base: whether there may be bases: local files, relative to the file that names them.
+        chain: the files whose base this is.
 
-    Returns:
-        names and contents; later ones count.
+    Yields:
+        Name and content; later ones count.
 
     Raises:
         FileNotFoundError: no such file, or no such base.
         ValueError: a file that is no YAML of keys and values, or a base that may not be.
     """
-    return list(_with_bases(os.fspath(path), (), allow_base))
-
-
-def _with_bases(
-    path: str, chain: tuple[str, ...], allow_base: bool
-) -> Iterator[tuple[str, dict[str, Any]]]:
     named = f", the {_BASE} of {chain[-1]}" if chain else ""
     if os.path.realpath(path) in map(os.path.realpath, chain):
         raise ValueError(f"{' -> '.join([*chain, path])}: the {_BASE} of these files is a circle")
@@ -69,7 +66,7 @@ def _with_bases(
         if not isinstance(base, str) or "://" in base:
             raise ValueError(f"{path}: {_BASE} is {shown(base)}; it names local files")
         base = os.path.join(os.path.dirname(path), os.path.expanduser(base))
-        yield from _with_bases(base, (*chain, path), allow_base)
+        yield from read_config_files(base, allow_base=allow_base, chain=(*chain, path))
     yield path, content
 
 
