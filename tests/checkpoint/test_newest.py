@@ -75,6 +75,18 @@ def test_last_checkpoint_does_not_decide(run, last):
     assert (name, iteration) == ("model_0000002.pth", 2) and same(state, states[2])
 
 
+def test_the_newest_checkpoint_is_read_once(run, monkeypatch):
+    folder, _ = run
+    read = []
+    for module in ("newest", "checkpointer"):
+        monkeypatch.setattr(
+            f"knet.checkpoint.{module}.read_file",
+            lambda path, **arguments: read.append(path) or read_file(path, **arguments),
+        )
+    resume(folder)
+    assert read == [str(folder / "model_0000002.pth")]
+
+
 def test_broken_checkpoints_are_passed_over_and_told(run, caplog):
     folder, states = run
     newest, before = (folder / f"model_000000{i}.pth" for i in (2, 1))

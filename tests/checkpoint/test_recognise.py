@@ -2,6 +2,7 @@
 
 import logging
 import pickle
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from detectron2.modeling import build_model
 
 from knet.checkpoint.checkpointer import KNetCheckpointer
 from knet.checkpoint.published_names import export_published, import_published
+from knet.checkpoint.recognise import import_backbone
 from knet.checkpoint.write_file import write_weights
 
 SMALL_RESNET50 = ["MODEL.RESNETS.STEM_OUT_CHANNELS", 16, "MODEL.RESNETS.RES2_OUT_CHANNELS", 16]
@@ -297,3 +299,15 @@ def test_imagenet_models_of_caffe2(tiny_cfg, tmp_path, caplog):
     # a file of three layers is not a whole backbone, but it is known for what it is
     with pytest.raises(ValueError, match="Caffe2 weights"):
         load(model, saved, tmp_path / "R-50.pkl")
+
+
+def test_imagenet_weights_lose_their_classifier():
+    state = {"stem.0.weight": torch.ones(1), "layer4.2.bn3.bias": torch.ones(1),
+             "layer2.0.downsample.0.weight": torch.ones(1), "fc.weight": torch.ones(1)}  # fmt: skip
+    left_out = Counter()
+    kind, ours = import_backbone(state, {"backbone.stem.conv1.weight"}, left_out)
+    assert kind == "ResNet-V1c weights" and left_out == {"classifier": 1}
+    assert set(ours) == {
+        "backbone.stem.conv1.weight", "backbone.res5.2.conv3.norm.bias",
+        "backbone.res3.0.shortcut.weight",
+    }  # fmt: skip
