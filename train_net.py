@@ -30,8 +30,7 @@ from detectron2.utils import comm
 
 from knet.checkpoint.checkpointer import KNetCheckpointer
 from knet.config import get_cfg_from_file
-from knet.data.registration.builtin import register_builtin
-from knet.data.registration.custom import register_custom
+from knet.data.custom import register_builtin, register_custom
 from knet.errors import UserError, run_command
 from knet.training.console import set_up
 from knet.training.launch import launch

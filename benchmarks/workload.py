@@ -33,7 +33,7 @@ from knet.data import (
     register_custom,
     write_panoptic_png,
 )
-from knet.data.registration.builtin import register_builtin
+from knet.data.custom import register_builtin
 from knet.files import write_json
 from knet.training.optimizer import build_optimizer
 from knet.training.step import TrainStep

@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from knet.data.annotations.image_files import MAX_PIXELS
-from knet.data.annotations.label_files import label_png_paths, open_label_png, save_labels
 from knet.data.defects import DataError
+from knet.data.images import MAX_PIXELS
+from knet.data.label_png import label_png_paths, open_label_png, save_labels
 from knet.errors import run_command
 
 IGNORE_LABEL = 255

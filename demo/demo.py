@@ -31,9 +31,8 @@ from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
 from knet.config_file import check_pairs
-from knet.data.annotations.image_files import save_image
-from knet.data.annotations.pictures import read_picture
 from knet.data.defects import DataError
+from knet.data.images import read_picture, save_image
 from knet.demo.files import find_pictures, output_files, require_unique_stems, writable_folder
 from knet.demo.model_arguments import add_model_arguments, load_predictor
 from knet.demo.video import CODECS, VideoReader, VideoWriter, Window

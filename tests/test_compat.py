@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import inspect
 import json
 import pickle
 import random
@@ -17,8 +16,6 @@ from pathlib import Path
 import pytest
 
 from knet import compat
-
-compat.apply_shims()  # the marks below look for what it offers
 
 needs_detectron2 = pytest.mark.skipif(
     not compat.detectron2_installed(), reason="Detectron2 is not installed"
@@ -41,22 +38,24 @@ def test_module_import_is_light() -> None:
     assert done.stdout.strip() == "[]", done.stderr
 
 
+@needs_detectron2
 def test_applying_twice_changes_nothing() -> None:
-    before = list(sys.meta_path)
+    before = dict(sys.modules)
     compat.apply_shims()
-    assert sys.meta_path == before
-    assert sys.meta_path[-1] is compat._PANOPTICAPI
+    assert sys.modules == before
 
 
 # ---- library attributes --------------------------------------------------------------------------
 
 
+@needs_detectron2
 def test_pillow_linear() -> None:
     from PIL import Image
 
     assert Image.LINEAR == Image.BILINEAR
 
 
+@needs_detectron2
 def test_present_attributes_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     import numpy
     from PIL import Image
@@ -71,6 +70,7 @@ def test_present_attributes_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> N
     assert numpy.bool is numpy_bool
 
 
+@needs_detectron2
 def test_numpy_aliases() -> None:
     import numpy as np
 
@@ -113,13 +113,6 @@ def test_detectron2_imports(name: str) -> None:
     assert importlib.import_module(f"detectron2.{name}").__name__ == f"detectron2.{name}"
 
 
-@needs_detectron2
-def test_patched_modules_keep_their_own_loader() -> None:
-    common = importlib.import_module("detectron2.data.common")
-    assert not isinstance(common.__loader__, compat._PatchingLoader)
-    assert "class MapDataset" in inspect.getsource(common)
-
-
 def test_missing_operator_says_its_name() -> None:
     operators = compat.MissingOperators()
     with pytest.raises(RuntimeError, match=r"'deform_conv_forward'.*official Detectron2 build"):
@@ -142,16 +135,16 @@ def test_operators_stand_in_only_where_missing() -> None:
         pairwise_iou_rotated(torch.zeros(1, 5), torch.zeros(1, 5))
 
 
-def test_present_operators_are_left_alone() -> None:
-    package = types.ModuleType("detectron2")
-    package._C = built = object()  # type: ignore[attr-defined]
-    compat._add_missing_operators(package)
-    assert package._C is built  # type: ignore[attr-defined]
+@needs_detectron2
+def test_present_operators_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    import detectron2
 
-    fast = types.ModuleType("fast_eval_api")
-    fast._C, fast.COCOeval, fast.COCOeval_opt = built, 1, 2  # type: ignore[attr-defined]
-    compat._replace_fast_coco_eval(fast)
-    assert fast.COCOeval_opt == 2  # type: ignore[attr-defined]
+    built = object()
+    monkeypatch.setattr(detectron2, "_C", built, raising=False)
+    monkeypatch.delitem(sys.modules, "detectron2.evaluation.fast_eval_api", raising=False)
+    compat.apply_shims()
+    assert detectron2._C is built
+    assert "detectron2.evaluation.fast_eval_api" not in sys.modules
 
 
 @needs_detectron2
@@ -263,51 +256,36 @@ def test_model_zoo_finds_its_configs() -> None:
     assert model_zoo.get_config(name).MODEL.META_ARCHITECTURE == "PanopticFPN"
 
 
+@needs_detectron2
 def test_pkg_resources_substitute_is_seen_by_one_import_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    seen: list[object] = []
-    monkeypatch.setattr(compat, "_has_module", lambda name: False)
-    monkeypatch.delitem(sys.modules, "pkg_resources", raising=False)
-    compat._exec_with_resource_filename(
-        lambda: seen.append(sys.modules["pkg_resources"]), types.ModuleType("zoo")
-    )
-    assert callable(seen[0].resource_filename)  # type: ignore[attr-defined]
+    for name in ("pkg_resources", "detectron2.model_zoo", "detectron2.model_zoo.model_zoo"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    compat._import_model_zoo()
+    zoo = sys.modules["detectron2.model_zoo.model_zoo"]
+    assert zoo.pkg_resources.resource_filename is compat._resource_filename
     assert "pkg_resources" not in sys.modules
 
-    monkeypatch.setattr(compat, "_has_module", lambda name: True)
-    real = types.ModuleType("pkg_resources")
-    monkeypatch.setitem(sys.modules, "pkg_resources", real)
-    compat._exec_with_resource_filename(
-        lambda: seen.append(sys.modules["pkg_resources"]), types.ModuleType("zoo")
-    )
-    assert seen[1] is real and sys.modules["pkg_resources"] is real
 
-
-def test_export_without_caffe2_is_empty_and_other_errors_pass(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    module = types.ModuleType("api")
-
-    def load() -> None:
-        module.half_done = 1  # type: ignore[attr-defined]
-        raise ImportError("caffe2")
-
-    monkeypatch.setattr(compat, "_has_module", lambda name: False)
-    compat._exec_without_caffe2(load, module)
-    assert module.__all__ == [] and not hasattr(module, "half_done")
-    monkeypatch.setattr(compat, "_has_module", lambda name: True)
-    with pytest.raises(ImportError, match="caffe2"):
-        compat._exec_without_caffe2(load, module)
+def test_a_stand_in_is_left_out_where_something_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = types.ModuleType("stand_in_test")
+    monkeypatch.setitem(sys.modules, "stand_in_test", mine)
+    compat._stand_in("stand_in_test", root="math:sqrt")
+    assert sys.modules["stand_in_test"] is mine
+    monkeypatch.delitem(sys.modules, "stand_in_test")
+    compat._stand_in("stand_in_test", root="math:sqrt")
+    assert sys.modules["stand_in_test"].root(4) == 2
+    with pytest.raises(AttributeError, match="'stand_in_test' has no attribute 'other'"):
+        sys.modules["stand_in_test"].other  # noqa: B018
 
 
 # ---- panopticapi ---------------------------------------------------------------------------------
 
 
+@needs_detectron2
 @pytest.mark.skipif(
-    not isinstance(
-        getattr(importlib.util.find_spec("panopticapi"), "loader", None), compat._PanopticapiFinder
-    ),
+    getattr(importlib.util.find_spec("panopticapi"), "loader", None) is not None,
     reason="the real panopticapi is installed",
 )
 def test_panopticapi_is_offered_where_it_is_missing() -> None:
@@ -324,6 +302,7 @@ def test_panopticapi_is_offered_where_it_is_missing() -> None:
         from panopticapi.utils import IdGenerator  # noqa: F401
 
 
+@needs_detectron2
 def test_a_real_panopticapi_comes_first(tmp_path: Path) -> None:
     package = tmp_path / "panopticapi"
     package.mkdir()
@@ -360,17 +339,12 @@ def test_message_without_detectron2() -> None:
     assert last.startswith("ImportError:") and "make install" in last and "pip install -e ." in last
 
 
-CORE = [
-    *(f"modeling.{name}" for name in ("layers", "position_encoding", "neck", "grouping",
-      "kernel_head", "kernel_update", "kernel_rounds", "pixel_decoders", "pixel_classifier",
-      "heads", "images", "targets", "losses", "matcher", "criterion")),
-    *(f"inference.{name}" for name in ("resize", "predictions", "instances", "panoptic",
-      "semantic", "postprocess", "sliding_window", "merge_views")),
-]  # fmt: skip
+CORE = ("criterion", "images", "kernels", "layers", "losses", "matcher", "neck", "panoptic",
+        "postprocess", "predictions", "semantic", "targets")  # fmt: skip
 
 
 def test_torch_only_core_without_detectron2() -> None:
-    imports = "".join(f"    import knet.{name}\n" for name in CORE)
+    imports = "".join(f"    import knet.modeling.{name}\n" for name in CORE)
     done = run_python(BLOCK + imports + "    print('ok')\n")
     assert done.stdout.strip() == "ok", done.stderr
 

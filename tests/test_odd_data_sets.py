@@ -21,8 +21,8 @@ from PIL import Image
 from knet.checkpoint.checkpointer import KNetCheckpointer
 from knet.config import get_cfg_from_file
 from knet.data import register_custom
-from knet.data.annotations.derive import panoptic_to_instances
-from knet.data.annotations.panoptic_png import write_panoptic_png
+from knet.data.derive import panoptic_to_instances
+from knet.data.panoptic_png import write_panoptic_png
 from knet.evaluation import build_evaluator
 from knet.predictor import KNetPredictor
 from knet.training.trainer import Trainer

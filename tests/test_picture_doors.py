@@ -17,7 +17,7 @@ from PIL import Image
 from knet.checkpoint.checkpointer import KNetCheckpointer
 from knet.config import get_cfg_from_file
 from knet.data import KNetDatasetMapper
-from knet.data.annotations.image_files import FORMATS
+from knet.data.images import FORMATS
 from knet.export.metadata import describe
 from knet.export.program import build_graph
 from knet.modeling.knet import KNet

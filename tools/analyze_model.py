@@ -36,8 +36,7 @@ from torch import nn
 from knet.analysis import Count, activation_analysis, flop_analysis
 from knet.checkpoint.checkpointer import KNetCheckpointer
 from knet.config import get_cfg_from_file
-from knet.data.registration.builtin import register_builtin
-from knet.data.registration.custom import register_custom
+from knet.data.custom import register_builtin, register_custom
 from knet.errors import UserError, run_command
 from knet.training.trainer import Trainer
 

@@ -25,13 +25,11 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from knet.config import get_cfg_from_file
-from knet.data.annotations.image_files import MAX_PIXELS, save_image
-from knet.data.check.data_set import DatasetReport, check_dataset
-from knet.data.check.report import format_report
-from knet.data.check.with_config import add_config_defects
+from knet.data.check.data_set import add_config_defects, check_dataset
+from knet.data.check.report import DatasetReport, format_report
+from knet.data.custom import register_builtin, register_custom
 from knet.data.defects import DataError
-from knet.data.registration.builtin import register_builtin
-from knet.data.registration.custom import register_custom
+from knet.data.images import MAX_PIXELS, save_image
 from knet.errors import UserError, run_command
 from knet.files import write_json
 from knet.visualization import draw_annotations

@@ -27,7 +27,7 @@ import knet  # noqa: F401  (registers the model; has to come before detectron2)
 from detectron2.modeling import build_model
 from torch import nn
 
-from knet.checkpoint.checkpointer import KNetCheckpointer, require_finite
+from knet.checkpoint.checkpointer import KNetCheckpointer
 from knet.checkpoint.published_names import export_published
 from knet.checkpoint.read_file import read_file
 from knet.checkpoint.recognise import recognise
@@ -65,20 +65,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _check(args: argparse.Namespace) -> int:
     shapes = read_shapes(args.check)
-    comparison = compare(_build(args, shapes), shapes)
-    print(comparison)
-    return 0 if comparison.equal else 1
+    equal, text = compare(_build(args, shapes), shapes)
+    print(text)
+    return 0 if equal else 1
 
 
 def _convert(args: argparse.Namespace) -> int:
-    weights = recognise(read_file(args.input, trust=args.trust), ())
+    weights = recognise(read_file(args.input, trust=args.trust), {}, name=args.input)
     if weights.heuristics:
         raise ValueError(
             f"{args.input}: {weights.kind}, which are matched with a model by Detectron2's "
             "heuristics: name the file in MODEL.WEIGHTS"
         )
     state = weights.state
-    require_finite(state, args.input)
     if args.config_file:
         model = _build(args, {name: value.shape for name, value in state.items()})
         KNetCheckpointer(model, strict=True, trust=args.trust).load(args.input)  # refuses misfits

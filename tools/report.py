@@ -33,9 +33,8 @@ from detectron2.utils.logger import setup_logger
 
 from knet.classes import class_ids_from_config
 from knet.config import get_cfg_from_file
-from knet.data.annotations.pictures import read_picture
-from knet.data.registration.builtin import register_builtin
-from knet.data.registration.custom import register_custom
+from knet.data.custom import register_builtin, register_custom
+from knet.data.images import read_picture
 from knet.demo.files import writable_folder
 from knet.errors import UserError, run_command
 from knet.evaluation import build_evaluator

@@ -26,9 +26,8 @@ from detectron2.data import DatasetCatalog
 from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
-from knet.data.annotations.image_files import save_image
-from knet.data.annotations.pictures import read_picture
-from knet.data.registration.builtin import register_builtin
+from knet.data.custom import register_builtin
+from knet.data.images import read_picture, save_image
 from knet.demo.files import find_pictures, require_unique_stems, writable_folder
 from knet.demo.model_arguments import add_model_arguments, load_predictor, split_config_keys
 from knet.errors import UserError, run_command

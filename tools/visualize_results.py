@@ -19,7 +19,7 @@ import knet  # noqa: F401  (registers the model; has to come before detectron2)
 from detectron2.utils.logger import setup_logger
 
 from knet.config import get_cfg_from_file
-from knet.data.registration.builtin import register_builtin
+from knet.data.custom import register_builtin
 from knet.demo.model_arguments import split_config_keys
 from knet.errors import UserError, run_command
 from knet.predictor import KNetPredictor

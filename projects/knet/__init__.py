@@ -15,11 +15,10 @@ __version__ = "0.1.0"
 __all__ = ["KNet", "add_knet_config"]
 
 if detectron2_installed():
-    apply_shims()  # before anything imports detectron2
-
     with warnings.catch_warnings():
         # of decorators in Detectron2 and fvcore, for their authors
         warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated")
+        apply_shims()  # before anything else imports detectron2
 
         from knet.config import add_knet_config
         from knet.modeling.knet import KNet

@@ -15,11 +15,9 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import META_ARCH_REGISTRY
 
-from knet.config_file import flat_keys, shown
-from knet.data.annotations.image_files import FORMATS
+from knet.config_file import flat_keys, shown, value_of
+from knet.data.images import FORMATS
 from knet.modeling.semantic import PIXEL_DECODERS
-
-__all__ = ["check_config"]
 
 
 class Rule(NamedTuple):
@@ -78,7 +76,8 @@ def _is_device(value: Any) -> bool:
     return True
 
 
-_NAMES = _list(Rule("a name", lambda v: isinstance(v, str) and bool(v)))
+_NAME = Rule("a name", lambda v: isinstance(v, str) and bool(v))
+_NAMES = _list(_NAME)
 _SHARE = _number(0, 1)
 _WEIGHT = _number(0)
 _WIDTH = _whole(1, 2**16)
@@ -86,7 +85,6 @@ _SIDE = _whole(1, 2**16)
 _DROP = Rule("at least 0 and below 1", lambda v: _SHARE.holds(v) and v < 1)
 _BATCH_NORMS = ("BN", "SyncBN", "FrozenBN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
 _NORM = _choice("", *_BATCH_NORMS, "GN", "LN")
-_STAGES = _list(Rule("a name", lambda v: isinstance(v, str) and bool(v)), least=1)
 
 _SCHEDULES = ["WarmupMultiStepLR", "WarmupCosineLR", "WarmupPolyLR"]
 if "NUM_DECAYS" in get_cfg().SOLVER:  # Detectron2 after v0.6
@@ -113,7 +111,7 @@ _RULES: dict[str, Rule] = {
     "MODEL.KNET.NUM_HEADS": _WIDTH,
     "MODEL.KNET.FFN_DIM": _WIDTH,
     "MODEL.KNET.NORM_GROUPS": _WIDTH,
-    "MODEL.KNET.IN_FEATURES": _STAGES,
+    "MODEL.KNET.IN_FEATURES": _list(_NAME, least=1),
     "MODEL.KNET.MASK_UPSAMPLE": _whole(1, 64),
     "MODEL.KNET.CONV_INIT_STD": _number(0, above=True),
     "MODEL.KNET.CLASS_PRIOR": Rule("above 0 and below 1", lambda v: _DROP.holds(v) and v > 0),
@@ -137,7 +135,7 @@ _RULES: dict[str, Rule] = {
     "MODEL.KNET.TEST.WINDOW.SIZE": _or_empty(_list(_SIDE, count=2)),
     "MODEL.KNET.TEST.WINDOW.STRIDE": _or_empty(_list(_SIDE, count=2)),
     "MODEL.KNET.TEST.WINDOW.BATCH_SIZE": _whole(1),
-    "MODEL.RESNETS.OUT_FEATURES": _STAGES,
+    "MODEL.RESNETS.OUT_FEATURES": _list(_NAME, least=1),
     "MODEL.RESNETS.DEPTH": _choice(18, 34, 50, 101, 152),
     "MODEL.RESNETS.NORM": _NORM,
     "MODEL.RESNETS.*_OUT_CHANNELS": _WIDTH,
@@ -207,91 +205,67 @@ def check_config(cfg: CfgNode) -> None:
 
     `get_cfg_from_file` and `KNet.from_config` do so: a config may be made or changed by hand.
     """
-    problems = [*_single(cfg)]
-    if not problems:  # relations are between values that can be
-        problems = [*_relations(cfg)]
+    # relations are between values that can be
+    problems = [*_single(cfg)] or [*_model_relations(cfg), *_relations(cfg)]
     if problems:
-        raise ValueError("; ".join(problems))
+        raise ValueError(
+            "; ".join(f"{key} is {shown(value_of(cfg, key))}; {text}" for key, text in problems)
+        )
 
 
-def _single(cfg: CfgNode) -> Iterator[str]:
-    keys = list(flat_keys(cfg))
-    known = set(keys)  # not every version of Detectron2 has every key
+def _single(cfg: CfgNode) -> Iterator[tuple[str, str]]:
+    """Keys, and what their values must be."""
+    keys = list(flat_keys(cfg))  # not every version of Detectron2 has every key
     for pattern, rule in _RULES.items():
-        for key in fnmatch.filter(keys, pattern) if "*" in pattern else {pattern} & known:
-            value: Any = cfg
-            for name in key.split("."):
-                value = value[name]
-            if not rule.holds(value):
-                yield f"{key} is {shown(value)}; it must be {rule.text}"
+        for key in fnmatch.filter(keys, pattern):
+            if not rule.holds(value_of(cfg, key)):
+                yield key, f"it must be {rule.text}"
 
 
-def _relations(cfg: CfgNode) -> Iterator[str]:
-    yield from _model_relations(cfg)
+def _relations(cfg: CfgNode) -> Iterator[tuple[str, str]]:
     inputs, solver = cfg.INPUT, cfg.SOLVER
     channels = FORMATS[inputs.FORMAT][1]
     for key in ("PIXEL_MEAN", "PIXEL_STD"):
         if len(cfg.MODEL[key]) != channels:
-            yield (
-                f"MODEL.{key} is {shown(cfg.MODEL[key])}; with INPUT.FORMAT {inputs.FORMAT} it "
-                f"must have {channels} value{'s' * (channels > 1)}, one a channel"
-            )
+            values = f"{channels} value{'s' * (channels > 1)}, one a channel"
+            yield f"MODEL.{key}", f"with INPUT.FORMAT {inputs.FORMAT} it must have {values}"
     if list(solver.STEPS) != sorted(set(solver.STEPS)):
-        yield f"SOLVER.STEPS is {shown(solver.STEPS)}; steps must rise"
-    if inputs.MIN_SIZE_TRAIN_SAMPLING == "range" and (
-        len(inputs.MIN_SIZE_TRAIN) != 2 or inputs.MIN_SIZE_TRAIN[0] > inputs.MIN_SIZE_TRAIN[1]
-    ):
-        yield (
-            f"INPUT.MIN_SIZE_TRAIN is {shown(inputs.MIN_SIZE_TRAIN)}; with MIN_SIZE_TRAIN_SAMPLING "
-            "range it must be (smallest, largest)"
-        )
+        yield "SOLVER.STEPS", "steps must rise"
+    sizes = list(inputs.MIN_SIZE_TRAIN)
+    if inputs.MIN_SIZE_TRAIN_SAMPLING == "range" and (len(sizes) != 2 or sizes != sorted(sizes)):
+        text = "with MIN_SIZE_TRAIN_SAMPLING range it must be (smallest, largest)"
+        yield "INPUT.MIN_SIZE_TRAIN", text
     pixels = inputs.CROP.TYPE.startswith("absolute")
     crop = _list(_SIDE if pixels else _number(0, 1, above=True), count=2)
     if not crop.holds(inputs.CROP.SIZE):
-        yield (
-            f"INPUT.CROP.SIZE is {shown(inputs.CROP.SIZE)}; with CROP.TYPE {inputs.CROP.TYPE} it "
-            f"must be {crop.text}"
-        )
+        yield "INPUT.CROP.SIZE", f"with CROP.TYPE {inputs.CROP.TYPE} it must be {crop.text}"
     clip = solver.CLIP_GRADIENTS
     for key, value in (("CLIP_TYPE", "full_model"), ("NORM_TYPE", 2.0)):
         if clip.ENABLED and clip[key] != value:
-            yield (
-                f"SOLVER.CLIP_GRADIENTS.{key} is {shown(clip[key])}; with ENABLED it must be "
-                f"{shown(value)}: K-Net clips the L2 norm of all gradients together"
-            )
+            why = "K-Net clips the L2 norm of all gradients together"
+            text = f"with ENABLED it must be {shown(value)}: {why}"
+            yield f"SOLVER.CLIP_GRADIENTS.{key}", text
     window = cfg.MODEL.KNET.TEST.WINDOW
     if any(stride > size for stride, size in zip(window.STRIDE, window.SIZE)):
-        yield (
-            f"MODEL.KNET.TEST.WINDOW.STRIDE is {shown(window.STRIDE)}; beyond WINDOW.SIZE "
-            f"{shown(window.SIZE)} it would leave pixels out"
-        )
+        text = f"beyond WINDOW.SIZE {shown(window.SIZE)} it would leave pixels out"
+        yield "MODEL.KNET.TEST.WINDOW.STRIDE", text
 
 
-def _model_relations(cfg: CfgNode) -> Iterator[str]:
+def _model_relations(cfg: CfgNode) -> Iterator[tuple[str, str]]:
     knet = cfg.MODEL.KNET
     updater = "UPDATER_DIM" if knet.UPDATER_DIM > 0 else "HIDDEN_DIM"
-    width = knet[updater]
     learned = knet.KERNEL_HEAD == "learned"
-    divisors = [
-        ("UPDATER_DIM", width, "HIDDEN_DIM", knet.HIDDEN_DIM),
-        ("NUM_HEADS", knet.NUM_HEADS, updater, width),
-    ]
-    if learned:
-        divisors.append(("NORM_GROUPS", knet.NORM_GROUPS, "HIDDEN_DIM", knet.HIDDEN_DIM))
-    for name, divisor, of, number in divisors:
-        if number % divisor:
-            yield f"MODEL.KNET.{name} is {divisor}; it must divide MODEL.KNET.{of} ({number})"
+    divisors = [(updater, "HIDDEN_DIM"), ("NUM_HEADS", updater)]
+    for key, of in [*divisors, ("NORM_GROUPS", "HIDDEN_DIM")] if learned else divisors:
+        if knet[of] % knet[key]:
+            yield f"MODEL.KNET.{key}", f"it must divide MODEL.KNET.{of} ({knet[of]})"
     if learned and len(knet.IN_FEATURES) < 2:
-        yield (
-            f"MODEL.KNET.IN_FEATURES is {shown(knet.IN_FEATURES)}; masks are predicted at the "
-            "stride of the second, so there must be two or more"
-        )
+        text = "masks are predicted at the stride of the second, so there must be two or more"
+        yield "MODEL.KNET.IN_FEATURES", text
     for key, without in (("DTYPE", "float32"), ("RECOMPUTE", ())):
         if not knet.ACCEL.ENABLED and knet.ACCEL[key] not in (without, list(without)):
-            yield (
-                f"MODEL.KNET.ACCEL.{key} is {shown(knet.ACCEL[key])}; without MODEL.KNET.ACCEL."
-                f"ENABLED it must be {shown(without)}"
-            )
+            text = f"without MODEL.KNET.ACCEL.ENABLED it must be {shown(without)}"
+            yield f"MODEL.KNET.ACCEL.{key}", text
     groups = 32  # of Detectron2's GN
     widths = {}
     if not learned and knet.SEMANTIC.NORM == "GN":
@@ -302,11 +276,8 @@ def _model_relations(cfg: CfgNode) -> Iterator[str]:
         widths["MODEL.SMALL_RESNET.CHANNELS"] = cfg.MODEL.SMALL_RESNET.CHANNELS
     for key, numbers in widths.items():
         if any(number % groups for number in numbers):
-            yield f"{key} is {shown(numbers)}; with NORM GN it must be multiples of {groups}"
+            yield key, f"with NORM GN it must be multiples of {groups}"
     resnets, backbone = cfg.MODEL.RESNETS, cfg.MODEL.BACKBONE.NAME
     basic = backbone.startswith("build_resnet_") and resnets.DEPTH < 50
     if basic and resnets.RES2_OUT_CHANNELS != 64:
-        yield (
-            f"MODEL.RESNETS.RES2_OUT_CHANNELS is {resnets.RES2_OUT_CHANNELS}; a ResNet of DEPTH "
-            f"{resnets.DEPTH} has 64"
-        )
+        yield "MODEL.RESNETS.RES2_OUT_CHANNELS", f"a ResNet of DEPTH {resnets.DEPTH} has 64"

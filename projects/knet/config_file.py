@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import os
 import re
 import reprlib
 from ast import literal_eval
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import yaml
 from detectron2.config import CfgNode as CN
 
 from knet.files import read_text
-
-__all__ = [
-    "check_pairs",
-    "flat_keys",
-    "merge_content",
-    "merge_pairs",
-    "read_config_files",
-    "shown",
-]
 
 _BASE = "_BASE_"
 # no config needs more; aliases can make a small file stand for very many values
@@ -40,26 +32,23 @@ def shown(value: Any) -> str:
     return _short.repr(list(value) if isinstance(value, tuple) else value)
 
 
-def read_config_files(path: str, *, allow_base: bool) -> list[tuple[str, dict[str, Any]]]:
+def read_config_files(
+    path: str, *, allow_base: bool, chain: tuple[str, ...] = ()
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Contents of a YAML file and of the files that `_BASE_` names, the bases first.
 
     Args:
         path: local file.
         allow_base: whether there may be bases: local files, relative to the file that names them.
+        chain: the files whose base this is.
 
-    Returns:
-        names and contents; later ones count.
+    Yields:
+        Name and content; later ones count.
 
     Raises:
         FileNotFoundError: no such file, or no such base.
         ValueError: a file that is no YAML of keys and values, or a base that may not be.
     """
-    return list(_with_bases(os.fspath(path), (), allow_base))
-
-
-def _with_bases(
-    path: str, chain: tuple[str, ...], allow_base: bool
-) -> Iterator[tuple[str, dict[str, Any]]]:
     named = f", the {_BASE} of {chain[-1]}" if chain else ""
     if os.path.realpath(path) in map(os.path.realpath, chain):
         raise ValueError(f"{' -> '.join([*chain, path])}: the {_BASE} of these files is a circle")
@@ -77,7 +66,7 @@ def _with_bases(
         if not isinstance(base, str) or "://" in base:
             raise ValueError(f"{path}: {_BASE} is {shown(base)}; it names local files")
         base = os.path.join(os.path.dirname(path), os.path.expanduser(base))
-        yield from _with_bases(base, (*chain, path), allow_base)
+        yield from read_config_files(base, allow_base=allow_base, chain=(*chain, path))
     yield path, content
 
 
@@ -122,10 +111,8 @@ def _is_larger_than(content: Any, limit: int) -> bool:
     while waiting and count <= limit:
         value = waiting.pop()
         count += 1
-        if isinstance(value, dict):
-            waiting.extend(value.values())
-        elif isinstance(value, (list, tuple, set)):
-            waiting.extend(value)
+        if isinstance(value, (dict, list, tuple, set)):
+            waiting.extend(value.values() if isinstance(value, dict) else value)
     return count > limit
 
 
@@ -136,6 +123,11 @@ def flat_keys(cfg: CN, where: str = "") -> Iterator[str]:
             yield from flat_keys(value, f"{where}{key}.")
         else:
             yield f"{where}{key}"
+
+
+def value_of(cfg: CN, key: str) -> Any:
+    """The value of a key by its full name."""
+    return functools.reduce(getattr, key.split("."), cfg)
 
 
 def check_pairs(opts: Sequence[Any]) -> None:
@@ -246,30 +238,29 @@ def _decode(value: Any, old: Any) -> Any:
     return value if isinstance(old, str) and not isinstance(decoded, str) else decoded
 
 
+# type of a value, what may take its place, and how messages call that and a list of such
+_KINDS: tuple[tuple[type, Callable[[Any], bool], str, str], ...] = (
+    (bool, lambda v: isinstance(v, bool), "True or False", "True and False"),
+    (int, lambda v: isinstance(v, int) and _is_number(v), "a whole number", ""),
+    (float, lambda v: _is_number(v), "a number", "numbers"),
+    (str, lambda v: isinstance(v, str), "text (a number in quotes is text)", "texts"),
+)
+
+
 def _wanted(value: Any, old: Any) -> str:
     """What a value should be to take the place of `old`; empty if it can."""
     if not _is_plain(value):
         return "made of numbers, texts, True, False and lists"
-    if isinstance(old, bool):
-        return "" if isinstance(value, bool) else "True or False"
-    if isinstance(old, int):
-        return "" if _is_number(value) and isinstance(value, int) else "a whole number"
-    if isinstance(old, float):
-        return "" if _is_number(value) else "a number"
-    if isinstance(old, str):
-        return "" if isinstance(value, str) else "text (a number in quotes is text)"
-    if not isinstance(old, (list, tuple)):
-        return ""
-    if not isinstance(value, (list, tuple)):
+    lists = isinstance(old, (list, tuple))
+    if lists and not isinstance(value, (list, tuple)):
         return f"a list, such as {shown(old) if old else '[a, b]'}"
-    kinds = (
-        ("True and False", lambda v: isinstance(v, bool)),
-        ("numbers", _is_number),
-        ("texts", lambda v: isinstance(v, str)),
-    )
-    for name, fits in kinds:
-        if old and all(map(fits, _leaves(old))) and not all(map(fits, _leaves(value))):
-            return f"a list of {name}"
+    for kind, fits, one, many in _KINDS:
+        if isinstance(old, kind):
+            return "" if fits(value) else one
+        # whole numbers in the config's lists may become others
+        alike = lists and old and many and all(map(fits, _leaves(old)))
+        if alike and not all(map(fits, _leaves(value))):
+            return f"a list of {many}"
     return ""
 
 

@@ -9,8 +9,6 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-__all__ = ["MEANT", "TRACEBACK", "UserError", "first_of", "is_shown", "one_line", "run_command"]
-
 # environment variable: 1 shows where an error came from
 TRACEBACK = "KNET_TRACEBACK"
 _PACKAGE = str(Path(__file__).parent) + os.sep

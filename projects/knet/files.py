@@ -16,17 +16,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = [
-    "UNFINISHED",
-    "read_text",
-    "remove_unfinished",
-    "unfinished_name",
-    "whole_file",
-    "whole_folder",
-    "write_json",
-    "write_text",
-]
-
 # part of the names of what is being written, so that left-overs of a kill can be told
 UNFINISHED = ".unfinished-"
 # machine and process that write it
@@ -67,8 +56,7 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         # writers such as safetensors choose narrower rights
         os.chmod(unfinished, 0o666 & ~_umask())
         os.replace(unfinished, target)
-        with contextlib.suppress(OSError):  # where the file system lets one ask for that
-            _flush(target.parent)
+        _flush_folder(target.parent)
     finally:
         unfinished.unlink(missing_ok=True)
 
@@ -91,13 +79,11 @@ def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         yield fresh
         for written in (*fresh.rglob("*"), fresh):
-            with contextlib.suppress(*([OSError] if written.is_dir() else [])):
-                _flush(written)
+            (_flush_folder if written.is_dir() else _flush)(written)
         with contextlib.suppress(FileNotFoundError):
             os.replace(target, old)
         os.replace(fresh, target)
-        with contextlib.suppress(OSError):
-            _flush(target.parent)
+        _flush_folder(target.parent)
     finally:
         _remove(fresh)
         _remove(old)
@@ -159,10 +145,8 @@ def _is_being_written(path: Path) -> bool:
         return False  # of an earlier process: in a container its number is often the same
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's
-        pass
+    except OSError as error:
+        return isinstance(error, PermissionError)  # another user's
     return True
 
 
@@ -189,3 +173,8 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _flush_folder(path: Path) -> None:
+    with contextlib.suppress(OSError):  # where the file system lets one ask for that
+        _flush(path)

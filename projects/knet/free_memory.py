@@ -7,8 +7,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["free_memory"]
-
 
 def free_memory(root: str | os.PathLike[str] = "/") -> float:
     """Bytes that can be used without swapping or ending the process; infinite where nobody says.
@@ -20,14 +18,13 @@ def free_memory(root: str | os.PathLike[str] = "/") -> float:
         root: where /proc and /sys are.
     """
     base = Path(root)
-    return min([_available(base), *_group_rests(base)])
+    kilobytes = _number(base / "proc/meminfo", "MemAvailable:")
+    return min([1024 * kilobytes if kilobytes < math.inf else _installed(), *_group_rests(base)])
 
 
-def _available(base: Path) -> float:
-    kilobytes = _table(base / "proc/meminfo", ":").get("MemAvailable")
-    if kilobytes is not None:
-        return 1024 * kilobytes
-    try:  # not on Linux: what the machine has
+def _installed() -> float:
+    """What the machine has, where it is not Linux."""
+    try:
         return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     except (AttributeError, OSError, ValueError):
         return math.inf
@@ -38,10 +35,10 @@ def _group_rests(base: Path) -> Iterator[float]:
     for line in _lines(base / "proc/self/cgroup"):
         _, controllers, path = line.split(":", 2)
         if controllers == "":
-            mount, limit, used, cache = "", "memory.max", "memory.current", "inactive_file"
+            mount, limit, used, cache = "", "memory.max", "memory.current", "inactive_file "
         elif "memory" in controllers.split(","):
             mount, limit, used = "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
-            cache = "total_inactive_file"
+            cache = "total_inactive_file "
         else:
             continue
         top = base / "sys/fs/cgroup" / mount
@@ -51,21 +48,17 @@ def _group_rests(base: Path) -> Iterator[float]:
             if group == top or top in group.parents:
                 most, now = _number(group / limit), _number(group / used)
                 if most < math.inf and now < math.inf:
-                    yield max(most - now + _table(group / "memory.stat").get(cache, 0), 0)
+                    cached = _number(group / "memory.stat", cache)
+                    yield max(most - now + (cached if cached < math.inf else 0), 0)
 
 
-def _number(path: Path) -> float:
-    """Of a file that holds nothing else; infinite without one, or where it says "max"."""
-    text = "".join(_lines(path)).strip()
-    return float(text) if text.isdecimal() else math.inf
-
-
-def _table(path: Path, end: str = "") -> dict[str, float]:
-    """Names and numbers of a file of such lines."""
-    rows = (line.split() for line in _lines(path))
-    return {
-        row[0].rstrip(end or None): float(row[1]) for row in rows if row[1:2] and row[1].isdecimal()
-    }
+def _number(path: Path, name: str = "") -> float:
+    """In the line of a file that begins with a name; infinite without one, or where it is "max"."""
+    for line in _lines(path):
+        if line.startswith(name):
+            word = line.removeprefix(name).split()[:1]
+            return float(word[0]) if word and word[0].isdecimal() else math.inf
+    return math.inf
 
 
 def _lines(path: Path) -> list[str]:

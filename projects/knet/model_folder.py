@@ -11,24 +11,13 @@ from typing import Any
 
 from detectron2.data import Metadata
 
-from knet.checkpoint.integrity import digest
+from knet.checkpoint.write_file import digest
 from knet.classes import ClassIds
 from knet.files import read_text, write_json
 
-__all__ = [
-    "CLASSES",
-    "CONFIG",
-    "WEIGHTS",
-    "compare_files",
-    "file_digests",
-    "find_folder",
-    "read_classes",
-    "write_classes",
-]
-
 logger = logging.getLogger(__name__)
 
-WEIGHTS, CONFIG, CLASSES = "model.safetensors", "config.yaml", "classes.json"
+_FILES = WEIGHTS, CONFIG, CLASSES = "model.safetensors", "config.yaml", "classes.json"
 _MEND = "restore the file, or write the folder again with KNetPredictor.save_pretrained"
 
 
@@ -52,14 +41,13 @@ def find_folder(path_or_hub_id: str | os.PathLike[str], revision: str | None) ->
                 "pip install huggingface_hub"
             ) from error
         try:
-            files = [WEIGHTS, CONFIG, CLASSES]
-            folder = Path(snapshot_download(name, revision=revision, allow_patterns=files))
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*_FILES]))
         except Exception as error:  # the library has many kinds; each is passed on
             raise FileNotFoundError(
                 f"{name} is no folder here, and could not be fetched from the Hugging Face Hub: "
                 f"{error}"
             ) from error
-    missing = [file for file in (WEIGHTS, CONFIG, CLASSES) if not (folder / file).is_file()]
+    missing = [file for file in _FILES if not (folder / file).is_file()]
     if missing:
         raise FileNotFoundError(
             f"{folder}: no {', '.join(missing)}; KNetPredictor.save_pretrained writes them"
@@ -75,10 +63,8 @@ def file_digests(folder: Path) -> dict[str, str]:
 
 def compare_files(folder: Path, saved: Any) -> None:
     """Say which files are not those that were saved with the weights; they may have been edited."""
-    if not isinstance(saved, dict):
-        return
     for name, value in file_digests(folder).items():
-        if saved.get(name, value) != value:
+        if isinstance(saved, dict) and saved.get(name, value) != value:
             logger.warning(
                 "%s is not as it was saved with the weights: it was edited, or it is damaged",
                 folder / name,
@@ -129,34 +115,26 @@ def read_classes(path: Path, *, name: str, ids: ClassIds) -> Metadata:
     return metadata
 
 
-def _are_names(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+def _is_list(value: Any, fits: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and all(map(fits, value))
 
 
-def _are_colors(value: Any) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(color, list)
-        and len(color) == 3
-        and all(type(part) is int and 0 <= part <= 255 for part in color)
-        for color in value
-    )
+def _is_color(value: Any) -> bool:
+    return _is_list(value, lambda v: type(v) is int and 0 <= v <= 255) and len(value) == 3
 
 
-def _are_ids(value: Any) -> bool:
-    return isinstance(value, dict) and all(
-        key.removeprefix("-").isdecimal() and key.isascii() and type(label) is int and label >= 0
-        for key, label in value.items()
-    )
+def _is_id(key: str, label: Any) -> bool:
+    number = key.removeprefix("-").isdecimal() and key.isascii()
+    return number and type(label) is int and label >= 0
 
 
-_KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    **{f"{kind}_classes": (_are_names, "a list of names") for kind in ("thing", "stuff")},
-    **{
-        f"{kind}_colors": (_are_colors, "a list of [red, green, blue], 0 to 255")
-        for kind in ("thing", "stuff")
-    },
-    **{
-        f"{kind}_dataset_id_to_contiguous_id": (_are_ids, "a table of whole numbers")
-        for kind in ("thing", "stuff")
-    },
+# what the file may hold of thing and stuff classes: a test, and how messages call it
+_TESTS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "classes": (lambda v: _is_list(v, lambda name: isinstance(name, str)), "a list of names"),
+    "colors": (lambda v: _is_list(v, _is_color), "a list of [red, green, blue], 0 to 255"),
+    "dataset_id_to_contiguous_id": (
+        lambda v: isinstance(v, dict) and all(_is_id(*item) for item in v.items()),
+        "a table of whole numbers",
+    ),
 }
+_KEYS = {f"{kind}_{key}": test for key, test in _TESTS.items() for kind in ("thing", "stuff")}

@@ -31,15 +31,15 @@ from knet.checkpoint.write_file import write_weights
 from knet.classes import ClassIds, class_ids_from_config, class_names, find_classes
 from knet.config import get_cfg_from_file
 from knet.data import register_custom
-from knet.data.annotations.image_files import (
+from knet.data.augmentation import build_knet_augmentation
+from knet.data.custom import register_builtin
+from knet.data.images import (
     BROKEN_FILE,
     has_deep_channels,
     in_format,
+    read_picture,
     upright_rgb,
 )
-from knet.data.annotations.pictures import read_picture
-from knet.data.augmentation import build_knet_augmentation
-from knet.data.registration.builtin import register_builtin
 from knet.files import write_text
 from knet.free_memory import free_memory
 from knet.model_folder import (

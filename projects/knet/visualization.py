@@ -21,11 +21,10 @@ from detectron2.structures import Instances
 from detectron2.utils.visualizer import ColorMode, GenericMask, Visualizer
 from PIL import Image, ImageDraw, ImageFont
 
-from knet.data.annotations.image_files import MAX_PIXELS, save_image
-from knet.data.annotations.label_files import open_label_png
-from knet.data.annotations.panoptic_png import read_panoptic_png
-from knet.data.annotations.pictures import read_picture
-from knet.data.labels import IGNORE_LABEL, encode_segmentation
+from knet.data.images import MAX_PIXELS, read_picture, save_image
+from knet.data.label_png import IGNORE_LABEL, open_label_png
+from knet.data.masks import encode_segmentation
+from knet.data.panoptic_png import read_panoptic_png
 
 if TYPE_CHECKING:
     from knet.predictor import KNetPredictor

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from knet.checkpoint.integrity import DIGEST
-from knet.checkpoint.write_file import write_weights
+from knet.checkpoint.write_file import DIGEST, write_weights
 
 __all__ = ["KINDS", "write_bomb"]
 

@@ -3,6 +3,8 @@
 import argparse
 import os
 import pickle
+import sys
+import types
 from collections import OrderedDict
 
 import numpy as np
@@ -76,6 +78,30 @@ def test_training_checkpoints_are_plain(tmp_path, file):
     assert read["best"] == 0.5 and read["step"] == 7 and read["args"].lr == 0.1
     assert read["meta"] == saved["meta"] and (read["palette"] == 0).all()
     assert torch.equal(read["model"]["a.weight"], STATE["a.weight"])
+
+
+def test_logs_of_mmengine_are_plain_records(tmp_path, monkeypatch):
+    module = types.ModuleType("mmengine.logging.history_buffer")
+    module.HistoryBuffer = type("HistoryBuffer", (), {"__module__": module.__name__})
+    buffer = module.HistoryBuffer()
+    buffer._log_history = np.ones(3)
+    with monkeypatch.context() as patch:
+        for name in ("mmengine", "mmengine.logging"):
+            patch.setitem(sys.modules, name, types.ModuleType(name))
+        patch.setitem(sys.modules, module.__name__, module)
+        path = save({"state_dict": STATE, "message_hub": {"loss": buffer}}, tmp_path / "w.pth")
+    read = read_file(path)["message_hub"]["loss"]
+    assert type(read) is argparse.Namespace and (read._log_history == 1).all()
+
+
+@pytest.mark.parametrize("file", ["w.pth", "w.pkl"])
+def test_arrays_are_made_by_their_values_alone(tmp_path, file):
+    class Large:
+        def __reduce__(self):
+            return np.ndarray, ((10**12,), "u1")
+
+    with pytest.raises(ValueError, match=r"w\.\w+: (refused|truncated or damaged)"):
+        read_file(save({"model": Large()}, tmp_path / file))
 
 
 def test_pickles_of_detectron2_are_plain(tmp_path):

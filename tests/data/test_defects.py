@@ -3,16 +3,13 @@
 import functools
 import pickle
 
-import numpy as np
 import pytest
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import SizeMismatchError
 
 from knet.config import get_cfg_from_file
 from knet.data import KNetDatasetMapper, register_custom
-from knet.data.annotations.panoptic_png import segment_defects
 from knet.data.check.data_set import check_dataset
-from knet.data.check.record import Expected, check_record
 from knet.data.defects import (
     KINDS,
     DataError,
@@ -174,38 +171,29 @@ def test_errors_keep_their_old_types_and_survive_pickle(kind, types):
     assert str(pickle.loads(pickle.dumps(text))) == "from a worker"
 
 
-def test_mapper_names_json_picture_and_annotation(tmp_path):
+@pytest.mark.parametrize("form", FORMATS)
+def test_annotations_are_checked_once(tmp_path, monkeypatch, form):
+    """When they are read; those of other readers in the mapper."""
+    entry = make_good(form, tmp_path / "good")
+    calls = []
+    monkeypatch.setattr("knet.data.mapper.label_errors", lambda *_: calls.append(1) or [])
+    load(entry)
+    assert not calls
+    records = DatasetCatalog.get(entry["NAME"])
+    DatasetCatalog.register("theirs", lambda: records)
+    MetadataCatalog.get("theirs").set(evaluator_type="none")
+    cfg = make_cfg({**entry, "NAME": "theirs"})
+    cfg.INPUT.KNET_COLOR_AUG = []
+    mapper = KNetDatasetMapper(cfg, True)
+    assert [mapper(record) for record in records]
+    assert len(calls) == (0 if form == "semantic" else NUM_IMAGES)
+
+
+def test_reader_names_json_image_and_annotation(tmp_path):
     case = next(case for case in CASES if case.name == "instances-nan")
     entry = make_broken(case, tmp_path / "set")
     with pytest.raises(DataError) as caught:
         load(entry)
     folder = tmp_path / "set"
-    start = f"{folder}/annotations.json: image 5, annotation 11 of {folder}/images/a.png: "
+    start = f"{folder}/annotations.json: image 5, annotation 11: a coordinate is nan; "
     assert str(caught.value).startswith(start)
-
-
-def test_records_of_others(tmp_path):
-    """A defect where a key is missing, one that names the record for all else."""
-    entry = make_good("coco_panoptic", tmp_path / "good")
-    picture, png = f"{entry['IMAGE_ROOT']}/a.png", f"{entry['PANOPTIC_ROOT']}/a.png"
-    record = {"file_name": picture, "image_id": 3, "height": 40}
-    outline = [[10, 10, 20, 10, 20, 20]]
-    for labels, kinds in (
-        ({"annotations": [{"segmentation": outline}]}, ["missing-key"]),
-        ({"annotations": [{"segmentation": outline, "category_id": "x"}]}, ["bad-value"]),
-        ({"pan_seg_file_name": png}, ["missing-key"]),
-        ({"pan_seg_file_name": png, "segments_info": [{"category_id": 1}]}, ["missing-key"]),
-        ({"pan_seg_file_name": png, "segments_info": []}, ["png-id-unknown"] * 2),
-    ):
-        found = check_record({**record, **labels}, Expected())
-        assert [defect.kind for defect in found] == kinds
-    assert [d.kind for d in check_record({"image_id": 3}, Expected())] == ["missing-key"]
-    (defect,) = check_record({**record, "annotations": 5}, Expected())
-    assert (defect.kind, defect.file, defect.record) == ("record-unchecked", picture, "image 3")
-    assert defect.problem.startswith("cannot be checked: TypeError")
-
-
-def test_many_unknown_ids_are_one_defect(tmp_path):
-    ids = np.arange(2400, dtype=np.uint32).reshape(40, 60)
-    (defect,), _ = segment_defects(ids, [], "x.png", "image 1")
-    assert defect.problem.startswith("2399 segment ids (2399 pixels) are not in its segments_info")

@@ -28,10 +28,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from knet.config import get_cfg_from_file
 from knet.data import KNetDatasetMapper, register_custom
-from knet.data.annotations.coco_json import instance_file_defects
-from knet.data.annotations.derive import panoptic_to_instances
 from knet.data.check.data_set import check_dataset
+from knet.data.coco_instances import instance_file_defects
 from knet.data.defects import DataError
+from knet.data.derive import panoptic_to_instances
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent))

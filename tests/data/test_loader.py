@@ -19,7 +19,6 @@ from knet.data.loader import (
     build_train_loader,
 )
 from knet.data.mapper import KNetDatasetMapper
-from knet.data.skip_report import SkipReport
 from knet.errors import UserError, one_line
 from knet.training.trainer import Trainer
 
@@ -156,57 +155,6 @@ def test_skipping_ends_where_no_record_is_left():
     dataset = SeededDataset(records, _mapper_of_broken({0, 1}), seed=0, on_error="skip")
     with pytest.raises(DataError, match=r"none of the 2 records can be used.*0\.jpg"):
         dataset[(0, 1)]
-
-
-def test_skipped_records_are_reported_once_an_epoch(caplog):
-    bad = {"x": 1, "skipped_records": ["a.jpg: broken", "b.jpg: broken"]}
-    epochs = [[bad.copy()], [{"x": 2}], [{"x": 3}], [{"x": 4}], [bad.copy()], [bad.copy()]]
-    report = SkipReport(epochs, epoch_size=2)
-    with caplog.at_level(logging.WARNING):
-        passed = list(report)
-    assert [b[0]["x"] for b in passed] == [1, 2, 3, 4, 1, 1]
-    assert all("skipped_records" not in b[0] for b in passed)
-    first, one, three = [r.getMessage() for r in caplog.records]
-    assert first.startswith("left out of the training: a.jpg")
-    assert one.startswith("2 times in this epoch (2 samples in each), 2 since this process")
-    assert three.startswith("4 times in this epoch (2 samples in each), 6 since this process")
-    assert "a.jpg: broken; b.jpg: broken." in three
-    assert report.total == 6
-    report.close()
-    assert len(caplog.records) == 3
-
-
-def test_what_was_skipped_after_the_last_epoch_is_reported_too(caplog):
-    report = SkipReport([[{"x": 1, "skipped_records": ["a.jpg: broken"]}]], epoch_size=9)
-    list(report)
-    caplog.clear()
-    with caplog.at_level(logging.WARNING):
-        report.close()
-    assert "1 times in the last, unfinished epoch" in caplog.text
-
-
-def test_what_was_left_out_at_loading_is_in_each_report(caplog):
-    report = SkipReport([[{"x": 1}]] * 5, epoch_size=2, left_out=7, processes=2)
-    with caplog.at_level(logging.WARNING):
-        list(report)
-        report.close()
-        report.close()
-    one, two, last = [r.getMessage() for r in caplog.records]
-    assert one.startswith("0 times in this epoch") and two.startswith("0 times in this epoch")
-    assert last.startswith("0 times in the last, unfinished epoch")
-    assert all("(one process of 2). 7 images were left out at loading" in m for m in (one, two))
-
-
-def test_a_resumed_training_reports_at_the_same_places(caplog):
-    batches = [[{"x": k, "skipped_records": [f"{k}.jpg: broken"]}] for k in range(9)]
-    report = SkipReport(batches[4:], epoch_size=3, start=4)
-    caplog.set_level(logging.WARNING)
-    places = []
-    for batch in report:
-        if any("times in this epoch" in r.getMessage() for r in caplog.records):
-            places.append(batch[0]["x"])
-        caplog.clear()
-    assert places == [5, 8]
 
 
 def test_the_loader_says_where_it_starts(tiny_cfg):

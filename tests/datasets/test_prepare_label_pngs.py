@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from knet.data.labels import read_label_png
+from knet.data.label_png import read_label_png
 
 SCRIPT = "prepare_label_pngs"
 VALUES = np.arange(12, dtype=np.uint16).reshape(3, 4)

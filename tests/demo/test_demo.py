@@ -14,7 +14,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from knet.data.annotations.panoptic_png import read_panoptic_png
+from knet.data.panoptic_png import read_panoptic_png
 from knet.demo.video import VideoReader, VideoWriter
 from knet.evaluation import build_evaluator
 from knet.evaluation.panoptic_quality import pq_compute

@@ -14,8 +14,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 from PIL import Image
 
-from knet.data.annotations import image_files, label_files, panoptic_png
-from knet.data.annotations.derive import panoptic_to_instances
+from knet.data import images, label_png
+from knet.data.derive import panoptic_to_instances
 from knet.evaluation import build_evaluator, instance_dataset
 from knet.evaluation.instances import InstanceEvaluator
 from knet.evaluation.panoptic import PanopticEvaluator
@@ -85,9 +85,9 @@ def test_any_encoding_of_the_locale_byte_order_marks_and_large_labels(
     text = json.dumps(json.loads(instances.read_text()), ensure_ascii=False)
     instances.write_text(text, encoding="utf-8-sig")
     MetadataCatalog.get("evaluated").json_file = str(instances)
-    for module in (image_files, label_files, panoptic_png):
+    for module in (images, label_png):
         monkeypatch.setattr(module, "MAX_PIXELS", 100)
-    monkeypatch.setitem(image_files.open_image.__wrapped__.__kwdefaults__, "max_pixels", 100)
+    monkeypatch.setitem(images.open_image.__wrapped__.__kwdefaults__, "max_pixels", 100)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     monkeypatch.setattr(builtins, "open", functools.partial(_open_as_ascii, open))
     evaluator = build_evaluator(config(), "evaluated", str(tmp_path / "out"))

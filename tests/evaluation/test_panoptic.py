@@ -12,7 +12,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOPanopticEvaluator
 from PIL import Image
 
-from knet.data.annotations.panoptic_png import read_panoptic_png
+from knet.data.panoptic_png import read_panoptic_png
 from knet.evaluation.panoptic import _THREADS, PanopticEvaluator
 
 from .photos import NAME, compare, evaluate, predictions

@@ -219,7 +219,7 @@ def test_byte_order_marks_and_labels_as_large_as_their_picture(files, monkeypatc
     gt, pred = files(lambda content: content["gt"].update(images=sizes))
     for path in (gt, pred):
         path.write_text(path.read_text(), encoding="utf-8-sig")
-    monkeypatch.setattr("knet.data.annotations.image_files.MAX_PIXELS", 10)
+    monkeypatch.setattr("knet.data.images.MAX_PIXELS", 10)
     assert pq_compute(gt, pred) == expected
     pred.write_text("{")
     with pytest.raises(ValueError, match=r"pred\.json: is not JSON"):

@@ -14,8 +14,8 @@ from PIL import Image
 
 from knet.data import register_coco_instances as register_ours
 from knet.data.check import record as record_module
-from knet.data.check.data_set import DatasetReport, check_dataset
-from knet.data.check.report import format_report, kernel_advice
+from knet.data.check.data_set import check_dataset
+from knet.data.check.report import DatasetReport, format_report, kernel_advice
 from knet.data.defects import make_defect
 
 from ..data import broken_sets

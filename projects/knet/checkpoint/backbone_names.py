@@ -6,7 +6,7 @@ Swin comes in two layouts. Instance and panoptic K-Net models, and all of OpenMM
 `stages.…` and merge 2x2 patches with `nn.Unfold`, whose channels run (channel, row, column). The
 semantic K-Net models were trained with the original code, are named `layers.…`, and concatenate
 the patches (0, 0), (1, 0), (0, 1), (1, 1), given as (row, column), as timm and we do. So names
-tell which order the values are in, and `import_swin` brings both into ours.
+tell which order the values are in, and `rename` brings both into ours.
 """
 
 from __future__ import annotations
@@ -19,21 +19,29 @@ from torch import Tensor
 
 Rules = Mapping[str, str]
 
+_BOTTLENECK = {
+    **{f"conv{i}": f"conv{i}" for i in (1, 2, 3)},
+    **{f"bn{i}": f"conv{i}.norm" for i in (1, 2, 3)},
+    "downsample.0": "shortcut",
+    "downsample.1": "shortcut.norm",
+}
+_LAYERS = {
+    f"layer{stage}.{{}}.{a}.{{}}": f"res{stage + 1}.{{}}.{b}.{{}}"
+    for stage in range(1, 5)
+    for a, b in _BOTTLENECK.items()
+}
 TORCHVISION_RULES: dict[str, str] = {
     "conv1.{}": "stem.conv1.{}",
     "bn1.{}": "stem.conv1.norm.{}",
-    **{
-        f"layer{stage}.{{}}.{a}.{{}}": f"res{stage + 1}.{{}}.{b}.{{}}"
-        for stage in range(1, 5)
-        for a, b in [
-            *((f"conv{i}", f"conv{i}") for i in (1, 2, 3)),
-            *((f"bn{i}", f"conv{i}.norm") for i in (1, 2, 3)),
-            ("downsample.0", "shortcut"),
-            ("downsample.1", "shortcut.norm"),
-        ]
-    },
+    **_LAYERS,
 }
 TORCHVISION_UNUSED = ("fc.{}",)
+# ResNet-V1c counts the layers of its stem
+RESNET_V1C_RULES: dict[str, str] = {
+    **{f"stem.{3 * i}.{{}}": f"stem.conv{i + 1}.{{}}" for i in range(3)},
+    **{f"stem.{3 * i + 1}.{{}}": f"stem.conv{i + 1}.norm.{{}}" for i in range(3)},
+    **_LAYERS,
+}
 
 # mmcv keeps the offsets' convolution inside the deformable one; all else as TORCHVISION_RULES.
 # Channels are the same: pairs (row, column) a kernel position, then with DCNv2 the masks.
@@ -42,56 +50,45 @@ DEFORM_RULES: dict[str, str] = {
     for stage in range(1, 5)
 }
 
-# what timm, the original code and we name alike
-_SWIN_COMMON = {
-    name: name
-    for name in (
-        "patch_embed.proj.{}",
-        "patch_embed.norm.{}",
-        *(
-            f"layers.{{}}.blocks.{{}}.{part}.{{}}"
-            for part in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
-        ),
-        "layers.{}.blocks.{}.attn.relative_position_bias_table",
-        *(f"norm{i}.{{}}" for i in range(4)),
-    )
+# parts of a block: OpenMMLab's names, and ours, which are those of all other layouts
+_SWIN_BLOCK = {
+    "norm1.{}": "norm1.{}",
+    "attn.w_msa.qkv.{}": "attn.qkv.{}",
+    "attn.w_msa.proj.{}": "attn.proj.{}",
+    "attn.w_msa.relative_position_bias_table": "attn.relative_position_bias_table",
+    "norm2.{}": "norm2.{}",
+    "ffn.layers.0.0.{}": "mlp.fc1.{}",
+    "ffn.layers.1.{}": "mlp.fc2.{}",
 }
-
-
-def _merging(stages: str) -> dict[str, str]:
-    # they merge at the end of a stage, we at the beginning of the next
-    return {
-        f"{stages}.{i}.downsample.{part}.{{}}": f"layers.{i + 1}.downsample.{part}.{{}}"
-        for i in range(3)
-        for part in ("norm", "reduction")
-    }
-
-
-# values of `downsample` need `from_unfold_order` as well
-SWIN_RULES: dict[str, str] = {
+_SWIN_OPENMMLAB = {
     "patch_embed.projection.{}": "patch_embed.proj.{}",
     "patch_embed.norm.{}": "patch_embed.norm.{}",
-    "stages.{}.blocks.{}.norm1.{}": "layers.{}.blocks.{}.norm1.{}",
-    "stages.{}.blocks.{}.norm2.{}": "layers.{}.blocks.{}.norm2.{}",
-    "stages.{}.blocks.{}.attn.w_msa.qkv.{}": "layers.{}.blocks.{}.attn.qkv.{}",
-    "stages.{}.blocks.{}.attn.w_msa.proj.{}": "layers.{}.blocks.{}.attn.proj.{}",
-    "stages.{}.blocks.{}.attn.w_msa.relative_position_bias_table": (
-        "layers.{}.blocks.{}.attn.relative_position_bias_table"
-    ),
-    "stages.{}.blocks.{}.ffn.layers.0.0.{}": "layers.{}.blocks.{}.mlp.fc1.{}",
-    "stages.{}.blocks.{}.ffn.layers.1.{}": "layers.{}.blocks.{}.mlp.fc2.{}",
-    **_merging("stages"),
+    **{
+        f"stages.{{}}.blocks.{{}}.{a}": f"layers.{{}}.blocks.{{}}.{b}"
+        for a, b in _SWIN_BLOCK.items()
+    },
     **{f"norm{i}.{{}}": f"norm{i}.{{}}" for i in range(4)},
 }
+_SWIN_SAME = {name: name for name in _SWIN_OPENMMLAB.values()}
 
+
+def _merging(theirs: str, ours: str) -> dict[str, str]:
+    parts = ("norm", "reduction")
+    return {f"{theirs}.downsample.{p}.{{}}": f"{ours}.downsample.{p}.{{}}" for p in parts}
+
+
+def _merging_late(stages: str) -> dict[str, str]:
+    # they merge at the end of a stage, we at the beginning of the next
+    rules: dict[str, str] = {}
+    for i in range(3):
+        rules |= _merging(f"{stages}.{i}", f"layers.{i + 1}")
+    return rules
+
+
+SWIN_RULES: dict[str, str] = {**_SWIN_OPENMMLAB, **_merging_late("stages")}
 # the original code: semantic K-Net models and ImageNet weights
-SWIN_ORIGINAL_RULES: dict[str, str] = {**_SWIN_COMMON, **_merging("layers")}
-
-SWIN_TIMM_RULES: dict[str, str] = {
-    **_SWIN_COMMON,
-    "layers.{}.downsample.norm.{}": "layers.{}.downsample.norm.{}",
-    "layers.{}.downsample.reduction.{}": "layers.{}.downsample.reduction.{}",
-}
+SWIN_ORIGINAL_RULES: dict[str, str] = {**_SWIN_SAME, **_merging_late("layers")}
+SWIN_TIMM_RULES: dict[str, str] = {**_SWIN_SAME, **_merging("layers.{}", "layers.{}")}
 
 # buffers that follow from the window size, and the classifier with its norm
 SWIN_UNUSED = (
@@ -119,29 +116,42 @@ def translate(name: str, rules: Rules) -> str | None:
 
 
 def rename(
-    state: Mapping[str, Tensor], rules: Rules, unused: Iterable[str] = ()
+    state: Mapping[str, Tensor], rules: Rules, unused: Iterable[str] = (), *, kind: str = "backbone"
 ) -> dict[str, Tensor]:
-    """A state dict with our names.
+    """A state dict with our names, and values as we keep them.
+
+    Swin's merged patches get our order, and the feature transforms of published models, which are
+    1x1 convolutions, become (C, C) matrices.
 
     Args:
         state: their names and values.
         rules: see above.
         unused: patterns of names to leave out.
+        kind: of the parameters, for messages.
 
     Raises:
         KeyError: neither a rule nor `unused` fits; all such names are listed.
+        ValueError: as `from_unfold_order`.
     """
     renamed, unknown = {}, []
-    skip = [_pattern(template) for template in unused]
     for name, value in state.items():
         ours = translate(name, rules)
         if ours is not None:
+            if is_merging(name):
+                value = from_unfold_order(value)
+            elif name.endswith("feat_transform.conv.weight") and value.dim() > 1:
+                value = value.flatten(1)
             renamed[ours] = value
-        elif not any(pattern.fullmatch(name) for pattern in skip):
+        elif not any(_pattern(template).fullmatch(name) for template in unused):
             unknown.append(name)
     if unknown:
-        raise KeyError(f"no counterpart for the backbone's parameters {', '.join(unknown)}")
+        raise KeyError(f"no counterpart for the {kind} parameters {', '.join(unknown)}")
     return renamed
+
+
+def is_merging(theirs: str) -> bool:
+    """Whether a weight is of OpenMMLab's patch merging, whose channels are in another order."""
+    return re.match(r"(backbone\.)?stages\.\d+\.downsample\.", theirs) is not None
 
 
 def from_unfold_order(value: Tensor) -> Tensor:
@@ -179,15 +189,15 @@ def import_swin(state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         Our names and values, or None if these are not weights of a Swin Transformer.
 
     Raises:
-        KeyError: as `rename`.
+        KeyError, ValueError: as `rename`.
     """
     if any(name.startswith("stages.") and ".attn.w_msa." in name for name in state):
-        return {
-            name: from_unfold_order(value) if ".downsample." in name else value
-            for name, value in rename(state, SWIN_RULES, SWIN_UNUSED).items()
-        }
-    if not any(name.endswith(".attn.relative_position_bias_table") for name in state):
+        rules = SWIN_RULES
+    elif not any(name.endswith(".attn.relative_position_bias_table") for name in state):
         return None
     # the first stage of the original merges at its end, timm's first stage does not merge
-    original = "layers.0.downsample.reduction.weight" in state
-    return rename(state, SWIN_ORIGINAL_RULES if original else SWIN_TIMM_RULES, SWIN_UNUSED)
+    elif "layers.0.downsample.reduction.weight" in state:
+        rules = SWIN_ORIGINAL_RULES
+    else:
+        rules = SWIN_TIMM_RULES
+    return rename(state, rules, SWIN_UNUSED)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,14 +50,12 @@ class ClassNames:
     @classmethod
     def from_openmmlab(cls, meta: Any) -> ClassNames | None:
         """The names in an OpenMMLab checkpoint's `meta`, or None."""
-        if not isinstance(meta, Mapping):
-            return None
-        names = meta.get("CLASSES")
-        if not names and isinstance(meta.get("dataset_meta"), Mapping):
-            names = meta["dataset_meta"].get("classes") or meta["dataset_meta"].get("CLASSES")
-        if not isinstance(names, (list, tuple)) or not names:
-            return None
-        return cls(tuple(str(name) for name in names))
+        for table in (meta, meta.get("dataset_meta") if isinstance(meta, Mapping) else None):
+            for key in ("CLASSES", "classes"):
+                names = table.get(key) if isinstance(table, Mapping) else None
+                if isinstance(names, (list, tuple)) and names:
+                    return cls(tuple(str(name) for name in names))
+        return None
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> ClassNames | None:
@@ -98,29 +97,19 @@ def match_classes(theirs: ClassNames, ours: ClassNames) -> list[int | None]:
     there twice. Two lists of one length that agree in the place of every common name, and in half
     of the names, are one list in two spellings: then all rows are found.
     """
-    rows: dict[str, list[int]] = {}
+    rows = defaultdict(list)
     for row, name in enumerate(theirs.names):
-        rows.setdefault(_key(name), []).append(row)
-
-    def find(i: int) -> int | None:
-        found = rows.get(_key(ours.names[i]), [])
+        rows[_key(name)].append(row)
+    matched: list[int | None] = []
+    for i, name in enumerate(ours.names):
+        found = rows[_key(name)]
         same_kind = [row for row in found if theirs.kind(row) in (None, ours.kind(i))]
-        for candidates in (same_kind, found):
-            if len(candidates) == 1:
-                return candidates[0]
-        return None
-
-    matched = [find(i) for i in range(len(ours.names))]
-    if _one_list(matched, theirs, ours):
-        return list(range(len(matched)))
-    return matched
-
-
-def _one_list(matched: Sequence[int | None], theirs: ClassNames, ours: ClassNames) -> bool:
+        matched.append(next((some[0] for some in (same_kind, found) if len(some) == 1), None))
     known = [(i, row) for i, row in enumerate(matched) if row is not None]
-    return (
+    one_list = (
         len(theirs.names) == len(ours.names)
-        and (theirs.num_things is None or theirs.num_things == ours.num_things)
+        and theirs.num_things in (None, ours.num_things)
         and all(i == row for i, row in known)
         and 2 * len(known) >= len(matched)
     )
+    return list(range(len(matched))) if one_list else matched

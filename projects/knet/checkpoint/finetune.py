@@ -12,8 +12,7 @@ in a semantic model the classifier's rows are the kernels, so they come along.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
@@ -22,8 +21,10 @@ from knet.checkpoint.class_names import ClassNames, match_classes
 
 JITTER = 0.01
 
-_KERNELS = "heads.kernel_head.init_kernels.weight"
-_CLASS_PARTS = {
+_KERNELS = "learned kernels"
+# weights with a row a kernel or class
+_PARTS = {
+    r"heads\.kernel_head\.init_kernels\.weight": _KERNELS,
     r"heads\.rounds\.\d+\.class_predictor\.(weight|bias)": "class predictors",
     r"heads\.kernel_head\.seg_predictor\.(weight|bias)": "semantic branch",
     r"heads\.kernel_head\.classifier\.(weight|bias)": "classifier, the kernels",
@@ -31,19 +32,9 @@ _CLASS_PARTS = {
 }
 
 
-class Change(NamedTuple):
-    """A line of the table.
-
-    Attributes:
-        part: what was adapted.
-        theirs, ours: its number of rows in the checkpoint and in the model.
-        done: how, in words.
-    """
-
-    part: str
-    theirs: int
-    ours: int
-    done: str
+def adaptable_part(name: str) -> str | None:
+    """The part that a weight belongs to, if it has a row a class or kernel; else None."""
+    return next((part for pattern, part in _PARTS.items() if re.fullmatch(pattern, name)), None)
 
 
 def adapt_weights(
@@ -52,7 +43,7 @@ def adapt_weights(
     *,
     theirs: ClassNames | None,
     ours: ClassNames | None,
-) -> tuple[dict[str, Tensor], list[Change]]:
+) -> tuple[dict[str, Tensor], str]:
     """Give kernels and rows of classes the shape and order of the model.
 
     Args:
@@ -62,44 +53,44 @@ def adapt_weights(
             them rows are kept if they are as many, else all are initialised anew.
 
     Returns:
-        The new state, in which all other weights are those of `state`, and what was changed; if
-        nothing was, an empty list.
+        The new state, in which all other weights are those of `state`, and a table of what was
+        changed, a line a part; empty if nothing was.
     """
     adapted = dict(state)
-    changes: dict[str, Change] = {}
+    changes: dict[str, tuple[str, str, str, str]] = {}
     for name, value in state.items():
-        target = model_state.get(name)
-        if (
-            target is None
-            or value.dim() != target.dim()
-            or value.shape[1:] != target.shape[1:]
-            or not value.numel()
-        ):
-            continue  # refused or reported by the checkpointer
-        if name == _KERNELS:
-            if len(value) != len(target):
-                adapted[name] = _fit_kernels(value, len(target))
-                changes[name] = _kernel_change(len(value), len(target))
+        part, target = adaptable_part(name), model_state.get(name)
+        if part is None or target is None or not value.numel():
             continue
-        for pattern, part in _CLASS_PARTS.items():
-            if not re.fullmatch(pattern, name):
+        if value.dim() != target.dim() or value.shape[1:] != target.shape[1:]:
+            continue  # refused by the checkpointer
+        old, new = len(value), len(target)
+        if part == _KERNELS:
+            if old == new:
                 continue
-            rows, why = _match(len(value), len(target), theirs, ours)
-            if rows != list(range(len(value))):
-                adapted[name] = _take_rows(value, target, rows)
-                changes[part] = _class_change(part, len(value), rows, why, ours)
-    return adapted, list(changes.values())
+            adapted[name] = _fit_kernels(value, new)
+            more = f"{old} kept, {new - old} repeated with {JITTER:.0%} noise"
+            done = f"the first {new} kept" if new < old else more
+        else:
+            rows, reason = _match(old, new, theirs, ours)
+            if rows == list(range(old)):
+                continue
+            adapted[name] = target.detach().to(value.device, value.dtype, copy=True)
+            for i, row in enumerate(rows):
+                if row is not None:
+                    adapted[name][i] = value[row]
+            fresh = [i for i, row in enumerate(rows) if row is None]
+            if fresh and not reason and ours is not None:
+                reason = ", ".join(ours.names[i] for i in fresh[:4])
+                reason += " …" if len(fresh) > 4 else ""
+            done = f"{new - len(fresh)} rows by class name, {len(fresh)} new"
+            done += f": {reason}" if reason else ""
+        changes[part] = (part, str(old), str(new), done)
+    return adapted, _table(changes.values()) if changes else ""
 
 
-def is_adaptable(name: str) -> bool:
-    """Whether the weight has a row a class or kernel, so that `adapt_weights` can fit it."""
-    return name == _KERNELS or any(re.fullmatch(pattern, name) for pattern in _CLASS_PARTS)
-
-
-def format_changes(changes: Sequence[Change]) -> str:
-    """A table of a few lines."""
-    head = ("part", "checkpoint", "model", "what was done")
-    lines = [head, *((c.part, str(c.theirs), str(c.ours), c.done) for c in changes)]
+def _table(rows: Collection[tuple[str, str, str, str]]) -> str:
+    lines = [("part", "checkpoint", "model", "what was done"), *rows]
     widths = [max(len(line[i]) for line in lines) for i in range(3)]
     return "\n".join(
         f"  {a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {d}" for a, b, c, d in lines
@@ -118,46 +109,15 @@ def _fit_kernels(kernels: Tensor, count: int) -> Tensor:
     return fitted + JITTER * kernels.std() * noise
 
 
-def _kernel_change(theirs: int, ours: int) -> Change:
-    if ours <= theirs:
-        done = f"the first {ours} kept"
-    else:
-        done = f"{theirs} kept, {ours - theirs} repeated with {JITTER:.0%} noise"
-    return Change("learned kernels", theirs, ours, done)
-
-
 def _match(
-    theirs_rows: int, ours_rows: int, theirs: ClassNames | None, ours: ClassNames | None
+    old: int, new: int, theirs: ClassNames | None, ours: ClassNames | None
 ) -> tuple[list[int | None], str]:
-    reason = ""
-    for side, names, rows in (("checkpoint", theirs, theirs_rows), ("model", ours, ours_rows)):
-        if names is None:
-            reason = reason or f"the {side} has no class names"
-        elif len(names.names) != rows:
-            reason = reason or f"the {side} names {len(names.names)} classes for {rows} rows"
-    if reason:
-        kept: list[int | None] = list(range(ours_rows))
-        return (kept if theirs_rows == ours_rows else [None] * ours_rows), reason
+    """For each of the new rows the old one, and why they do not go by name."""
+    for side, names, count in (("checkpoint", theirs, old), ("model", ours, new)):
+        if names is None or len(names.names) != count:
+            reason = f"the {side} has no class names"
+            if names is not None:
+                reason = f"the {side} names {len(names.names)} classes for {count} rows"
+            return (list(range(new)) if old == new else [None] * new), reason
     assert theirs is not None and ours is not None
     return match_classes(theirs, ours), ""
-
-
-def _take_rows(value: Tensor, target: Tensor, rows: Sequence[int | None]) -> Tensor:
-    fitted = target.detach().to(value.device, value.dtype, copy=True)
-    for i, row in enumerate(rows):
-        if row is not None:
-            fitted[i] = value[row]
-    return fitted
-
-
-def _class_change(
-    part: str, theirs: int, rows: Sequence[int | None], why: str, ours: ClassNames | None
-) -> Change:
-    fresh = [i for i, row in enumerate(rows) if row is None]
-    done = f"{len(rows) - len(fresh)} rows by class name, {len(fresh)} new"
-    if why:
-        done += f": {why}"
-    elif fresh and ours is not None:
-        names = [ours.names[i] for i in fresh]
-        done += f": {', '.join(names[:4])}{' …' if len(names) > 4 else ''}"
-    return Change(part, theirs, len(rows), done)

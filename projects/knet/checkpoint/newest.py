@@ -8,48 +8,40 @@ that starts afresh among the files of an earlier, longer one does not go on with
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from detectron2.utils import comm
+from torch import Tensor
 
-from knet.checkpoint.allowed_globals import torch_globals
-from knet.checkpoint.read_file import read_file
+from knet.checkpoint.read_file import peek, read_file
 from knet.files import UNFINISHED
 
 LAST = "last_checkpoint"
 
 
 class Newest(NamedTuple):
-    """What `newest_whole` found.
+    """What was found in a folder.
 
     Attributes:
-        path: of the checkpoint; empty if the folder has none.
+        path: of the newest whole checkpoint; empty if there is none.
         passed_over: of files that are not whole or lack something, why, a sentence each.
+        saved: what the checkpoint holds; None outside of the main process.
+        error: why there is none in a folder that should have one.
     """
 
-    path: str
-    passed_over: list[str]
+    path: str = ""
+    passed_over: Sequence[str] = ()
+    saved: Any = None
+    error: str = ""
 
 
-def newest_for_all(folder: str | Path, parts: Collection[str], *, trust: bool = False) -> Newest:
-    """`newest_whole` of the main process, in all of them; so is its error."""
-    found: Newest | ValueError = Newest("", [])
-    if comm.is_main_process():
-        try:
-            found = newest_whole(folder, parts, trust=trust)
-        except ValueError as error:
-            found = error
-    found = comm.all_gather(found)[0]
-    if isinstance(found, ValueError):
-        raise found
-    return found
-
-
-def newest_whole(folder: str | Path, parts: Collection[str], *, trust: bool = False) -> Newest:
+def find_newest(folder: str | Path, parts: Collection[str], *, trust: bool = False) -> Newest:
     """Find the newest checkpoint and check that it is as it was written.
+
+    The main process does so, for all of them.
 
     Args:
         folder: of a training.
@@ -59,16 +51,25 @@ def newest_whole(folder: str | Path, parts: Collection[str], *, trust: bool = Fa
     Raises:
         ValueError: the folder has checkpoints, but none is whole.
     """
-    places = []
-    passed_over: list[str] = []
+    found = _find(folder, parts, trust) if comm.is_main_process() else Newest()
+    shared = comm.all_gather(found._replace(saved=None))[0]
+    if shared.error:
+        raise ValueError(shared.error)
+    return shared._replace(saved=found.saved)
+
+
+def _find(folder: str | Path, parts: Collection[str], trust: bool) -> Newest:
+    candidates, passed_over = [], []
     last = _last(folder)
     for path in _files(folder):
         try:
-            saved = _peek(path, trust)
+            saved = peek(path, trust=trust)
         except Exception:  # a damaged file can fail in any way
-            # none of ours can be whole and still not be looked into
-            passed_over += filter(None, [_reason(path, trust)])
-            continue
+            try:
+                read_file(str(path), trust=trust)  # says what is wrong
+            except ValueError as error:
+                passed_over.append(str(error))
+            continue  # none of ours can be whole and still not be looked into
         run, iteration = _place(saved)
         if iteration is None and run is None:
             continue  # weights alone
@@ -77,23 +78,26 @@ def newest_whole(folder: str | Path, parts: Collection[str], *, trust: bool = Fa
         final = path.name == "model_final.pth"
         lacking = [part for part in parts if part not in saved]
         order = (run or 0, tagged, -1 if iteration is None else iteration, final)
-        places.append((order, path, lacking))
-    for _, path, lacking in sorted(places, reverse=True):
-        reason = f"{path}: has no {lacking[0]}" if lacking else _reason(path, trust)
-        if not reason:
-            return Newest(str(path), passed_over)
-        passed_over.append(reason)
+        candidates.append((order, path, lacking))
+    for _, path, lacking in sorted(candidates, reverse=True):
+        if lacking:
+            passed_over.append(f"{path}: has no {lacking[0]}")
+            continue
+        try:
+            return Newest(str(path), passed_over, read_file(str(path), trust=trust))
+        except ValueError as error:
+            passed_over.append(str(error))
     if passed_over:
-        raise ValueError(
-            f"{folder}: no checkpoint there is whole, so there is nothing to resume from: "
+        return Newest(
+            error=f"{folder}: no checkpoint there is whole, so there is nothing to resume from: "
             f"{'; '.join(passed_over)}. Put a whole one there, or move these away to start anew"
         )
     if last is not None:
-        raise ValueError(
-            f"{folder}: {LAST} is there ({last!r}), but no checkpoint of a training: put it back, "
-            f"or remove {LAST} to start anew"
+        return Newest(
+            error=f"{folder}: {LAST} is there ({last!r}), but no checkpoint of a training: put it "
+            f"back, or remove {LAST} to start anew"
         )
-    return Newest("", [])
+    return Newest()
 
 
 def last_run(folder: str | Path, *, trust: bool = False) -> int:
@@ -101,10 +105,9 @@ def last_run(folder: str | Path, *, trust: bool = False) -> int:
     runs = [0]
     for path in _files(folder):
         try:
-            run, _ = _place(_peek(path, trust))
+            runs.append(_place(peek(path, trust=trust))[0] or 0)
         except Exception:  # a damaged file, which can fail in any way, is of no training
             continue
-        runs.append(run or 0)
     return max(runs)
 
 
@@ -117,17 +120,10 @@ def _files(folder: str | Path) -> list[Path]:
     return sorted(p for p in Path(folder).glob("*.pth") if p.is_file() and UNFINISHED not in p.name)
 
 
-def _peek(path: Path, trust: bool) -> Mapping[Any, Any]:
-    """A checkpoint whose tensors are not read."""
-    if path.stat().st_size == 0:
-        raise ValueError("empty")
-    with torch.serialization.safe_globals(torch_globals()):
-        saved = torch.load(path, map_location="cpu", weights_only=not trust, mmap=True)
-    return saved if isinstance(saved, Mapping) else {}
-
-
-def _place(saved: Mapping[Any, Any]) -> tuple[int | None, int | None]:
+def _place(saved: Any) -> tuple[int | None, int | None]:
     """(run, iteration), None where the file does not say."""
+    if not isinstance(saved, Mapping):
+        return None, None
     trainer = saved.get("trainer")
     inner = trainer.get("iteration") if isinstance(trainer, Mapping) else None
     run, iteration = saved.get("run"), saved.get("iteration", inner)
@@ -137,18 +133,68 @@ def _place(saved: Mapping[Any, Any]) -> tuple[int | None, int | None]:
     )
 
 
-def _reason(path: Path, trust: bool) -> str:
-    """Why a file is not whole; empty if it is."""
-    try:
-        read_file(str(path), trust=trust)
-    except ValueError as error:
-        return str(error)
-    return ""
-
-
 def _last(folder: str | Path) -> str | None:
     """What `last_checkpoint` names, whatever it holds; None without the file."""
     try:
         return (Path(folder) / LAST).read_bytes().decode("utf-8", "replace").strip()[:100]
     except FileNotFoundError:
         return None
+
+
+def check_state(saved: Any, current: Any, name: str) -> None:
+    """Compare the kinds of what two states both have, as far as numbers and containers go.
+
+    Args:
+        saved: of a checkpoint.
+        current: what the object that gets it has now.
+        name: of the object.
+
+    Raises:
+        ValueError: naming the first entry of another kind.
+    """
+    expected: Any = object
+    if isinstance(current, Mapping):
+        expected = Mapping
+    elif isinstance(current, (list, tuple)):
+        expected = (list, tuple)
+    elif isinstance(current, int) and name.endswith("iteration"):
+        expected = int
+    elif isinstance(current, (int, float)):  # torch's schedulers keep rates as 0 or 0.0
+        expected = (int, float)
+    if not isinstance(saved, expected):
+        raise ValueError(f"{name} is a {type(saved).__name__}, not a {type(current).__name__}")
+    if isinstance(current, Mapping):
+        for key in current.keys() & saved.keys():
+            check_state(saved[key], current[key], f"{name}.{key}")
+    elif isinstance(current, (list, tuple)):
+        for i, (theirs, ours) in enumerate(zip(saved, current)):
+            check_state(theirs, ours, f"{name}.{i}")
+
+
+def require_finite_state(data: Mapping[str, Any], path: str) -> None:
+    """Refuse to save what cannot be resumed.
+
+    Args:
+        data: of a checkpoint.
+        path: where it would be written.
+
+    Raises:
+        FloatingPointError: naming the first tensor that is not finite.
+    """
+    for name, value in _tensors(data):
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise FloatingPointError(
+                f"{path} is not written: {name.removeprefix('model.')} is not finite (NaN or "
+                "infinite), so the training diverged. Lower SOLVER.BASE_LR and go on from the "
+                "checkpoint before it with --resume"
+            )
+
+
+def _tensors(state: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """All tensors of nested containers, each with the keys that lead to it, joined by dots."""
+    if isinstance(state, Tensor):
+        yield name, state
+    elif isinstance(state, (Mapping, list, tuple)):
+        parts = state.items() if isinstance(state, Mapping) else enumerate(state)
+        for key, value in parts:
+            yield from _tensors(value, f"{name}.{key}" if name else str(key))

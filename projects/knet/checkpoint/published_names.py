@@ -13,15 +13,15 @@ from torch import Tensor
 
 from knet.checkpoint.backbone_names import (
     DEFORM_RULES,
+    RESNET_V1C_RULES,
     SWIN_ORIGINAL_RULES,
     SWIN_RULES,
     TORCHVISION_RULES,
-    from_unfold_order,
+    is_merging,
+    rename,
     to_unfold_order,
     translate,
 )
-
-_NORM = [("gn", "norm"), ("conv", "conv")]
 
 _UPDATER = {
     "dynamic_layer": "group_proj",
@@ -35,7 +35,6 @@ _UPDATER = {
     "fc_layer": "out_proj",
     "fc_norm": "out_norm",
 }
-
 _ROUND = {
     "attention.attn.{}": "interaction.attention.{}",
     "attention.attn.out_proj.{}": "interaction.attention.out_proj.{}",
@@ -51,10 +50,20 @@ _ROUND = {
     **{f"kernel_update_conv.{a}.{{}}": f"updater.{b}.{{}}" for a, b in _UPDATER.items()},
 }
 
-_NECK = "rpn_head.localization_fpn"
 
-# the blocks of convolution and GroupNorm
-_BLOCKS = {
+def _within(theirs: str, ours: str, rules: Mapping[str, str]) -> dict[str, str]:
+    return {f"{theirs}.{a}": f"{ours}.{b}" for a, b in rules.items()}
+
+
+def _blocks(norm: str, names: Mapping[str, str]) -> dict[str, str]:
+    """Rules for blocks of a convolution and a norm, which they call `norm`."""
+    parts = ((norm, "norm"), ("conv", "conv"))
+    return {f"{a}.{x}.{{}}": f"{b}.{y}.{{}}" for a, b in names.items() for x, y in parts}
+
+
+# instance and panoptic models; the FPN counts levels from 0, Detectron2's names them by stride
+_NECK = "rpn_head.localization_fpn"
+_MASK_BLOCKS = {
     "rpn_head.loc_convs.0": "heads.kernel_head.localise",
     "rpn_head.seg_convs.0": "heads.kernel_head.classify",
     f"{_NECK}.conv_pred": "heads.neck.localise",
@@ -65,28 +74,20 @@ _BLOCKS = {
         for i in range(3)
     },
 }
-
-# the FPN of the published models counts levels from 0, Detectron2's names them by stride
-_FPN = {
-    **{f"neck.lateral_convs.{i}.conv.{{}}": f"backbone.fpn_lateral{i + 2}.{{}}" for i in range(4)},
-    **{f"neck.fpn_convs.{i}.conv.{{}}": f"backbone.fpn_output{i + 2}.{{}}" for i in range(4)},
-}
-
-
-def _within(prefix: str, rules: Mapping[str, str]) -> dict[str, str]:
-    return {f"backbone.{a}": f"{prefix}{b}" for a, b in rules.items()}
-
-
 _MASK_RULES = {
-    **{f"{a}.{x}.{{}}": f"{b}.{y}.{{}}" for a, b in _BLOCKS.items() for x, y in _NORM},
+    **_blocks("gn", _MASK_BLOCKS),
     "rpn_head.init_kernels.{}": "heads.kernel_head.init_kernels.{}",
     "rpn_head.conv_seg.{}": "heads.kernel_head.seg_predictor.{}",
-    **{f"roi_head.mask_head.{{}}.{a}": f"heads.rounds.{{}}.{b}" for a, b in _ROUND.items()},
-    **_FPN,
-    **_within("backbone.bottom_up.", {**DEFORM_RULES, **TORCHVISION_RULES, **SWIN_RULES}),
+    **_within("roi_head.mask_head.{}", "heads.rounds.{}", _ROUND),
+    **{f"neck.lateral_convs.{i}.conv.{{}}": f"backbone.fpn_lateral{i + 2}.{{}}" for i in range(4)},
+    **{f"neck.fpn_convs.{i}.conv.{{}}": f"backbone.fpn_output{i + 2}.{{}}" for i in range(4)},
+    **_within(
+        "backbone", "backbone.bottom_up", {**DEFORM_RULES, **TORCHVISION_RULES, **SWIN_RULES}
+    ),
 }
 
-# the pixel decoders of semantic models; blocks of convolution and BatchNorm
+# semantic models, with the blocks of all pixel decoders
+_GENERATOR = "decode_head.kernel_generate_head"
 _DECODER = {
     "convs.{}": "convs.{}",
     "conv_cat": "concat",
@@ -98,45 +99,21 @@ _DECODER = {
     "fpn_convs.{}": "output_convs.{}",
     "fpn_bottleneck": "fuse",
 }
-_BN = [("bn", "norm"), ("conv", "conv")]
-_GENERATOR = "decode_head.kernel_generate_head"
-
-# ResNet-V1c counts the layers of its stem; all else as torchvision
-RESNET_V1C_RULES = {
-    **{
-        f"stem.{3 * i + j}.{{}}": f"stem.conv{i + 1}{norm}.{{}}"
-        for i in range(3)
-        for j, norm in enumerate(["", ".norm"])
-    },
-    **{a: b for a, b in TORCHVISION_RULES.items() if a.startswith("layer")},
-}
-
 _SEMANTIC_RULES = {
-    **{
-        f"{_GENERATOR}.{a}.{x}.{{}}": f"heads.kernel_head.decoder.{b}.{y}.{{}}"
-        for a, b in _DECODER.items()
-        for x, y in _BN
-    },
+    **_within(_GENERATOR, "heads.kernel_head.decoder", _blocks("bn", _DECODER)),
     f"{_GENERATOR}.conv_seg.{{}}": "heads.kernel_head.classifier.{}",
-    **{
-        f"decode_head.kernel_update_head.{{}}.{a}": f"heads.rounds.{{}}.{b}"
-        for a, b in _ROUND.items()
-    },
-    **{
-        f"auxiliary_head.convs.{{}}.{x}.{{}}": f"heads.auxiliary.decoder.convs.{{}}.{y}.{{}}"
-        for x, y in _BN
-    },
+    **_within("decode_head.kernel_update_head.{}", "heads.rounds.{}", _ROUND),
+    **_blocks("bn", {"auxiliary_head.convs.{}": "heads.auxiliary.decoder.convs.{}"}),
     "auxiliary_head.conv_seg.{}": "heads.auxiliary.classifier.{}",
-    **_within("backbone.", {**RESNET_V1C_RULES, **SWIN_RULES}),
+    **_within("backbone", "backbone", {**RESNET_V1C_RULES, **SWIN_RULES}),
 }
-
 
 # [instance and panoptic models, semantic models]: some names are common to both
 _RULES = [_MASK_RULES, _SEMANTIC_RULES]
 # a Swin backbone may also be named as in its original code
 _TO_OURS = [
-    {**rules, **_within(prefix, SWIN_ORIGINAL_RULES)}
-    for rules, prefix in zip(_RULES, ["backbone.bottom_up.", "backbone."])
+    {**rules, **_within("backbone", ours, SWIN_ORIGINAL_RULES)}
+    for rules, ours in zip(_RULES, ["backbone.bottom_up", "backbone"])
 ]
 _TO_PUBLISHED = [{b: a for a, b in rules.items()} for rules in _RULES]
 
@@ -161,28 +138,18 @@ def import_published(
 ) -> dict[str, Tensor]:
     """Rename a published state dict to ours; what `is_derived` is left out.
 
-    Kernels of a round's feature transform are kept as (C, C) matrices, not 1x1 convolutions, and
-    Swin's merged patches in the order that `knet.checkpoint.backbone_names` explains.
-
     Args:
         state: published names and values.
         semantic: whether it is of a semantic model; by default seen from the names.
 
     Raises:
         KeyError: a parameter has no counterpart here; all such names are listed.
+        ValueError: as `rename`, which also says how values change.
     """
     if semantic is None:
         semantic = any(name.startswith("decode_head.") for name in state)
-    renamed, unknown = {}, []
-    for name, value in state.items():
-        ours = to_our_name(name, semantic=semantic)
-        if ours is not None:
-            renamed[ours] = _to_our_value(name, value)
-        elif not is_derived(name):
-            unknown.append(name)
-    if unknown:
-        raise KeyError(f"no counterpart for the published parameters {', '.join(unknown)}")
-    return renamed
+    kept = {name: value for name, value in state.items() if not is_derived(name)}
+    return rename(kept, _TO_OURS[semantic], kind="published")
 
 
 def export_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -198,37 +165,19 @@ def export_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         published = to_published_name(name, semantic=semantic)
         if published is None:
             unknown.append(name)
+        elif published.endswith("feat_transform.conv.weight"):
+            renamed[published] = value[..., None, None]
         else:
-            renamed[published] = _to_published_value(published, value)
-            if published.endswith(".relative_position_bias_table"):
-                index = published.removesuffix("bias_table") + "index"
-                renamed[index] = _relative_positions(len(value))
+            renamed[published] = to_unfold_order(value) if is_merging(published) else value
+        if published is not None and published.endswith(".relative_position_bias_table"):
+            index = published.removesuffix("bias_table") + "index"
+            renamed[index] = _relative_positions(len(value))
     if unknown:
         raise KeyError(
             f"no published counterpart for {len(unknown)} of {len(state)} parameters: "
             f"{', '.join(unknown[:4])}{' …' if len(unknown) > 4 else ''}"
         )
     return renamed
-
-
-def _to_our_value(published: str, value: Tensor) -> Tensor:
-    if published.endswith("feat_transform.conv.weight") and value.dim() > 1:
-        return value.flatten(1)
-    if _is_merging(published):
-        return from_unfold_order(value)
-    return value
-
-
-def _to_published_value(published: str, value: Tensor) -> Tensor:
-    if published.endswith("feat_transform.conv.weight"):
-        return value[..., None, None]
-    if _is_merging(published):
-        return to_unfold_order(value)
-    return value
-
-
-def _is_merging(published: str) -> bool:
-    return published.startswith("backbone.stages.") and ".downsample." in published
 
 
 def _relative_positions(table_rows: int) -> Tensor:

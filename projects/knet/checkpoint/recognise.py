@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from torch import Tensor
 
-from knet.checkpoint.backbone_weights import import_backbone
+from knet.checkpoint.backbone_names import (
+    DEFORM_RULES,
+    RESNET_V1C_RULES,
+    TORCHVISION_RULES,
+    import_swin,
+    rename,
+)
 from knet.checkpoint.class_names import ClassNames
 from knet.checkpoint.published_names import import_published, is_derived
 
@@ -24,6 +31,7 @@ _PREFIXES = ("module.", "_orig_mod.")  # of models wrapped for several GPUs, or 
 _NUMBERS = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool}
 _NUMBERS |= {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
 _PUBLISHED = ("decode_head.", "auxiliary_head.", "rpn_head.", "roi_head.", "neck.")
+_CLASSIFIERS = ("fc.", "head.", "head_dist.", "classifier.", "last_linear.")
 
 
 @dataclass
@@ -31,65 +39,94 @@ class Weights:
     """Weights of a file.
 
     Attributes:
+        state: names and values, ours.
         kind: of file and model, in words.
-        state: names and values; ours, unless `heuristics`.
         classes: names of the classes, if the file has them.
         left_out: how many values were not taken, by the reason.
-        rest: what else the file holds, such as the state of a training.
-        heuristics: names are Detectron2's of some version, to be matched with its heuristics.
-        caffe2: they are Caffe2's.
+        rest: what else a checkpoint of ours holds, such as the state of a training.
+        heuristics: names were Detectron2's of some version or Caffe2's, and are ours as far as a
+            model was given, with which Detectron2's heuristics match them.
     """
 
-    kind: str
     state: dict[str, Tensor]
+    kind: str = "Detectron2 weights"
     classes: ClassNames | None = None
     left_out: Counter[str] = field(default_factory=Counter)
     rest: dict[str, Any] = field(default_factory=dict)
     heuristics: bool = False
-    caffe2: bool = False
+
+    def leave_out(self, reason: str, fits: Callable[[str], bool]) -> None:
+        """Drop values by their names, and count them."""
+        for name in list(filter(fits, self.state)):
+            del self.state[name]
+            self.left_out[reason] += 1
 
 
-def recognise(saved: Any, model_names: Collection[str]) -> Weights:
+def recognise(saved: Any, model_state: Mapping[str, Tensor], *, name: str) -> Weights:
     """The weights of what `read_file` gave.
 
     Args:
         saved: a checkpoint or a state dict, in any of the layouts that the README names.
-        model_names: names in the state dict of the model that the weights are for; a backbone's
-            own names depend on them. Empty, if there is no model: then a backbone goes under an
-            FPN.
+        model_state: names and values of the model that the weights are for; a backbone's own names
+            depend on it. Empty, if there is no model: then a backbone goes under an FPN.
+        name: of the file, for messages.
 
     Raises:
-        ValueError: no weights are found, some are no plain tensors of numbers, or some of an
-            OpenMMLab checkpoint are none of K-Net's.
+        ValueError: no weights are found, some are no plain tensors of finite numbers, or some of
+            an OpenMMLab checkpoint are none of K-Net's.
     """
+    try:
+        weights = _recognise(saved, model_state)
+        _require_finite(weights.state)
+        _require_same_types(weights.state, model_state)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    return weights
+
+
+def _recognise(saved: Any, model_state: Mapping[str, Tensor]) -> Weights:
     entry, values = _find_state(saved)
-    state = _strip({_name(name): _tensor(name, value) for name, value in values.items()})
+    weights = Weights(_strip({_name(k): _tensor(k, value) for k, value in values.items()}))
+    weights.leave_out("attention masks and indices", is_derived)
+    # Caffe2 keeps the optimiser's state beside the weights
+    weights.leave_out("momentum", lambda name: name.endswith("_momentum"))
     rest = {} if entry is None else {k: v for k, v in saved.items() if k != entry}
-    left_out: Counter[str] = Counter()
-    state = _without_derived(state, left_out)
-    if any(name.startswith(_PUBLISHED) for name in state):
-        return Weights(
-            f"OpenMMLab {_published_task(state)} checkpoint",
-            _import_published(state),
-            ClassNames.from_openmmlab(rest.get("meta")),
-            left_out,
+    _use_our_names(weights, entry, rest, model_state)
+    if model_state:  # a batch norm that the model froze has no counter
+        counter = ".num_batches_tracked"
+        weights.leave_out(
+            counter[1:], lambda name: name.endswith(counter) and name not in model_state
         )
+    return weights
+
+
+def _use_our_names(
+    weights: Weights, entry: str | None, rest: dict[str, Any], model_state: Mapping[str, Tensor]
+) -> None:
+    state = weights.state
     bare_caffe2 = entry is None and any(_CAFFE2.match(name) for name in state)
-    heuristics = rest.get("matching_heuristics") is True
-    if heuristics or entry in ("blobs", "model_state") or bare_caffe2:
+    # OpenMMLab's backbones share some of our names, but less than half
+    known = [n for n in state if n in model_state or n.startswith("backbone.bottom_up.")]
+    if any(name.startswith(_PUBLISHED) for name in state):
+        semantic = any(name.startswith("decode_head.") for name in state)
+        task = "semantic" if semantic else "instance or panoptic"
+        weights.kind = f"OpenMMLab {task} K-Net checkpoint"
+        weights.state = _import_published(state)
+        weights.classes = ClassNames.from_openmmlab(rest.get("meta"))
+    elif (
+        rest.get("matching_heuristics") is True or entry in ("blobs", "model_state") or bare_caffe2
+    ):
         author = rest.get("__author__")
         caffe2 = bare_caffe2 or entry == "blobs" or (isinstance(author, str) and author == "Caffe2")
-        kind = "Caffe2 weights" if caffe2 else "Detectron2 weights"
-        return Weights(kind, state, None, left_out, {}, heuristics=True, caffe2=caffe2)
-    if any(name.startswith("heads.") for name in state):
-        kind = "K-Net checkpoint" if "trainer" in rest else "K-Net weights"
-        return Weights(kind, state, ClassNames.from_dict(rest.get("classes")), left_out, rest)
-    # more than half: OpenMMLab's backbones share some of our names
-    known = sum(name in model_names or name.startswith("backbone.bottom_up.") for name in state)
-    if 2 * known > len(state):
-        return Weights("Detectron2 weights", state, None, left_out)
-    kind, state = import_backbone(state, model_names, left_out)
-    return Weights(kind, state, None, left_out)
+        weights.kind = "Caffe2 weights" if caffe2 else "Detectron2 weights"
+        weights.heuristics = True
+        _align(weights, model_state, caffe2)
+    elif any(name.startswith("heads.") for name in state):
+        weights.kind = "K-Net checkpoint" if "trainer" in rest else "K-Net weights"
+        weights.classes = ClassNames.from_dict(rest.get("classes"))
+        weights.rest = rest
+    elif 2 * len(known) <= len(state):
+        weights.kind, weights.state = import_backbone(state, model_state.keys(), weights.left_out)
 
 
 def _find_state(saved: Any) -> tuple[str | None, Mapping[str, Any]]:
@@ -115,30 +152,53 @@ def _name(name: Any) -> str:
     return name
 
 
-def _tensor(name: Any, value: Any) -> Tensor:
+def _tensor(name: str, value: Any) -> Tensor:
     """A dense tensor of numbers on the CPU."""
+    odd = ""
     if isinstance(value, np.ndarray):
         try:
             # native byte order, and no memory that cannot be written
             value = torch.from_numpy(np.array(value, value.dtype.newbyteorder("="), order="C"))
-        except TypeError as error:
-            raise _odd(name, f"an array of {value.dtype}") from error
-    if not isinstance(value, Tensor):
+        except TypeError:
+            odd = f"an array of {value.dtype}"
+    elif not isinstance(value, Tensor):
         raise ValueError(f"no weights found: {name} is a {type(value).__name__}, not a tensor")
-    if value.is_meta:
-        raise _odd(name, "a tensor without values (on the device meta)")
-    if value.layout is not torch.strided or value.is_nested:
-        raise _odd(name, f"a sparse or nested tensor ({value.layout})")
-    if value.is_quantized or value.dtype not in _NUMBERS:
-        raise _odd(name, f"of type {value.dtype}")
+    elif value.is_meta:
+        odd = "a tensor without values (on the device meta)"
+    elif value.layout is not torch.strided or value.is_nested:
+        odd = f"a sparse or nested tensor ({value.layout})"
+    if not odd and (value.is_quantized or value.dtype not in _NUMBERS):
+        odd = f"of type {value.dtype}"
+    if odd:
+        raise ValueError(
+            f"the weight {name} is {odd}: weights are dense tensors of real numbers. Save the "
+            "model's state_dict as float32"
+        )
     return value
 
 
-def _odd(name: str, what: str) -> ValueError:
-    return ValueError(
-        f"the weight {name} is {what}: weights are dense tensors of real numbers. Save the model's "
-        "state_dict as float32"
-    )
+def _require_finite(state: Mapping[str, Tensor]) -> None:
+    broken = [
+        name
+        for name, value in state.items()
+        if value.is_floating_point() and not torch.isfinite(value).all()
+    ]
+    if broken:
+        raise ValueError(
+            f"{len(broken)} of {len(state)} weights are not finite (NaN or infinite), the first is "
+            f"{broken[0]}: the training diverged or the file is damaged; take an earlier checkpoint"
+        )
+
+
+def _require_same_types(state: Mapping[str, Tensor], model_state: Mapping[str, Tensor]) -> None:
+    """Whole numbers in place of others are quantised, or another weight's."""
+    for name, ours in model_state.items():
+        theirs = state.get(name, ours)
+        if theirs.is_floating_point() != ours.is_floating_point():
+            raise ValueError(
+                f"the weight {name} is of type {theirs.dtype}, here it is {ours.dtype}: save the "
+                "model's state_dict as float32"
+            )
 
 
 def _strip(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -146,36 +206,6 @@ def _strip(state: dict[str, Tensor]) -> dict[str, Tensor]:
         if all(name.startswith(prefix) for name in state):
             state = {name[len(prefix) :]: value for name, value in state.items()}
     return state
-
-
-def leave_out_counters(weights: Weights, model_names: Collection[str]) -> None:
-    """Drop the counters of batch norms that the model froze, in place: only its others have one."""
-    counters = [
-        name
-        for name in weights.state
-        if name.endswith(".num_batches_tracked") and name not in model_names
-    ]
-    for name in counters:
-        del weights.state[name]
-    weights.left_out["num_batches_tracked"] += len(counters)
-
-
-def _without_derived(state: Mapping[str, Tensor], left_out: Counter[str]) -> dict[str, Tensor]:
-    kept = {}
-    for name, value in state.items():
-        if is_derived(name):
-            left_out["attention masks and indices"] += 1
-        elif name.endswith("_momentum"):  # Caffe2 keeps the optimiser's state beside the weights
-            left_out["momentum"] += 1
-        else:
-            kept[name] = value
-    return kept
-
-
-def _published_task(state: Mapping[str, Tensor]) -> str:
-    if any(name.startswith("decode_head.") for name in state):
-        return "semantic K-Net"
-    return "instance or panoptic K-Net"
 
 
 def _import_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -188,3 +218,85 @@ def _import_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             f"have no counterpart here, such as {', '.join(names[:3])}. Published K-Net models, "
             "and backbones alone, can be loaded"
         ) from error
+
+
+def _align(weights: Weights, model_state: Mapping[str, Tensor], caffe2: bool) -> None:
+    """Match names with a model's, if there is one."""
+    if not model_state:
+        return
+    try:
+        weights.state = align_and_update_state_dicts(
+            dict(model_state), weights.state, c2_conversion=caffe2
+        )
+    except Exception as error:  # the heuristics take odd names and shapes for granted
+        raise ValueError(
+            f"{weights.kind} that cannot be matched with the model ({error}): copy or download "
+            "the file again"
+        ) from error
+
+
+def import_backbone(
+    state: Mapping[str, Tensor], model_names: Collection[str], left_out: Counter[str]
+) -> tuple[str, dict[str, Tensor]]:
+    """Rename a backbone's weights, as torchvision, OpenMMLab, the Swin authors or timm name them.
+
+    Args:
+        state: names and values, perhaps with OpenMMLab's prefix `backbone.` and a classifier.
+        model_names: names in the model's state dict, see `recognise`.
+        left_out: counts the values that are not taken; changed in place.
+
+    Returns:
+        The kind in words, our names and values.
+
+    Raises:
+        ValueError: no kind of backbone that is known here.
+    """
+    theirs = "backbone." if any(name.startswith("backbone.") for name in state) else ""
+    body = {
+        name[len(theirs) :]: value
+        for name, value in state.items()
+        if name.startswith(theirs) and not name.startswith(_CLASSIFIERS)
+    }
+    left_out["classifier"] += len(state) - len(body)
+    under_fpn = not model_names or any(n.startswith("backbone.bottom_up.") for n in model_names)
+    prefix = "backbone.bottom_up." if under_fpn else "backbone."
+    if any(name.startswith(f"{prefix}model.") for name in model_names):
+        return "weights for a timm backbone", _import_timm(body, model_names, f"{prefix}model.")
+    renamed: dict[str, Tensor] | None
+    try:
+        if "stem.0.weight" in body:
+            kind, renamed = "ResNet-V1c weights", rename(body, RESNET_V1C_RULES)
+        elif "stem.conv1.weight" in body and "res2.0.conv1.weight" in body:
+            kind, renamed = "Detectron2 backbone weights", body
+        elif "conv1.weight" in body and "layer1.0.conv1.weight" in body:
+            kind = "torchvision ResNet weights"
+            renamed = rename(body, {**DEFORM_RULES, **TORCHVISION_RULES})
+        else:
+            kind, renamed = "Swin weights", import_swin(body)
+            if renamed is not None:  # the classifier's norm, which no map of ours uses
+                left_out["classifier"] += len({"norm.weight", "norm.bias"} & set(body))
+    except KeyError as error:
+        raise ValueError(f"a backbone, but {error.args[0][:300]}") from error
+    if renamed is None:
+        raise ValueError(
+            f"weights of no kind that is known here, with names such as "
+            f"{', '.join(list(body)[:4])}: known are K-Net models, Detectron2's models, and "
+            "backbones as torchvision, OpenMMLab, the Swin authors and timm name them"
+        )
+    return kind, {prefix + name: value for name, value in renamed.items()}
+
+
+def _import_timm(
+    state: Mapping[str, Tensor], model_names: Collection[str], prefix: str
+) -> dict[str, Tensor]:
+    """Names of a timm model -> those of its feature extractor within ours.
+
+    An extractor joins some parts of a name with underscores, and one that works with hooks wraps
+    the model once more. What it lacks keeps its name behind the prefix, so that it is reported.
+    """
+    ours = {
+        name[len(prefix) :].removeprefix("model.").replace(".", "_"): name
+        for name in model_names
+        if name.startswith(prefix)
+    }
+    return {ours.get(name.replace(".", "_"), prefix + name): v for name, v in state.items()}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,40 +25,6 @@ _CLASSIFIERS = (
     "heads.kernel_head.classifier.weight",
     "heads.kernel_head.seg_predictor.weight",
 )
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A published list beside a model.
-
-    Attributes:
-        missing: published names that the model lacks.
-        unexpected: our names that the list lacks.
-        mismatched: name, published shape and ours, where these differ.
-        theirs, ours: total parameters.
-    """
-
-    missing: list[str]
-    unexpected: list[str]
-    mismatched: list[tuple[str, tuple[int, ...], tuple[int, ...]]]
-    theirs: int
-    ours: int
-
-    @property
-    def equal(self) -> bool:
-        """Nothing differs."""
-        return not (self.missing or self.unexpected or self.mismatched) and self.theirs == self.ours
-
-    def __str__(self) -> str:
-        lines = []
-        for kind, names in (("missing", self.missing), ("unexpected", self.unexpected)):
-            lines.append(f"{kind}: {len(names)}")
-            lines += [f"  {name}" for name in names[:20]]
-            lines += [f"  … and {len(names) - 20} more"] if len(names) > 20 else []
-        lines.append(f"mismatched: {len(self.mismatched)}")
-        lines += [f"  {n}: published {a}, ours {b}" for n, a, b in self.mismatched[:20]]
-        lines.append(f"parameters: published {self.theirs:,}, ours {self.ours:,}")
-        return "\n".join(lines)
 
 
 def read_shapes(path: str | Path) -> dict[str, list[int]]:
@@ -112,32 +77,35 @@ def with_classes_of(cfg: CfgNode, shapes: Shapes) -> CfgNode:
     return cfg
 
 
-def compare(model: nn.Module, shapes: Shapes) -> Comparison:
+def compare(model: nn.Module, shapes: Shapes) -> tuple[bool, str]:
     """Set the parameters of a model against a published list.
 
     A round's feature transform may be (C, C) here and (C, C, 1, 1) there. Scale and shift of
     frozen batch norms are parameters there and may be buffers here; they count.
+
+    Returns:
+        Whether all are equal, and what differs, in lines.
     """
     semantic = any(name.startswith("decode_head.") for name in shapes)
-    state = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     counters = (".running_mean", ".running_var", ".num_batches_tracked")
-    ours = {name: shape for name, shape in state.items() if not name.endswith(counters)}
-    missing, mismatched, seen = [], [], set()
-    for published, listed in shapes.items():
+    state = model.state_dict().items()
+    ours = {name: list(value.shape) for name, value in state if not name.endswith(counters)}
+    rest, missing, mismatched = dict(ours), [], []
+    for published, shape in shapes.items():
         name = to_our_name(published, semantic=semantic)
-        if name is None or name not in ours:
+        if name not in ours:
             missing.append(published)
             continue
-        seen.add(name)
-        theirs = tuple(listed)
-        if theirs[2:] == (1, 1) and published.endswith("feat_transform.conv.weight"):
-            theirs = theirs[:2]
-        if theirs != ours[name]:
-            mismatched.append((published, tuple(listed), ours[name]))
-    return Comparison(
-        missing,
-        sorted(set(ours) - seen),
-        mismatched,
-        sum(math.prod(shape) for shape in shapes.values()),
-        sum(math.prod(shape) for shape in ours.values()),
-    )
+        rest.pop(name, None)
+        matrix = published.endswith("feat_transform.conv.weight") and list(shape[2:]) == [1, 1]
+        if list(shape[:2] if matrix else shape) != ours[name]:
+            mismatched.append(f"{published}: published {tuple(shape)}, ours {tuple(ours[name])}")
+    lines = []
+    for kind, found in (("missing", missing), ("unexpected", sorted(rest))):
+        lines += [f"{kind}: {len(found)}", *(f"  {name}" for name in found[:20])]
+        lines += [f"  … and {len(found) - 20} more"] if len(found) > 20 else []
+    lines += [f"mismatched: {len(mismatched)}", *(f"  {line}" for line in mismatched[:20])]
+    totals = [sum(math.prod(shape) for shape in side.values()) for side in (shapes, ours)]
+    lines.append(f"parameters: published {totals[0]:,}, ours {totals[1]:,}")
+    equal = not (missing or rest or mismatched) and totals[0] == totals[1]
+    return equal, "\n".join(lines)

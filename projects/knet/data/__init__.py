@@ -1,25 +1,32 @@
-"""Data sets: registration, derived annotations, the mapper, and the toy data set *shapes*."""
+"""Data sets, in the order in which data flow.
 
-from knet.data.annotations.derive import panoptic_to_instances, panoptic_to_semantic
-from knet.data.annotations.panoptic_png import read_panoptic_png, write_panoptic_png
-from knet.data.augmentation import (
-    InvertColors,
-    PermuteChannels,
-    build_knet_augmentation,
-)
+register  ``custom`` (what a config names) → ``register`` (names and metadata, with ``categories``)
+read      ``coco_panoptic``, ``coco_instances`` (with ``coco_file``) or ``semantic_folders``:
+          records, and every defect of the annotations, found once; ``on_error``: what becomes of
+          these
+map       ``mapper``: record → picture and targets (with ``augmentation``); what a picture, a label
+          PNG or a mask is: ``images``, ``label_png``, ``panoptic_png``, ``masks``
+load      ``loader``: batches of a training that can be continued
+check     ``check/``: what ``tools/check_dataset.py`` reports of a whole data set
+
+``defects`` are the kinds and messages of all that can be wrong, ``derive`` makes instance and
+semantic annotations from panoptic ones, ``shapes/`` draws the toy data set.
+"""
+
+from knet.data.augmentation import InvertColors, PermuteChannels, build_knet_augmentation
 from knet.data.check.data_set import check_dataset
 from knet.data.config import add_data_config
+from knet.data.custom import register_custom, register_shapes
 from knet.data.defects import DataError, Defect
+from knet.data.derive import panoptic_to_instances, panoptic_to_semantic
 from knet.data.mapper import KNetDatasetMapper
-from knet.data.registration.catalog import datasets_root
-from knet.data.registration.custom import register_custom
-from knet.data.registration.register import (
-    load_coco_panoptic,
+from knet.data.panoptic_png import read_panoptic_png, write_panoptic_png
+from knet.data.register import (
+    datasets_root,
     register_coco_instances,
     register_coco_panoptic,
-    register_shapes,
+    register_sem_seg,
 )
-from knet.data.registration.register_semantic import register_sem_seg
 from knet.data.shapes.scene import STUFF_NAMES, THING_NAMES, Scene, draw_scene
 from knet.data.shapes.writer import SHAPES_CATEGORIES, write_shapes
 
@@ -38,7 +45,6 @@ __all__ = [
     "check_dataset",
     "datasets_root",
     "draw_scene",
-    "load_coco_panoptic",
     "panoptic_to_instances",
     "panoptic_to_semantic",
     "read_panoptic_png",

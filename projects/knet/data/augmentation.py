@@ -1,21 +1,16 @@
-"""Augmentations beyond Detectron2's, and the list that a config asks for."""
+"""Augmentations beyond Detectron2's, the list that a config asks for, and how labels follow."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
+import pycocotools.mask as mask_util
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 
-__all__ = [
-    "COLOR_AUGMENTATIONS",
-    "InvertColors",
-    "PermuteChannels",
-    "ResizeShortestEdge",
-    "build_knet_augmentation",
-    "photometric_distortion",
-]
+from knet.data.label_png import IGNORE_LABEL
 
 
 class ResizeShortestEdge(T.ResizeShortestEdge):
@@ -112,7 +107,7 @@ def build_knet_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation
                     inputs.CROP.TYPE,
                     inputs.CROP.SIZE,
                     inputs.CROP.SINGLE_CATEGORY_MAX_AREA,
-                    ignored_category=255,
+                    ignored_category=IGNORE_LABEL,
                 )
             )
         else:
@@ -131,3 +126,59 @@ def build_knet_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation
             )
         augmentations.append(COLOR_AUGMENTATIONS[name](inputs.FORMAT))
     return augmentations
+
+
+def transform_labels(transforms: T.TransformList, labels: np.ndarray) -> np.ndarray:
+    """Moves a label map (H, W) along with its picture, by nearest neighbour; keeps the dtype.
+
+    Pixels that come from outside of the picture become 0.
+    """
+    if labels.dtype == np.uint8:
+        return np.array(transforms.apply_segmentation(labels))
+    # Detectron2 takes other neighbours for other types, so it is the pixels that are moved.
+    flat = np.concatenate([np.zeros(1, labels.dtype), labels.ravel(order="F")])
+    return flat[_moved_pixels(transforms, labels.shape)]
+
+
+def transform_masks(
+    transforms: T.TransformList, masks: Sequence[dict[str, Any]], size: tuple[int, int]
+) -> np.ndarray:
+    """Moves masks along with their picture, by nearest neighbour.
+
+    One mask at a time is decoded at the picture's own size, whatever their number.
+
+    Args:
+        transforms: of the picture.
+        masks: N compressed RLE dicts of the picture before.
+        size: (H, W) of the picture afterwards.
+
+    Returns:
+        (N, H, W) bool.
+    """
+    moved = np.zeros((len(masks), *size), bool)
+    if not masks:
+        return moved
+    height, width = masks[0]["size"]
+    pixels = _moved_pixels(transforms, (height, width))
+    flat = np.zeros(height * width + 1, np.uint8)
+    for mask, rle in zip(moved, masks):
+        flat[1:] = mask_util.decode(rle).ravel(order="F")  # as decoded: by columns
+        np.take(flat, pixels, out=mask.view(np.uint8))
+    return moved
+
+
+def _moved_pixels(transforms: T.TransformList, size: tuple[int, int]) -> np.ndarray:
+    """Where each pixel of the moved picture comes from: 1 + its index by columns, 0 for nowhere.
+
+    The index goes through as three maps of bytes, the one type whose nearest neighbours are those
+    of Pillow, as the picture's are.
+    """
+    height, width = size
+    index = np.arange(1, height * width + 1, dtype=np.uint32).reshape(width, height).T
+    parts = (
+        transforms.apply_segmentation(np.ascontiguousarray(index >> shift & 0xFF, np.uint8))
+        for shift in range(0, 32, 8)
+        if index[-1, -1] >> shift
+    )
+    moved = [part.astype(np.int64) << 8 * number for number, part in enumerate(parts)]
+    return np.sum(moved, axis=0)

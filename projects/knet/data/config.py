@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from detectron2.config import CfgNode
 
-from knet.data.annotations.image_files import MAX_PIXELS
-
-__all__ = ["add_data_config"]
+from knet.data.images import MAX_PIXELS
 
 
 def add_data_config(cfg: CfgNode) -> None:

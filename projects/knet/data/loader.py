@@ -12,7 +12,7 @@ import functools
 import logging
 import os
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,9 @@ from detectron2.data import DatasetCatalog, get_detection_dataset_dicts
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from knet.data.check.whole_set import nothing_to_learn
-from knet.data.defects import DataError, raise_first
-from knet.data.on_error import left_out
-from knet.data.skip_report import SKIPPED, SkipReport
-from knet.data.worker_errors import hand_over
+from knet.data.defects import DataError, Defect, make_defect, raise_first
+from knet.data.on_error import SKIPPED, SkipReport, hand_over
+from knet.data.register import own_data_set
 
 logger = logging.getLogger(__name__)
 
@@ -172,10 +170,6 @@ def _identity(batch: list[Record]) -> list[Record]:
     return batch
 
 
-def _one_thread(_: int) -> None:
-    torch.set_num_threads(1)
-
-
 @functools.cache  # said once
 def usable_workers(asked: int) -> int:
     """How many loader processes this process should start: no more than its share of the cores.
@@ -231,7 +225,6 @@ def build_train_loader(
         batch_sampler=sampler,
         num_workers=usable_workers(cfg.DATALOADER.NUM_WORKERS),
         collate_fn=_identity,
-        worker_init_fn=_one_thread,
         # copies to a GPU then run beside the computation
         pin_memory=torch.device(cfg.MODEL.DEVICE).type == "cuda",
     )
@@ -239,7 +232,7 @@ def build_train_loader(
     return SkipReport(
         loader,
         epoch_size=len(records) // processes,
-        left_out=left_out(cfg.DATASETS.TRAIN),
+        left_out=_left_out(cfg),
         start=start_step * cfg.SOLVER.IMS_PER_BATCH // processes,
         processes=processes,
     )
@@ -262,7 +255,7 @@ def _read_records(cfg: CfgNode) -> list[Record]:
     except AssertionError as error:  # no record is left
         for name in cfg.DATASETS.TRAIN:
             raise_first(nothing_to_learn(DatasetCatalog.get(name), name))
-        lost = left_out(cfg.DATASETS.TRAIN)
+        lost = _left_out(cfg)
         mend = "see what is in it with `python tools/check_dataset.py`"
         if lost:
             mend = f"{lost} images were left out for errors (DATASETS.ON_ERROR): {mend}"
@@ -271,3 +264,34 @@ def _read_records(cfg: CfgNode) -> list[Record]:
         raise ValueError(
             f"the data sets in DATASETS.TRAIN ({names}) cannot be trained on: {error} {mend}"
         ) from error
+
+
+def _left_out(cfg: CfgNode) -> int:
+    """The images that the data sets in DATASETS.TRAIN lost to errors when they were read."""
+    own = [own_data_set(name) for name in cfg.DATASETS.TRAIN]
+    return sum(data_set.left_out for data_set in own if data_set is not None)
+
+
+def nothing_to_learn(records: Sequence[Mapping[str, Any]], name: str) -> list[Defect]:
+    """The defect of records all of whose annotations are crowds; else none.
+
+    Images without any annotation teach what is no object, so a data set may consist of them.
+
+    Args:
+        records: of one or several data sets, without errors.
+        name: of them, for messages.
+    """
+    crowds = 0
+    for record in records:
+        annotations = record.get("annotations", record.get("segments_info"))
+        if annotations is None:
+            return []  # semantic label maps
+        for annotation in annotations:
+            if not annotation.get("iscrowd", 0) or not annotation.get("isthing", True):
+                return []
+            crowds += 1
+    if not crowds:
+        return []
+    file = str(records[0].get("annotation_file", ""))
+    problem = f"all {crowds} annotations of its {len(records)} images are crowds (iscrowd 1)"
+    return [make_defect("nothing-to-learn", file, f"data set {name!r}", problem)]

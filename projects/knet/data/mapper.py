@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,32 +14,33 @@ from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Instances
 
-from knet.data.annotations.coco_file import missing_keys
-from knet.data.annotations.image_files import MAX_PIXELS
-from knet.data.annotations.panoptic_png import ids_to_rows, read_panoptic_png, segment_key_defects
-from knet.data.annotations.pictures import read_picture
-from knet.data.augmentation import build_knet_augmentation
-from knet.data.defects import describe, raise_first
-from knet.data.labels import (
-    IGNORE_LABEL,
-    annotation_name,
-    annotation_source,
-    check_classes,
-    check_label_size,
-    class_defects,
-    encode_annotations,
-    read_label_png,
-    transform_labels,
-    transform_masks,
-)
-from knet.data.registration.catalog import common_ignore_label
-
-__all__ = ["KNetDatasetMapper"]
+from knet.data.augmentation import build_knet_augmentation, transform_labels, transform_masks
+from knet.data.categories import thing_ids
+from knet.data.coco_file import check_keys, check_numbers
+from knet.data.defects import Defect, Defects, annotation_name, describe, raise_first
+from knet.data.images import MAX_PIXELS, read_picture
+from knet.data.label_png import IGNORE_LABEL, check_label_size, class_defects, read_label_png
+from knet.data.masks import encode_segmentation, segmentation_errors
+from knet.data.panoptic_png import LARGEST_ID, ids_to_rows, read_panoptic_png
+from knet.data.register import common_ignore_label, own_data_set
 
 logger = logging.getLogger(__name__)
 
 _TARGETS = ("instances", "sem_seg")
 _SUSPICIOUS_MAPS = 8
+
+Record = dict[str, Any]
+
+
+@dataclass
+class _Labels:
+    """Labels of one picture before augmentation; None: the record has none of this kind."""
+
+    classes: np.ndarray | None = None  # (N,) int64, of the instances
+    masks: list[dict[str, Any]] | None = None  # N compressed RLE, of the instances
+    # (H, W) integers in place of masks: the row of `classes` of a pixel; its class -1: no instance
+    rows: np.ndarray | None = None
+    sem_seg: np.ndarray | None = None  # (H, W) integers, 255 where there is no label
 
 
 class KNetDatasetMapper:
@@ -57,6 +58,9 @@ class KNetDatasetMapper:
     Label maps are resized by nearest neighbour. Polygons are rasterised before augmentation, as
     in the published training: polygon, RLE and panoptic masks then all go the same way, and
     crops need no polygon clipping.
+
+    The readers of this package have found what is wrong with the annotations; here is found what
+    only a picture or a label PNG tells.
     """
 
     @configurable
@@ -71,6 +75,7 @@ class KNetDatasetMapper:
         thing_ids: Collection[int] | None = None,
         num_classes: int | None = None,
         ignore_label: int = IGNORE_LABEL,
+        checked: bool = False,
     ) -> None:
         """
         Args:
@@ -83,6 +88,8 @@ class KNetDatasetMapper:
             thing_ids: the classes that instances may have; None leaves them unchecked.
             num_classes: semantic labels must be below; None leaves them unchecked.
             ignore_label: of label PNGs; becomes 255.
+            checked: whether the annotations of all records were checked when they were read, as
+                those of this package's data sets are; others are checked here.
 
         Raises:
             ValueError: for an unknown target, or more classes than fit below 255.
@@ -99,8 +106,8 @@ class KNetDatasetMapper:
         self.targets = tuple(targets)
         self.thing_ids = None if thing_ids is None else sorted(set(thing_ids))
         self.num_classes = num_classes
-        self._class_ids = None if num_classes is None else range(num_classes)
         self.ignore_label = ignore_label
+        self.checked = checked
         self._maps_of_masks = 0
         mode = "training" if is_train else "inference"
         logger.debug("K-Net mapper for %s with %s", mode, self.augmentations)
@@ -126,19 +133,14 @@ class KNetDatasetMapper:
                 f"thing labels collide; use its form without `_separated`, or "
                 f"knet.data.register_coco_panoptic"
             )
-        # Cityscapes numbers its things 11 to 18, after the stuff, so their count is no bound.
-        things = meta.get("thing_dataset_id_to_contiguous_id")
-        names_of_things = meta.get("thing_classes")
-        if things:
-            arguments["thing_ids"] = list(things.values())
-        elif names_of_things:
-            arguments["thing_ids"] = range(len(names_of_things))
+        arguments["thing_ids"] = thing_ids(meta)
         arguments["num_classes"] = len(stuff) if stuff else None
         # at inference no labels are read
         arguments["ignore_label"] = common_ignore_label(names if is_train else (), IGNORE_LABEL)
+        arguments["checked"] = all(own_data_set(name) is not None for name in names)
         return arguments
 
-    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, dataset_dict: Record) -> Record:
         """
         Args:
             dataset_dict: a record in Detectron2's format; left unchanged.
@@ -158,121 +160,75 @@ class KNetDatasetMapper:
                 SizeMismatchError.
             ValueError: if a needed target is not there.
         """
-        record = copy.copy(dataset_dict)
+        record = dataset_dict
         image = read_picture(record, image_format=self.image_format, max_pixels=self.max_pixels)
-        result: dict[str, Any] = {"height": image.shape[0], "width": image.shape[1]}
+        size = image.shape[:2]
+        result: Record = {"height": size[0], "width": size[1]}
         result.update({key: record[key] for key in ("file_name", "image_id") if key in record})
+        labels = self._read_labels(record, size) if self.is_train else _Labels()
 
-        if not self.is_train:
-            aug_input = T.AugInput(image)
-            self.augmentations(aug_input)
-            result["image"] = _to_tensor(aug_input.image)
-            return result
-
-        rows, masks, classes, sem_seg = self._read_targets(record, image.shape[:2])
         # Some crops look at the labels of what they keep.
-        aug_input = T.AugInput(image, sem_seg=sem_seg)
+        aug_input = T.AugInput(image, sem_seg=labels.sem_seg)
         transforms = self.augmentations(aug_input)
-        result["image"] = _to_tensor(aug_input.image)
-        size = aug_input.image.shape[:2]
+        # a copy: a picture that nothing changed is read-only
+        result["image"] = torch.from_numpy(aug_input.image.transpose(2, 0, 1).copy())
         if aug_input.sem_seg is not None:
             result["sem_seg"] = torch.from_numpy(aug_input.sem_seg.astype(np.int64))
-        if classes is not None:
-            if rows is not None:
-                instances = _rows_to_instances(transform_labels(transforms, rows), classes)
+        if labels.classes is not None:
+            if labels.rows is not None:
+                masks, classes = _split(transform_labels(transforms, labels.rows), labels.classes)
             else:
-                assert masks is not None
-                instances = _pack(transform_masks(transforms, masks, size), classes)
-            result["instances"] = instances
+                masks = transform_masks(transforms, labels.masks or [], aug_input.image.shape[:2])
+                classes = labels.classes
+            result["instances"] = _to_instances(masks, classes)
         return result
 
-    def _read_targets(
-        self, record: dict[str, Any], size: tuple[int, int]
-    ) -> tuple[
-        np.ndarray | None, list[dict[str, Any]] | None, np.ndarray | None, np.ndarray | None
-    ]:
-        """Labels before augmentation: rows or RLEs, classes of the instances, semantic map."""
-        wants_instances = not self.targets or "instances" in self.targets
-        wants_semantic = not self.targets or "sem_seg" in self.targets
-        rows = masks = classes = sem_seg = None
+    def _read_labels(self, record: Record, size: tuple[int, int]) -> _Labels:
+        """The wanted labels of a record whose picture is (H, W)."""
+        wanted = self.targets or _TARGETS
         if "pan_seg_file_name" in record:
-            rows, classes, sem_seg = self._read_panoptic(record, size)
+            labels = self._read_panoptic(record, size)
         else:
-            if wants_instances and "annotations" in record:
-                masks, classes = encode_annotations(record["annotations"], size, record)
-                self._check_instance_classes(classes, record)
-            if wants_semantic and "sem_seg_file_name" in record:
-                sem_seg = read_label_png(
-                    record["sem_seg_file_name"],
-                    size,
-                    self.num_classes,
-                    self.ignore_label,
-                    describe(record),
-                )
-                self._warn_of_masks(sem_seg)
-        for target, value in (("instances", classes), ("sem_seg", sem_seg)):
+            labels = _Labels()
+            if "instances" in wanted and "annotations" in record:
+                labels = self._read_annotations(record, size)
+            if "sem_seg" in wanted and "sem_seg_file_name" in record:
+                labels.sem_seg = self._read_semantic(record, size)
+        for target, value in (("instances", labels.classes), ("sem_seg", labels.sem_seg)):
             if target in self.targets and value is None:
                 raise ValueError(
                     f"{record['file_name']}: the record has no labels for {target!r}, which "
                     f"INPUT.KNET_TARGETS asks for; its keys are {sorted(record)}"
                 )
-        return (
-            rows,
-            masks,
-            classes if wants_instances else None,
-            sem_seg if wants_semantic else None,
-        )
+        if "instances" not in wanted:
+            labels.classes = None
+        if "sem_seg" not in wanted:
+            labels.sem_seg = None
+        return labels
 
-    def _check_instance_classes(self, classes: np.ndarray, record: dict[str, Any]) -> None:
-        file, owner = annotation_source(record)
-        if not class_defects(classes, self.thing_ids, file, "instance class", ""):
-            return
-        for position, annotation in enumerate(record["annotations"]):
-            if not annotation.get("iscrowd", 0):
-                label = np.array([annotation["category_id"]])
-                name = annotation_name(record, position) + owner
-                check_classes(label, self.thing_ids, file, "instance class", name)
-
-    def _warn_of_masks(self, sem_seg: np.ndarray) -> None:
-        """Masks of 0 and 255 pass for two-class labels without any foreground: say so once."""
-        if self.num_classes != 2 or self._maps_of_masks >= _SUSPICIOUS_MAPS:
-            return
-        if (sem_seg == 1).any():
-            self._maps_of_masks = _SUSPICIOUS_MAPS  # these are labels
-        elif (sem_seg == IGNORE_LABEL).any():
-            self._maps_of_masks += 1
-            if self._maps_of_masks == _SUSPICIOUS_MAPS:
-                logger.warning(
-                    "the first %d label PNGs with unlabelled pixels hold only 0 and 255, which "
-                    "means `no label`: if 255 is the foreground, convert them with "
-                    "`python datasets/prepare_label_pngs.py IN OUT --map 255=1`",
-                    _SUSPICIOUS_MAPS,
-                )
-
-    def _read_panoptic(
-        self, record: dict[str, Any], size: tuple[int, int]
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Map of segment rows, class of each row (-1 where it is no instance), semantic map."""
-        path = record["pan_seg_file_name"]
-        name = describe(record)
-        raise_first(missing_keys(record, ("segments_info",), path, name))
+    def _read_panoptic(self, record: Record, size: tuple[int, int]) -> _Labels:
+        """Rows and semantic map of a panoptic PNG; row 0 is void."""
+        if not self.checked:
+            raise_first(label_errors(record, size))
+        path, name = record["pan_seg_file_name"], describe(record)
         segments = record["segments_info"]
-        raise_first(segment_key_defects(segments, path, name))
         ids = read_panoptic_png(path, name, size, record["file_name"])
         check_label_size(ids, size, path, name, record["file_name"])
         rows = ids_to_rows(ids, segments, path, name)
-        labels = np.array([segment["category_id"] for segment in segments], np.int64)
-        check_classes(labels, self._class_ids, path, "class", name)
+        classes = np.array([segment["category_id"] for segment in segments], np.int64)
+        known = None if self.num_classes is None else range(self.num_classes)
+        raise_first(class_defects(classes, known, path, "class", name))
         is_instance = np.array(
             [self._is_thing(s, path) and not s.get("iscrowd", 0) for s in segments], bool
         )
-        check_classes(labels[is_instance], self.thing_ids, path, "instance class", name)
-        dtype = np.uint8 if labels.max(initial=0) < IGNORE_LABEL else np.int32
-        sem_seg = np.concatenate([[IGNORE_LABEL], labels]).astype(dtype)[rows]
-        classes = np.concatenate([[-1], np.where(is_instance, labels, -1)])
-        return rows, classes, sem_seg
+        things = classes[is_instance]
+        raise_first(class_defects(things, self.thing_ids, path, "instance class", name))
+        dtype = np.uint8 if classes.max(initial=0) < IGNORE_LABEL else np.int32
+        sem_seg = np.concatenate([[IGNORE_LABEL], classes]).astype(dtype)[rows]
+        classes = np.concatenate([[-1], np.where(is_instance, classes, -1)])
+        return _Labels(classes, rows=rows, sem_seg=sem_seg)
 
-    def _is_thing(self, segment: dict[str, Any], path: str) -> bool:
+    def _is_thing(self, segment: Record, path: str) -> bool:
         # Records of Detectron2's Cityscapes do not say it.
         if "isthing" in segment:
             return bool(segment["isthing"])
@@ -282,31 +238,102 @@ class KNetDatasetMapper:
             )
         return segment["category_id"] in self.thing_ids
 
+    def _read_annotations(self, record: Record, size: tuple[int, int]) -> _Labels:
+        """Masks as compressed RLE: hundreds in a few kilobytes."""
+        if not self.checked:
+            raise_first(label_errors(record, size))
+        file = record["annotation_file" if "annotation_file" in record else "file_name"]
+        masks, classes = [], []
+        for position, annotation in enumerate(record["annotations"]):
+            if annotation.get("iscrowd", 0):
+                continue
+            label = annotation["category_id"]
+            if label < 0 if self.thing_ids is None else label not in self.thing_ids:
+                name, wrong = annotation_name(record, position), np.array([label])
+                raise_first(class_defects(wrong, self.thing_ids, file, "instance class", name))
+            masks.append(encode_segmentation(annotation["segmentation"], size))
+            classes.append(label)
+        return _Labels(np.array(classes, np.int64), masks)
 
-def _rows_to_instances(rows: np.ndarray, classes: np.ndarray) -> Instances:
-    """Instances of the rows with a class that still own a pixel; ``classes`` has one a row."""
-    candidates = np.flatnonzero(classes >= 0)
-    masks = np.empty((len(candidates), *rows.shape), bool)
-    for mask, row in zip(masks, candidates):
+    def _read_semantic(self, record: Record, size: tuple[int, int]) -> np.ndarray:
+        """(H, W) uint8 labels; says once if they look like masks of 0 and 255.
+
+        These pass for two-class labels without any foreground.
+        """
+        path, name = record["sem_seg_file_name"], describe(record)
+        labels = read_label_png(path, size, self.num_classes, self.ignore_label, name)
+        if self.num_classes != 2 or self._maps_of_masks >= _SUSPICIOUS_MAPS:
+            return labels
+        if (labels == 1).any():
+            self._maps_of_masks = _SUSPICIOUS_MAPS  # these are labels
+        elif (labels == IGNORE_LABEL).any():
+            self._maps_of_masks += 1
+            if self._maps_of_masks == _SUSPICIOUS_MAPS:
+                logger.warning(
+                    "the first %d label PNGs with unlabelled pixels hold only 0 and 255, which "
+                    "means `no label`: if 255 is the foreground, convert them with "
+                    "`python datasets/prepare_label_pngs.py IN OUT --map 255=1`",
+                    _SUSPICIOUS_MAPS,
+                )
+        return labels
+
+
+def _split(rows: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Masks (N, H, W) bool and classes of the rows that are instances; one class a row."""
+    instances = np.flatnonzero(classes >= 0)
+    masks = np.empty((len(instances), *rows.shape), bool)
+    for mask, row in zip(masks, instances):
         # One vectorised pass that writes the result; counting all rows first costs more.
         np.equal(rows, row.astype(rows.dtype), out=mask)
-    return _pack(masks, classes[candidates])
+    return masks, classes[instances]
 
 
-def _pack(masks: np.ndarray, classes: np.ndarray) -> Instances:
+def _to_instances(masks: np.ndarray, classes: np.ndarray) -> Instances:
+    """Instances of masks (N, H, W) bool; those without a pixel are left out."""
     kept = np.array([mask.any() for mask in masks], bool)
     if not kept.all():
         masks, classes = masks[kept], classes[kept]
-    return _as_instances(torch.from_numpy(masks), classes)
-
-
-def _as_instances(masks: torch.Tensor, classes: np.ndarray) -> Instances:
-    instances = Instances((masks.shape[1], masks.shape[2]))
+    instances = Instances(masks.shape[1:])
     instances.gt_classes = torch.from_numpy(classes.astype(np.int64))
-    instances.gt_masks = BitMasks(masks)
+    instances.gt_masks = BitMasks(torch.from_numpy(masks))
     return instances
 
 
-def _to_tensor(image: np.ndarray) -> torch.Tensor:
-    # a copy: a picture that nothing changed is read-only
-    return torch.from_numpy(image.transpose(2, 0, 1).copy())
+def label_errors(
+    record: Mapping[str, Any], size: tuple[int, int], file: str | None = None
+) -> list[Defect]:
+    """What makes the annotations of a record unusable, whoever read it; label PNGs stay closed.
+
+    Args:
+        record: in Detectron2's format.
+        size: (H, W) of its picture.
+        file: of the annotations, for messages; None: what the record knows.
+    """
+    if "pan_seg_file_name" not in record:
+        errors: list[Defect] = []
+        for position in range(len(record.get("annotations", ()))):
+            errors += annotation_errors(record, position, size, file)
+        return errors
+    found = Defects(record["pan_seg_file_name"], describe(record))
+    if check_keys(record, ("segments_info",), found):
+        for position, segment in enumerate(record["segments_info"]):
+            parts = found.record, f"segments_info[{position}]"
+            place = found.at(", ".join(filter(None, parts)))
+            right = check_numbers(segment, ("id", "category_id"), place)
+            if right and not 0 <= segment["id"] <= LARGEST_ID:
+                problem = f"id is {segment['id']}, not a whole number up to {LARGEST_ID}"
+                place.add("bad-value", problem)
+            found += place
+    return found
+
+
+def annotation_errors(
+    record: Mapping[str, Any], position: int, size: tuple[int, int], file: str | None = None
+) -> Defects:
+    """What makes one of a record's instance annotations unusable; see :func:`label_errors`."""
+    annotation = record["annotations"][position]
+    file = file or record.get("annotation_file", record["file_name"])
+    found = Defects(str(file), annotation_name(record, position))
+    check_numbers(annotation, ("category_id",), found)
+    found += segmentation_errors(annotation.get("segmentation"), size, found.file, found.record)
+    return found

@@ -1,55 +1,51 @@
-"""What becomes of records with a defect: refused, or left out and counted."""
+"""What becomes of records with a defect: refused, or left out and counted.
+
+Some defects are found when the records of a data set are read, others when a picture is, in a
+worker process of the loader perhaps.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+import traceback
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from detectron2.data import DatasetCatalog
+from torch.utils.data import get_worker_info
 
-from knet.data.defects import Defect, raise_first
-from knet.data.registration.catalog import register_loader
-
-__all__ = [
-    "ON_ERROR",
-    "Scan",
-    "check_on_error",
-    "left_out",
-    "register_scan",
-    "scan_dataset",
-    "set_on_error",
-    "usable_records",
-]
+from knet.data.defects import DataError, Defect, raise_first
+from knet.errors import MEANT, UserError, one_line
 
 logger = logging.getLogger(__name__)
 
 ON_ERROR = ("raise", "skip")
+# key of a sample under which a loader process says which records it stands in for
+SKIPPED = "skipped_records"
+# key of a sample that is none, but (error, stack trace)
+_ERROR = "error_of_a_worker"
+_EXAMPLES = 3
+
+Batch = list[dict[str, Any]]
 
 
 @dataclass
 class Scan:
-    """All records of a data set, usable or not, with what is wrong with them.
+    """All records of a data set, usable or not, with what is wrong with its annotations.
 
-    Attributes:
-        records: in Detectron2's format. Those of ``broken`` lack what could not be read.
-        broken: the positions of records that an error makes unusable.
-        lost: the number of images without any record, because not even their entry can be read.
-        defects: of the annotation files; pictures and masks have not been looked at.
+    Pictures and label PNGs have not been looked at.
     """
 
-    records: list[dict[str, Any]] = field(default_factory=list)
+    records: Batch = field(default_factory=list)  # in Detectron2's format
+    # positions of records that an error makes unusable; they lack what could not be read
     broken: set[int] = field(default_factory=set)
-    lost: int = 0
+    lost: int = 0  # images without any record, because not even their entry can be read
     defects: list[Defect] = field(default_factory=list)
 
-
-# The policy is no part of what a data set is: it may be changed after the registration.
-_on_error: dict[str, str] = {}
-# with the loader that reads the same: others may register a name anew
-_scanners: dict[str, tuple[Callable[[], list[dict[str, Any]]], Callable[[], Scan]]] = {}
-_left_out: dict[str, int] = {}
+    @property
+    def left_out(self) -> int:
+        """The images that an error makes unusable."""
+        return len(self.broken) + self.lost
 
 
 def check_on_error(on_error: str, where: str) -> str:
@@ -59,41 +55,8 @@ def check_on_error(on_error: str, where: str) -> str:
     return on_error
 
 
-def set_on_error(name: str, on_error: str) -> None:
-    """Sets the policy of a data set; it holds from the next time that its records are read."""
-    _on_error[name] = check_on_error(on_error, f"data set {name!r}: on_error")
-
-
-def register_scan(name: str, arguments: dict[str, Any], scan: Callable[[], Scan]) -> None:
-    """Registers a data set whose records are those of a scan, under the policy of its name."""
-
-    def load() -> list[dict[str, Any]]:
-        return usable_records(scan(), _on_error[name], name)
-
-    register_loader(name, arguments, load)
-    _scanners[name] = (load, scan)
-
-
-def scan_dataset(name: str) -> Scan | None:
-    """Every record and defect of a data set registered here; None for those of others."""
-    load, scan = _scanners.get(name, (None, None))
-    if scan is None or name not in DatasetCatalog or DatasetCatalog[name] is not load:
-        return None
-    return scan()
-
-
-def left_out(names: Iterable[str]) -> int:
-    """The images that data sets lost to errors when their records were last read."""
-    return sum(_left_out.get(name, 0) for name in names)
-
-
-def usable_records(scan: Scan, on_error: str, name: str) -> list[dict[str, Any]]:
-    """The records of a scan under a policy; one warning tells of errors, one of missing labels.
-
-    Args:
-        scan: of the data set.
-        on_error: ``raise`` or ``skip``.
-        name: of the data set, for the log.
+def usable_records(scan: Scan, on_error: str, name: str) -> Batch:
+    """The records of a data set under a policy; a warning tells of errors, one of missing labels.
 
     Raises:
         DataError: under ``raise``, for the first error; it says how many more there are.
@@ -102,7 +65,6 @@ def usable_records(scan: Scan, on_error: str, name: str) -> list[dict[str, Any]]
         raise_first(scan.defects)
     errors = [defect for defect in scan.defects if defect.severity == "error"]
     kept = [record for index, record in enumerate(scan.records) if index not in scan.broken]
-    _left_out[name] = len(scan.broken) + scan.lost
     bare = [defect for defect in scan.defects if defect.kind == "image-without-annotation"]
     if bare:
         logger.warning(
@@ -118,8 +80,129 @@ def usable_records(scan: Scan, on_error: str, name: str) -> list[dict[str, Any]]
             "(DATASETS.ON_ERROR is skip; tools/check_dataset.py lists all). The first: %s",
             name,
             len(errors),
-            _left_out[name],
+            scan.left_out,
             len(kept),
             errors[0],
         )
     return kept
+
+
+def hand_over(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """`function(*arguments)`, a sample; in a worker an error for the user becomes one, too.
+
+    A `DataLoader` puts the stack trace of its worker into the message, and of an error with more
+    than a message it keeps nothing else; `raise_handed_over` raises it in the parent as it was.
+    """
+    try:
+        return function(*arguments)
+    except MEANT as error:
+        if get_worker_info() is None:
+            raise
+        # others may hold what cannot be sent
+        sent = error if isinstance(error, DataError) else UserError(one_line(error))
+        return {_ERROR: (sent, traceback.format_exc())}
+
+
+def raise_handed_over(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches; raises the first error of a worker among their samples, caused by its trace."""
+    for batch in batches:
+        for sample in batch:
+            if _ERROR in sample:
+                error, trace = sample[_ERROR]
+                raise error from RuntimeError(f"in a worker process of the loader\n{trace}")
+        yield batch
+
+
+class RaisingLoader:
+    """A loader with a length whose workers hand errors over."""
+
+    def __init__(self, loader: Any) -> None:
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return raise_handed_over(self.loader)
+
+
+class SkipReport:
+    """Passes batches on and reports what was skipped on the way.
+
+    The first record is reported at once; then, at the end of each epoch in which any was skipped
+    and of the training (`close`), their number and the first of them. Each process counts its own.
+    Images that were left out when the data were loaded are in each report.
+
+    Args:
+        batches: of this process; the samples may have a list of messages under `SKIPPED`.
+        epoch_size: number of samples of this process in an epoch.
+        left_out: number of images that the records lack already.
+        start: number of samples of this process before the first batch, in a resumed training.
+        processes: that train together.
+    """
+
+    def __init__(
+        self,
+        batches: Iterable[Batch],
+        *,
+        epoch_size: int,
+        left_out: int = 0,
+        start: int = 0,
+        processes: int = 1,
+    ) -> None:
+        self.batches = batches
+        self.epoch_size = max(1, epoch_size)
+        self.left_out = left_out
+        self.processes = processes
+        self.total = 0
+        self._epoch: list[str] = []
+        self._seen = start % self.epoch_size
+        self._unreported = 0  # samples since the last report
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in raise_handed_over(self.batches):
+            for sample in batch:
+                self._count(sample.pop(SKIPPED, ()))
+            self._seen += len(batch)
+            self._unreported += len(batch)
+            if self._seen >= self.epoch_size:
+                self._seen %= self.epoch_size
+                self._report("this epoch")
+            yield batch
+
+    def close(self) -> None:
+        """Report what has been skipped since the last epoch ended."""
+        if self._unreported:
+            self._report("the last, unfinished epoch")
+
+    def _count(self, messages: Iterable[str]) -> None:
+        for message in messages:
+            if not self.total:
+                logger.warning(
+                    "left out of the training: %s. Others are counted and reported once an epoch "
+                    "(DATASETS.ON_ERROR is skip)",
+                    message,
+                )
+            self.total += 1
+            self._epoch.append(message)
+
+    def _report(self, when: str) -> None:
+        self._unreported = 0
+        if not self._epoch and not self.left_out:
+            return
+        distinct = list(dict.fromkeys(self._epoch))
+        shown = ": " + "; ".join(distinct[:_EXAMPLES]) if distinct else ""
+        rest = len(distinct) - _EXAMPLES
+        logger.warning(
+            "%d times in %s (%d samples in each), %d since this process started, a record was left "
+            "out for another one%s%s%s%s. `python tools/check_dataset.py` lists every defect",
+            len(self._epoch),
+            when,
+            self.epoch_size,
+            self.total,
+            f" (one process of {self.processes})" if self.processes > 1 else "",
+            shown,
+            f"; and {rest} more" if rest > 0 else "",
+            f". {self.left_out} images were left out at loading" if self.left_out else "",
+        )
+        self._epoch.clear()

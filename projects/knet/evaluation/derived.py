@@ -22,8 +22,8 @@ from detectron2.data.datasets.coco import convert_to_coco_dict
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
-from knet.data.annotations.derive import panoptic_to_instances, panoptic_to_semantic
-from knet.data.labels import IGNORE_LABEL
+from knet.data.derive import panoptic_to_instances, panoptic_to_semantic
+from knet.data.label_png import IGNORE_LABEL
 from knet.files import whole_folder, write_json
 
 __all__ = ["converted_dataset", "instance_dataset", "semantic_dataset"]

@@ -20,10 +20,10 @@ from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import Params
 
-from knet.data.annotations.coco_file import load_json
-from knet.data.annotations.coco_json import instance_file_defects
+from knet.data.coco_file import load_json
+from knet.data.coco_instances import instance_file_defects
 from knet.data.defects import raise_first
-from knet.data.labels import repeated_masks
+from knet.data.masks import repeated_masks
 from knet.errors import first_of
 
 from .mask_ap import ImageMatches, accumulate, match_image

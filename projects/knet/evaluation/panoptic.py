@@ -18,10 +18,10 @@ from detectron2.evaluation.panoptic_evaluation import _print_panoptic_results
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
-from knet.data.annotations.coco_file import load_json
-from knet.data.annotations.derive import read_panoptic
-from knet.data.annotations.panoptic_png import read_panoptic_png, write_panoptic_png
-from knet.data.registration.categories import read_categories
+from knet.data.categories import read_categories
+from knet.data.coco_file import load_json
+from knet.data.derive import read_panoptic
+from knet.data.panoptic_png import read_panoptic_png, write_panoptic_png
 from knet.errors import first_of
 
 from .panoptic_quality import PanopticStatistics, image_statistics

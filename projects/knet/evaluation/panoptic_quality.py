@@ -252,8 +252,8 @@ def pq_compute(
             message names the file and the segment.
     """
     # not above: the counting itself needs numpy alone
-    from knet.data.annotations.coco_file import load_json
-    from knet.data.annotations.panoptic_png import read_panoptic_png
+    from knet.data.coco_file import load_json
+    from knet.data.panoptic_png import read_panoptic_png
 
     gt_folder = os.path.splitext(gt_json_file)[0] if gt_folder is None else gt_folder
     pred_folder = os.path.splitext(pred_json_file)[0] if pred_folder is None else pred_folder

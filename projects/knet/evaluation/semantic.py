@@ -13,8 +13,8 @@ import numpy as np
 from detectron2.evaluation import SemSegEvaluator
 from PIL import Image
 
-from knet.data.annotations.image_files import open_image
-from knet.data.labels import read_label_png
+from knet.data.images import open_image
+from knet.data.label_png import read_label_png
 from knet.errors import first_of
 
 from .spool import Spool

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from knet.data.annotations.image_files import FORMATS
+from knet.data.images import FORMATS
 from knet.export.lowering import exportable_copy
 from knet.modeling.kernels import RoundOutput
 from knet.modeling.predictions import Frame

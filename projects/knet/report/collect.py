@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.evaluation import DatasetEvaluators
 from tqdm import tqdm
 
-from knet.data.labels import IGNORE_LABEL
+from knet.data.label_png import IGNORE_LABEL
 from knet.evaluation.panoptic_quality import PanopticStatistics
 from knet.report.counts import Confusion, ScoreCounts
 from knet.report.segments import (

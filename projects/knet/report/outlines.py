@@ -13,8 +13,7 @@ import pycocotools.mask as mask_util
 from PIL import Image
 from scipy.ndimage import distance_transform_cdt
 
-from knet.data.annotations.image_files import MAX_PIXELS
-from knet.data.annotations.pictures import read_picture
+from knet.data.images import MAX_PIXELS, read_picture
 from knet.report.collect import ReportImage
 from knet.report.segments import Segment
 

@@ -11,7 +11,7 @@ import jinja2
 from detectron2.data import Metadata
 from markupsafe import Markup
 
-from knet.data.annotations.image_files import MAX_PIXELS
+from knet.data.images import MAX_PIXELS
 from knet.evaluation.panoptic_quality import CategoryStatistics
 from knet.report.collect import MEASURES, ReportCollector
 from knet.report.outlines import draw_image

@@ -9,16 +9,10 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as mask_util
 
-from knet.data.annotations.panoptic_png import ids_to_rows, read_panoptic_png
-from knet.data.annotations.segmentations import segmentation_errors
-from knet.data.defects import describe, raise_first
-from knet.data.labels import (
-    IGNORE_LABEL,
-    annotation_name,
-    check_label_size,
-    encode_segmentation,
-    read_label_png,
-)
+from knet.data.defects import annotation_name, describe, raise_first
+from knet.data.label_png import IGNORE_LABEL, check_label_size, read_label_png
+from knet.data.masks import encode_segmentation, segmentation_errors
+from knet.data.panoptic_png import ids_to_rows, read_panoptic_png
 from knet.evaluation.panoptic_quality import PanopticStatistics
 
 Rle = dict[str, Any]

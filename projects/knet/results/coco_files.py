@@ -12,8 +12,8 @@ import numpy as np
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from torch import Tensor
 
-from knet.data.annotations.image_files import save_image
-from knet.data.annotations.panoptic_png import write_panoptic_png
+from knet.data.images import save_image
+from knet.data.panoptic_png import write_panoptic_png
 from knet.files import write_json
 from knet.modeling.instances import mask_boxes
 from knet.results.categories import Category

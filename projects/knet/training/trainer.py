@@ -26,8 +26,7 @@ from knet.checkpoint.checkpointer import KNetCheckpointer
 from knet.checkpoint.newest import holds_training
 from knet.data.loader import build_train_loader, usable_workers
 from knet.data.mapper import KNetDatasetMapper
-from knet.data.skip_report import SkipReport
-from knet.data.worker_errors import RaisingLoader, hand_over
+from knet.data.on_error import RaisingLoader, SkipReport, hand_over
 from knet.evaluation import build_evaluator
 from knet.evaluation.scores import format_classes, format_scores
 from knet.files import UNFINISHED, remove_unfinished

@@ -1,84 +1,42 @@
-"""Checks a whole data set: every record is read once, every defect named, everything counted."""
+"""Checks whole data sets: every record is read once, every defect named, everything counted.
+
+And what is wrong with them for the config that trains and scores on them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+import functools
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
-from torch.utils.data import DataLoader, Dataset
+from detectron2.data.transforms import ResizeShortestEdge
+from detectron2.modeling import build_backbone
+from detectron2.utils.file_io import PathManager
+from torch.utils.data import DataLoader
 
-from knet.data.annotations.coco_json import instance_file_defects, scan_coco_instances
-from knet.data.annotations.coco_panoptic_json import scan_coco_panoptic
-from knet.data.annotations.image_files import MAX_PIXELS
+from knet.data.categories import category_warnings, instance_metadata, read_categories
 from knet.data.check.record import Expected, RecordSummary, inspect_record
-from knet.data.check.whole_set import class_defects, nothing_to_learn
-from knet.data.defects import DataError, Defect, make_defect
-from knet.data.on_error import Scan, scan_dataset
-from knet.data.registration.categories import (
-    category_warnings,
-    instance_metadata,
-    read_categories,
-)
-
-__all__ = ["DatasetReport", "check_dataset"]
+from knet.data.check.report import DatasetReport
+from knet.data.coco_instances import instance_file_defects, scan_coco_instances
+from knet.data.coco_panoptic import scan_coco_panoptic
+from knet.data.defects import KINDS, DataError, Defect, Defects, is_broken, make_defect
+from knet.data.images import MAX_PIXELS
+from knet.data.label_png import IGNORE_LABEL
+from knet.data.loader import nothing_to_learn
+from knet.data.on_error import Scan
+from knet.data.register import own_data_set
+from knet.errors import first_of
 
 _CHUNK = 8  # records that a worker process hands back at once
-
-
-@dataclass
-class DatasetReport:
-    """What is in a data set and what is wrong with it.
-
-    Attributes:
-        name: of the data set.
-        class_names: by contiguous id.
-        num_images: records that were read.
-        sizes: (H, W) of each picture that can be read, in pixels.
-        class_images: of each class, the number of images that show it.
-        class_objects: of each class, the number of objects (no crowds); 0 for stuff.
-        class_pixels: of each class, the number of pixels.
-        objects: of each image, the number of objects (no crowds); empty for semantic data.
-        areas: of each object, in pixels.
-        crowds: the number of crowds.
-        ignored: pixels of semantic maps without a label.
-        image_areas: of each image with objects, (H, W) and the areas of its objects in pixels.
-        defects: in the order of the files.
-        usable: the records without an error.
-    """
-
-    name: str
-    class_names: list[str] = field(default_factory=list)
-    num_images: int = 0
-    sizes: list[tuple[int, int]] = field(default_factory=list)
-    class_images: list[int] = field(default_factory=list)
-    class_objects: list[int] = field(default_factory=list)
-    class_pixels: list[int] = field(default_factory=list)
-    objects: list[int] = field(default_factory=list)
-    areas: list[int] = field(default_factory=list)
-    crowds: int = 0
-    ignored: int = 0
-    image_areas: list[tuple[tuple[int, int], list[int]]] = field(default_factory=list)
-    defects: list[Defect] = field(default_factory=list)
-    usable: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def num_errors(self) -> int:
-        return sum(defect.severity == "error" for defect in self.defects)
-
-    @property
-    def num_warnings(self) -> int:
-        return len(self.defects) - self.num_errors
-
-    def as_dict(self) -> dict[str, Any]:
-        """All but what belongs to single records, for JSON."""
-        left_out = ("usable", "image_areas")
-        fields = {key: value for key, value in vars(self).items() if key not in left_out}
-        defects = [asdict(defect) for defect in self.defects]
-        counts = {"num_errors": self.num_errors, "num_warnings": self.num_warnings}
-        return {**fields, "defects": defects, **counts}
+_CELLS = 2  # of the mask grid, below whose square an object is small
+_SMALL_SHARE = 0.01  # of the objects: fewer small ones are in every large data set
+_BLOCK_BYTES = 1 << 20
 
 
 def check_dataset(
@@ -109,17 +67,15 @@ def check_dataset(
     expected = Expected.from_metadata(meta, max_pixels=max_pixels)
     report.class_names = list(meta.get("stuff_classes") or meta.get("thing_classes") or [])
     report.defects += scan.defects
-    counts = len(report.class_names)
-    report.class_images = [0] * counts
-    report.class_objects = [0] * counts
-    report.class_pixels = [0] * counts
+    for counts in (report.class_images, report.class_objects, report.class_pixels):
+        counts += [0] * len(report.class_names)
     for index, summary in enumerate(_summaries(scan.records, expected, workers)):
         _add(report, scan, index, summary)
         if progress is not None:
             progress(index + 1, len(scan.records))
     if not report.num_errors:  # else it may be the errors' fault
         report.defects += nothing_to_learn(scan.records, name)
-        report.defects += class_defects(report, meta)
+        report.defects += _class_defects(report, meta)
     return report
 
 
@@ -143,8 +99,7 @@ def _add(report: DatasetReport, scan: Scan, index: int, summary: RecordSummary) 
         _count(report.class_pixels, label, area)
     for label in {*(label for label, _ in summary.objects), *summary.regions}:
         _count(report.class_images, label, 1)
-    broken = any(defect.severity == "error" for defect in summary.defects)
-    if index not in scan.broken and not broken:
+    if index not in scan.broken and not is_broken(summary.defects):
         report.usable.append(record)
 
 
@@ -170,7 +125,8 @@ def _scan_registered(name: str) -> tuple[Scan, Metadata]:
     meta = MetadataCatalog.get(name)
     paths = [meta.get(key) for key in ("json_file", "image_root", "panoptic_json", "panoptic_root")]
     json_file, image_root, panoptic_json, panoptic_root = paths
-    scan = scan_dataset(name)
+    own = own_data_set(name)
+    scan = None if own is None else own.scan()
     separated = (meta.get("stuff_classes") or [""])[0] == "things"
     if scan is None and panoptic_json and panoptic_root and image_root and not separated:
         scan = scan_coco_panoptic(
@@ -190,9 +146,8 @@ def _scan_registered(name: str) -> tuple[Scan, Metadata]:
     elif scan is None:
         scan = Scan(records=DatasetCatalog.get(name))
         if not scan.records:
-            scan.defects.append(
-                make_defect("no-images", "", f"data set {name!r}", "has no records")
-            )
+            problem = "has no records"
+            scan.defects.append(make_defect("no-images", "", f"data set {name!r}", problem))
         return scan, MetadataCatalog.get(name)
     source = panoptic_json or json_file
     if source:
@@ -210,35 +165,165 @@ def _instance_defects(json_file: str, meta: Metadata) -> list[Defect]:
         return error.defects
 
 
-class _Records(Dataset):
-    def __init__(self, records: Sequence[dict[str, Any]], expected: Expected) -> None:
-        self.records, self.expected = records, expected
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> RecordSummary:
-        return inspect_record(self.records[index], self.expected)
-
-
 def _summaries(
     records: Sequence[dict[str, Any]], expected: Expected, workers: int
 ) -> Iterator[RecordSummary]:
     """A summary of each record, in their order."""
-    loader = DataLoader(
-        _Records(records, expected),
+    chunks: DataLoader = DataLoader(
+        records,  # type: ignore[arg-type]
         batch_size=_CHUNK,
         num_workers=min(workers, (len(records) + _CHUNK - 1) // _CHUNK),
-        collate_fn=_identity,
-        worker_init_fn=_one_thread,
+        collate_fn=functools.partial(_inspect_chunk, expected=expected),
     )
-    for chunk in loader:
+    for chunk in chunks:
         yield from chunk
 
 
-def _identity(chunk: list[RecordSummary]) -> list[RecordSummary]:
-    return chunk
+def _inspect_chunk(records: list[dict[str, Any]], expected: Expected) -> list[RecordSummary]:
+    return [inspect_record(record, expected) for record in records]
 
 
-def _one_thread(_: int) -> None:
-    torch.set_num_threads(1)
+def _class_defects(report: DatasetReport, meta: Metadata) -> list[Defect]:
+    """Classes that nobody can learn or score, in one defect, and a foreground that is ignored.
+
+    Args:
+        report: of a data set without errors, all of whose records have been read.
+        meta: of it.
+    """
+    paths = [meta.get(key) for key in ("panoptic_json", "json_file", "sem_seg_root")]
+    file = next((path for path in paths if path), "")
+    found, names = Defects(file, f"data set {report.name!r}"), report.class_names
+    absent = [name for name, images in zip(names, report.class_images) if not images]
+    if absent:
+        problem = f"no label shows {len(absent)} of its {len(names)} classes: {first_of(absent)}"
+        found.add("class-without-labels", problem)
+    shown = [label for label, images in enumerate(report.class_images) if images]
+    if report.ignored and shown in ([], [0]) and len(names) > 1:
+        label = str(meta.get("ignore_label", IGNORE_LABEL))
+        share = 100 * report.ignored / (report.ignored + sum(report.class_pixels))
+        problem = (
+            f"label {label}, which is ignored, covers {share:.1f} % of the pixels: all that is not "
+            f"{names[0]!r} (class 0)"
+        )
+        mend = KINDS["ignored-foreground"].replace(f"{IGNORE_LABEL}=", f"{label}=")
+        found.add("ignored-foreground", problem, mend=mend)
+    return found
+
+
+def add_config_defects(reports: Sequence[DatasetReport], cfg: CfgNode) -> None:
+    """Adds to each report what the config makes of its data set.
+
+    More objects an image than the model has kernels or gives results, objects that its mask grid
+    cannot show, and pictures of DATASETS.TEST that are in DATASETS.TRAIN too.
+
+    Args:
+        reports: of data sets of the config, not necessarily all.
+        cfg: the config.
+
+    Raises:
+        KeyError: the config's backbone does not exist.
+    """
+    if cfg.MODEL.KNET.KERNEL_HEAD == "learned":
+        for report in reports:
+            report.defects += _count_defects(report, cfg)
+        cell = _cell(cfg) if any(report.image_areas for report in reports) else 0.0
+        for report in reports:
+            report.defects += _size_defects(report, cfg, cell)
+    train = [report for report in reports if report.name in cfg.DATASETS.TRAIN]
+    for report in reports:
+        if report.name in cfg.DATASETS.TEST:
+            report.defects += _shared_pictures(report, train)
+
+
+def _count_defects(report: DatasetReport, cfg: CfgNode) -> list[Defect]:
+    limits = {"MODEL.KNET.NUM_KERNELS": cfg.MODEL.KNET.NUM_KERNELS}
+    if cfg.MODEL.KNET.TEST.INSTANCE_ON:
+        limits["TEST.DETECTIONS_PER_IMAGE"] = cfg.TEST.DETECTIONS_PER_IMAGE
+    counts = np.array(report.objects, np.int64)
+    found = Defects("", f"data set {report.name!r}")
+    for key, limit in limits.items():
+        surplus = (counts - limit).clip(0)
+        if surplus.any():
+            problem = (
+                f"{int((surplus > 0).sum())} of {len(counts)} images have more objects than {key} "
+                f"({limit}): {int(surplus.sum())} of {int(counts.sum())} objects cannot be found"
+            )
+            mend = f"raise {key} to {int(counts.max())}, the most that an image has"
+            found.add("too-many-objects", problem, mend=mend)
+    return found
+
+
+def _cell(cfg: CfgNode) -> float:
+    """The side of a cell of the masks, in pixels of the resized picture."""
+    plain = cfg.clone()
+    plain.defrost()
+    plain.MODEL.TIMM.PRETRAINED = False  # only the shapes are asked for
+    with torch.device("meta"):  # weights without values: no time to draw them
+        strides = {k: shape.stride for k, shape in build_backbone(plain).output_shape().items()}
+    return strides[cfg.MODEL.KNET.IN_FEATURES[1]] / cfg.MODEL.KNET.MASK_UPSAMPLE
+
+
+def _size_defects(report: DatasetReport, cfg: CfgNode, cell: float) -> list[Defect]:
+    trained = report.name in cfg.DATASETS.TRAIN
+    key = "INPUT.MIN_SIZE_TRAIN" if trained else "INPUT.MIN_SIZE_TEST"
+    # where training draws among sizes, the largest is the most that it shows of an object
+    shortest = max(cfg.INPUT.MIN_SIZE_TRAIN) if trained else cfg.INPUT.MIN_SIZE_TEST
+    longest = cfg.INPUT.MAX_SIZE_TRAIN if trained else cfg.INPUT.MAX_SIZE_TEST
+    small = total = 0
+    for (height, width), areas in report.image_areas:
+        new = (height, width)
+        if shortest:
+            new = ResizeShortestEdge.get_output_shape(height, width, shortest, longest)
+        scale = new[0] * new[1] / (height * width)
+        small += int((np.array(areas) * scale < (_CELLS * cell) ** 2).sum())
+        total += len(areas)
+    if small <= _SMALL_SHARE * total:
+        return []
+    problem = (
+        f"{small} of {total} objects ({100 * small / total:.0f} %) are smaller than "
+        f"{_CELLS}x{_CELLS} cells of the mask grid, {cell:g} pixels each at {key} {shortest}"
+    )
+    mend = (
+        f"raise {key}, or take finer masks: a finer second level of MODEL.KNET.IN_FEATURES, or a "
+        "larger MODEL.KNET.MASK_UPSAMPLE"
+    )
+    return [make_defect("small-objects", "", f"data set {report.name!r}", problem, mend=mend)]
+
+
+def _shared_pictures(report: DatasetReport, train: Sequence[DatasetReport]) -> list[Defect]:
+    """A defect of each picture that a training set has too, as the same file or bytes."""
+    if any(other is report for other in train):
+        problem = "it is in DATASETS.TRAIN and in DATASETS.TEST"
+        return [make_defect("picture-in-two-sets", "", f"data set {report.name!r}", problem)]
+    ours, theirs = _paths([report]), _paths(train)
+    # only pictures of one size in bytes can be equal: hardly any has to be read
+    sizes = {size for size, _ in theirs.values()} & {size for size, _ in ours.values()}
+    known: dict[str, str] = {}
+    for path, (size, name) in theirs.items():
+        if size in sizes:
+            known.setdefault(_digest(path), f"{path} of {name!r}")
+    found = []
+    for path, (size, name) in ours.items():
+        other = known.get(_digest(path)) if size in sizes else None
+        if other is not None:
+            problem = f"the picture is also in the training: {other}"
+            found.append(make_defect("picture-in-two-sets", path, f"data set {name!r}", problem))
+    return found
+
+
+def _paths(reports: Iterable[DatasetReport]) -> dict[str, tuple[int, str]]:
+    """Real paths of pictures, with their bytes and the data set's name."""
+    found = {}
+    for report in reports:
+        for record in report.usable:
+            path = os.path.realpath(PathManager.get_local_path(record["file_name"]))
+            found[path] = (os.path.getsize(path), report.name)
+    return found
+
+
+def _digest(path: str) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while block := stream.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()

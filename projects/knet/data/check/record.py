@@ -1,7 +1,7 @@
 """Reads picture and labels of one record: what is in it, and all that is wrong with it.
 
-The errors are those that :class:`knet.data.KNetDatasetMapper` raises, from the same functions; the
-warnings are about what can be used, but looks wrong.
+The errors are those at which :class:`knet.data.KNetDatasetMapper` stops, from the same functions;
+the warnings are about what can be used, but looks wrong.
 """
 
 from __future__ import annotations
@@ -15,29 +15,21 @@ import pycocotools.mask as mask_util
 from detectron2.data import Metadata
 from detectron2.structures import BoxMode
 
-from knet.data.annotations.coco_file import is_box, is_number, missing_keys, number_defects
-from knet.data.annotations.image_files import MAX_PIXELS
-from knet.data.annotations.label_files import open_label_png
-from knet.data.annotations.panoptic_png import (
-    inspect_panoptic_png,
-    segment_defects,
-    segment_key_defects,
-)
-from knet.data.annotations.pictures import PictureHeader, check_picture, rotation_defect
-from knet.data.annotations.segmentations import segmentation_errors, segmentation_warnings
-from knet.data.defects import DataError, Defect, describe, make_defect
-from knet.data.labels import (
+from knet.data.categories import thing_ids
+from knet.data.check.polygons import polygon_warnings
+from knet.data.coco_file import check_keys, is_box, is_number
+from knet.data.defects import DataError, Defect, Defects, describe, make_defect
+from knet.data.images import MAX_PIXELS, PictureHeader, check_picture, rotation_defect
+from knet.data.label_png import (
     IGNORE_LABEL,
-    annotation_name,
-    annotation_source,
     check_label_size,
     class_defects,
-    encode_segmentation,
     label_png_defects,
-    repeated_masks,
+    open_label_png,
 )
-
-__all__ = ["Expected", "RecordSummary", "check_record", "inspect_record"]
+from knet.data.mapper import annotation_errors, label_errors
+from knet.data.masks import encode_segmentation, repeated_masks
+from knet.data.panoptic_png import inspect_panoptic_png, segment_defects
 
 # Polygons and boxes are drawn between pixels, masks are made of them: both differ a little.
 _BOX_PIXELS, _BOX_SHARE = 2.0, 0.05
@@ -46,32 +38,21 @@ _AREA_SHARE, _AREA_ROUNDING = 0.1, 0.5
 
 @dataclass(frozen=True)
 class Expected:
-    """What the records of a data set may hold.
+    """What the records of a data set may hold."""
 
-    Attributes:
-        annotation_file: of instance annotations; None: defects name the picture.
-        thing_ids: the classes that instances may have; None leaves them unchecked.
-        num_classes: semantic labels must be below; None leaves them unchecked.
-        ignore_label: of label PNGs.
-        max_pixels: of pictures and label PNGs; larger ones are refused.
-    """
-
-    annotation_file: str | None = None
-    thing_ids: Sequence[int] | None = None
-    num_classes: int | None = None
-    ignore_label: int = IGNORE_LABEL
-    max_pixels: int = MAX_PIXELS
+    annotation_file: str | None = None  # of instances; None: defects name the picture
+    thing_ids: Sequence[int] | None = None  # classes of instances; None leaves them unchecked
+    num_classes: int | None = None  # semantic labels must be below; None leaves them unchecked
+    ignore_label: int = IGNORE_LABEL  # of label PNGs
+    max_pixels: int = MAX_PIXELS  # larger pictures and label PNGs are refused
 
     @classmethod
     def from_metadata(cls, meta: Metadata, *, max_pixels: int = MAX_PIXELS) -> Expected:
         """From a data set's metadata, as the mapper takes it."""
-        things = meta.get("thing_dataset_id_to_contiguous_id")
-        names = meta.get("thing_classes")
-        ids = sorted(things.values()) if things else range(len(names)) if names else None
         stuff = meta.get("stuff_classes")
         return cls(
             annotation_file=meta.get("json_file"),
-            thing_ids=None if ids is None else list(ids),
+            thing_ids=thing_ids(meta),
             num_classes=len(stuff) if stuff else None,
             ignore_label=meta.get("ignore_label", IGNORE_LABEL),
             max_pixels=max_pixels,
@@ -80,28 +61,15 @@ class Expected:
 
 @dataclass
 class RecordSummary:
-    """One record.
+    """One record."""
 
-    Attributes:
-        size: (H, W) of the picture in pixels, as it is read; None if it cannot be.
-        objects: class of each usable thing that is no crowd, with its area in pixels.
-        crowds: the number of crowds.
-        regions: pixels of each class in a semantic map.
-        ignored: pixels of a semantic map without a label.
-        defects: all that is wrong.
-    """
-
-    size: tuple[int, int] | None = None
+    size: tuple[int, int] | None = None  # (H, W) of the picture as it is read; None if it cannot be
+    # class of each usable thing that is no crowd, with its area in pixels
     objects: list[tuple[int, int]] = field(default_factory=list)
     crowds: int = 0
-    regions: dict[int, int] = field(default_factory=dict)
-    ignored: int = 0
+    regions: dict[int, int] = field(default_factory=dict)  # pixels of each class in a semantic map
+    ignored: int = 0  # pixels of a semantic map without a label
     defects: list[Defect] = field(default_factory=list)
-
-
-def check_record(record: Mapping[str, Any], expected: Expected) -> list[Defect]:
-    """All that is wrong with picture and labels of a record in Detectron2's format."""
-    return inspect_record(record, expected).defects
 
 
 def inspect_record(record: Mapping[str, Any], expected: Expected) -> RecordSummary:
@@ -112,199 +80,177 @@ def inspect_record(record: Mapping[str, Any], expected: Expected) -> RecordSumma
             them are checked, but not counted.
         expected: of its data set.
     """
-    summary = RecordSummary()
+    inspection = _Inspection(record, expected)
     try:
-        _inspect(record, expected, summary)
+        inspection.run()
     except Exception as error:  # of a kind that nobody thought of: all other records go on
         where = record.get("file_name") or expected.annotation_file or ""
         problem = f"cannot be checked: {type(error).__name__}: {error}"
-        summary.defects.append(make_defect("record-unchecked", where, describe(record), problem))
-    return summary
+        defect = make_defect("record-unchecked", where, describe(record), problem)
+        inspection.summary.defects.append(defect)
+    return inspection.summary
 
 
-def _inspect(record: Mapping[str, Any], expected: Expected, summary: RecordSummary) -> None:
-    lacking = missing_keys(record, ("file_name",), expected.annotation_file or "", describe(record))
-    if lacking:
-        summary.defects += lacking
-        return
-    header, found = check_picture(record, max_pixels=expected.max_pixels)
-    summary.size = None if header is None else header.size
-    summary.defects += found
-    if "pan_seg_file_name" in record:
-        _inspect_panoptic(record, expected, header, summary)
-    elif "annotations" in record:
-        _inspect_annotations(record, expected, summary)
-    if "sem_seg_file_name" in record:
-        _inspect_semantic(record, expected, header, summary)
+class _Inspection:
+    """A record while it is looked at; the methods add what they find to the summary."""
 
+    def __init__(self, record: Mapping[str, Any], expected: Expected) -> None:
+        self.record, self.expected = record, expected
+        self.name = describe(record)
+        self.header: PictureHeader | None = None
+        self.summary = RecordSummary()
 
-def _inspect_panoptic(
-    record: Mapping[str, Any],
-    expected: Expected,
-    header: PictureHeader | None,
-    summary: RecordSummary,
-) -> None:
-    path, name = record["pan_seg_file_name"], describe(record)
-    wrong = missing_keys(record, ("segments_info",), path, name)
-    segments = record.get("segments_info", [])
-    wrong += segment_key_defects(segments, path, name)
-    if wrong:
-        summary.defects += wrong
-        return
-    try:
-        ids, found = inspect_panoptic_png(path, name, summary.size, record["file_name"])
+    def run(self) -> None:
+        found = Defects(self.expected.annotation_file or "", self.name)
+        if not check_keys(self.record, ("file_name",), found):
+            self.summary.defects += found
+            return
+        max_pixels = self.expected.max_pixels
+        self.header, self.summary.defects = check_picture(self.record, max_pixels=max_pixels)
+        self.summary.size = None if self.header is None else self.header.size
+        parts = {
+            "pan_seg_file_name": self.panoptic,
+            "annotations": self.annotations,
+            "sem_seg_file_name": self.semantic,
+        }
+        if "pan_seg_file_name" in self.record:
+            del parts["annotations"]
+        for key, inspect in parts.items():
+            try:
+                if key in self.record:
+                    inspect()
+            except DataError as error:  # a label PNG of which nothing more can be said
+                self.summary.defects += error.defects
+
+    def panoptic(self) -> None:
+        path, summary = self.record["pan_seg_file_name"], self.summary
+        wrong = label_errors(self.record, (0, 0))
+        if wrong:
+            summary.defects += wrong
+            return
+        picture = self.record["file_name"]
+        ids, opaque = inspect_panoptic_png(path, self.name, summary.size, picture)
+        if not opaque:
+            problem = "has transparent pixels: alpha is ignored, R, G and B alone are the id"
+            mend = "look whether they should be void (id 0), and save it as RGB"
+            own = {"severity": "warning", "mend": mend}
+            summary.defects.append(
+                make_defect("panoptic-png-mode", path, self.name, problem, **own)
+            )
+        self._check_size(ids, path)
+        segments, things = self.record["segments_info"], self.expected.thing_ids
+        found, pixels = segment_defects(ids, segments, path, self.name)
         summary.defects += found
-        _check_label_size(ids, path, record, header, summary)
-    except DataError as error:
-        assert error.defect is not None
-        summary.defects.append(error.defect)
-        return
-    found, pixels = segment_defects(ids, segments, path, name)
-    summary.defects += found
-    things = expected.thing_ids
-    classes = None if expected.num_classes is None else range(expected.num_classes)
-    for segment in segments:
-        label, area = segment["category_id"], pixels.get(int(segment["id"]), 0)
-        is_thing = segment.get("isthing", things is not None and label in things)
-        is_crowd = bool(segment.get("iscrowd", 0))
-        where = f"{name}, segment {segment['id']}"
-        wrong = class_defects(np.array([label]), classes, path, "class", where)
-        if not wrong and is_thing and not is_crowd:
-            wrong = class_defects(np.array([label]), things, path, "instance class", where)
-        summary.defects += wrong
-        if wrong or not area:
-            continue
-        if not is_thing:
-            summary.regions[label] = summary.regions.get(label, 0) + area
-        elif is_crowd:
-            summary.crowds += 1
-        else:
-            summary.objects.append((label, area))
-
-
-def _inspect_semantic(
-    record: Mapping[str, Any],
-    expected: Expected,
-    header: PictureHeader | None,
-    summary: RecordSummary,
-) -> None:
-    path, name = record["sem_seg_file_name"], describe(record)
-    ignored = expected.ignore_label
-    try:
-        mode, labels = open_label_png(path, name, summary.size, record["file_name"])
-        found = label_png_defects(mode, labels, expected.num_classes, ignored, path, name)
-        summary.defects += found
-        _check_label_size(labels, path, record, header, summary)
-    except DataError as error:
-        assert error.defect is not None
-        summary.defects.append(error.defect)
-        return
-    if not found and "pan_seg_file_name" not in record:  # these have been counted
-        counts = np.bincount(labels.ravel(), minlength=256)
-        for label in np.flatnonzero(counts).tolist():
-            if label == ignored:
-                summary.ignored = int(counts[label])
+        count = self.expected.num_classes
+        classes = None if count is None else range(count)
+        for segment in segments:
+            label, area = segment["category_id"], pixels.get(int(segment["id"]), 0)
+            is_thing = segment.get("isthing", things is not None and label in things)
+            is_crowd = bool(segment.get("iscrowd", 0))
+            where = f"{self.name}, segment {segment['id']}"
+            wrong = class_defects(np.array([label]), classes, path, "class", where)
+            if not wrong and is_thing and not is_crowd:
+                wrong = class_defects(np.array([label]), things, path, "instance class", where)
+            summary.defects += wrong
+            if wrong or not area:
+                continue
+            if not is_thing:
+                summary.regions[label] = summary.regions.get(label, 0) + area
+            elif is_crowd:
+                summary.crowds += 1
             else:
-                summary.regions[label] = int(counts[label])
+                summary.objects.append((label, area))
 
+    def semantic(self) -> None:
+        path, summary = self.record["sem_seg_file_name"], self.summary
+        ignored, classes = self.expected.ignore_label, self.expected.num_classes
+        mode, labels = open_label_png(path, self.name, summary.size, self.record["file_name"])
+        found = label_png_defects(mode, labels, classes, ignored, path, self.name)
+        summary.defects += found
+        self._check_size(labels, path)
+        if not found and "pan_seg_file_name" not in self.record:  # these have been counted
+            counts = np.bincount(labels.ravel(), minlength=256)
+            summary.regions.update({int(k): int(counts[k]) for k in np.flatnonzero(counts)})
+            summary.ignored = summary.regions.pop(ignored, 0)
 
-def _check_label_size(
-    labels: np.ndarray,
-    path: str,
-    record: Mapping[str, Any],
-    header: PictureHeader | None,
-    summary: RecordSummary,
-) -> None:
-    """Raises DataError if labels have not their picture's size; names a rotation for what it is."""
-    if header is None:
-        return
-    if labels.shape[:2] == header.stored != header.size:
-        # One defect, not two: the tag is why the sizes differ.
-        others = [defect for defect in summary.defects if defect.kind != "exif-rotation"]
-        summary.defects[:] = others
-        raise DataError(rotation_defect(header, record, displaced=True))
-    check_label_size(labels, header.size, path, describe(record), record["file_name"])
+    def _check_size(self, labels: np.ndarray, path: str) -> None:
+        """Raises DataError if labels have not their picture's size; names a rotation as such."""
+        header, summary = self.header, self.summary
+        if header is None:
+            return
+        if labels.shape[:2] == header.stored != header.size:
+            # One defect, not two: the tag is why the sizes differ.
+            summary.defects = [d for d in summary.defects if d.kind != "exif-rotation"]
+            raise DataError(rotation_defect(header, self.record, displaced=True))
+        check_label_size(labels, header.size, path, self.name, self.record["file_name"])
 
-
-def _inspect_annotations(
-    record: Mapping[str, Any], expected: Expected, summary: RecordSummary
-) -> None:
-    file = expected.annotation_file or annotation_source(record)[0]
-    # Against the size that the annotations were made for: a picture of another size is one
-    # defect, not one of each mask.
-    size = summary.size
-    if record.get("height") is not None and record.get("width") is not None:
-        size = (record["height"], record["width"])
-    if size is None:
-        return
-    masks: list[tuple[str, int, dict[str, Any]]] = []  # name, class and RLE of each object
-    for position, annotation in enumerate(record["annotations"]):
-        name = annotation_name(record, position)
-        segmentation, label = annotation.get("segmentation"), annotation.get("category_id")
-        found = number_defects(annotation, ("category_id",), file, name)
-        broken = bool(found)
-        found += segmentation_errors(segmentation, size, file, name)
-        crowd = bool(annotation.get("iscrowd", 0))
-        if not crowd and not broken:
-            ids = expected.thing_ids
-            found += class_defects(np.array([label]), ids, file, "instance class", name)
-        if found:
+    def annotations(self) -> None:
+        record, summary = self.record, self.summary
+        # Against the size that the annotations were made for: a picture of another size is one
+        # defect, not one of each mask.
+        size = summary.size
+        if record.get("height") is not None and record.get("width") is not None:
+            size = (record["height"], record["width"])
+        if size is None:
+            return
+        masks: list[tuple[Defects, int, dict[str, Any]]] = []  # place, class and RLE
+        for position, annotation in enumerate(record["annotations"]):
+            found = annotation_errors(record, position, size, self.expected.annotation_file)
+            file, name, label = found.file, found.record, annotation.get("category_id")
+            crowd = bool(annotation.get("iscrowd", 0))
+            if not crowd and isinstance(label, (int, np.integer)):
+                known = self.expected.thing_ids
+                found += class_defects(np.array([label]), known, file, "instance class", name)
+            if found:
+                summary.defects += found
+                continue
+            segmentation = annotation["segmentation"]
+            drawn = isinstance(segmentation, list)
+            if drawn:
+                found += polygon_warnings(segmentation, size, file, name)
+            rle = encode_segmentation(segmentation, size)
+            area = int(mask_util.area(rle))
+            if crowd and drawn:
+                found.add("crowd-polygon", "a crowd (iscrowd 1) with polygons")
+            if area:
+                _check_measures(annotation, rle, area, found, drawn=drawn)
+            else:
+                found.add("zero-area", "the mask has no pixel")
             summary.defects += found
-            continue
-        summary.defects += segmentation_warnings(segmentation, size, file, name)
-        rle = encode_segmentation(segmentation, size)
-        area = int(mask_util.area(rle))
-        if crowd and isinstance(segmentation, list):
-            problem = "a crowd (iscrowd 1) with polygons"
-            summary.defects.append(make_defect("crowd-polygon", file, name, problem))
-        if not area:
-            problem = "the mask has no pixel"
-            summary.defects.append(make_defect("zero-area", file, name, problem))
-            continue
-        drawn = isinstance(segmentation, list)
-        summary.defects += _measure_defects(annotation, rle, area, file, name, drawn=drawn)
-        if crowd:
-            summary.crowds += 1
-        else:
-            summary.objects.append((label, area))
-            masks.append((name, label, rle))
-    for one, other in repeated_masks(
-        [mask for *_, mask in masks], [label for _, label, _ in masks]
-    ):
-        problem = f"the mask is that of {masks[other][0].split(', ')[-1]}, of the same class"
-        summary.defects.append(make_defect("same-object-twice", file, masks[one][0], problem))
+            if crowd and area:
+                summary.crowds += 1
+            elif area:
+                summary.objects.append((label, area))
+                masks.append((found.at(name), label, rle))
+        labels = [label for _, label, _ in masks]
+        for one, other in repeated_masks([rle for *_, rle in masks], labels):
+            first = masks[other][0].record.split(", ")[-1]
+            problem = f"the mask is that of {first}, of the same class"
+            masks[one][0].add("same-object-twice", problem)
+            summary.defects += masks[one][0]
 
 
-def _measure_defects(
-    annotation: Mapping[str, Any],
-    rle: dict[str, Any],
-    area: int,
-    file: str,
-    name: str,
-    *,
-    drawn: bool,
-) -> list[Defect]:
-    """Where ``area`` and ``bbox`` disagree with the mask.
+def _check_measures(
+    annotation: Mapping[str, Any], rle: dict[str, Any], area: int, found: Defects, *, drawn: bool
+) -> None:
+    """Adds where ``area`` and ``bbox`` disagree with the mask.
 
     Args:
         rle, area: the mask and its pixels.
         drawn: whether the mask is a polygon, whose own area differs a little from its pixels'.
     """
-    found = []
     x, y, width, height = (float(v) for v in mask_util.toBbox(rle))
     given = annotation.get("area", area)
     if not is_number(given):
-        problem = f"area is {given!r}, not a number of pixels"
-        found.append(make_defect("bad-value", file, name, problem, severity="warning"))
+        found.add("bad-value", f"area is {given!r}, not a number of pixels", severity="warning")
     elif given <= 0 or abs(given - area) > (
         _AREA_SHARE * max(given, area) + width + height if drawn else _AREA_ROUNDING
     ):
-        problem = f"area is {given:g}, but the mask has {area} pixels"
-        found.append(make_defect("wrong-area", file, name, problem))
+        found.add("wrong-area", f"area is {given:g}, but the mask has {area} pixels")
     mode = annotation.get("bbox_mode", BoxMode.XYWH_ABS)
     if "bbox" in annotation and not is_box(annotation["bbox"]):
         problem = f"bbox is {annotation['bbox']!r}, not four numbers"
-        found.append(make_defect("bad-value", file, name, problem, severity="warning"))
+        found.add("bad-value", problem, severity="warning")
     elif "bbox" in annotation and mode in (BoxMode.XYWH_ABS, BoxMode.XYXY_ABS):
         stated = np.array(BoxMode.convert(list(annotation["bbox"]), mode, BoxMode.XYXY_ABS))
         actual = np.array([x, y, x + width, y + height])
@@ -312,5 +258,4 @@ def _measure_defects(
         if not (np.abs(stated - actual) <= allowed).all():
             text = [", ".join(f"{v:g}" for v in values) for values in (stated, actual)]
             problem = f"bbox spans {text[0]} (x0, y0, x1, y1), but the mask {text[1]}"
-            found.append(make_defect("bbox-wrong", file, name, problem))
-    return found
+            found.add("bbox-wrong", problem)

@@ -1,19 +1,57 @@
-"""The report of a checked data set as text."""
+"""What a check found in a data set, and that as text."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 
-from knet.data.check.data_set import DatasetReport
 from knet.data.defects import Defect
-
-__all__ = ["format_report", "kernel_advice"]
 
 _FIRST = 10  # defects of a kind that are shown
 _SMALL, _MEDIUM = 32**2, 96**2  # pixels; COCO's limits
+
+
+@dataclass
+class DatasetReport:
+    """What is in a data set and what is wrong with it; areas are in pixels."""
+
+    name: str
+    class_names: list[str] = field(default_factory=list)  # by contiguous id
+    num_images: int = 0  # records that were read
+    sizes: list[tuple[int, int]] = field(default_factory=list)  # (H, W) of each readable picture
+    # of each class the number of images that show it, of objects (no crowds, no stuff), of pixels
+    class_images: list[int] = field(default_factory=list)
+    class_objects: list[int] = field(default_factory=list)
+    class_pixels: list[int] = field(default_factory=list)
+    # of each image the number of objects (no crowds); empty for semantic data
+    objects: list[int] = field(default_factory=list)
+    areas: list[int] = field(default_factory=list)  # of each object
+    crowds: int = 0
+    ignored: int = 0  # pixels of semantic maps without a label
+    # of each image with objects, (H, W) and the areas of its objects
+    image_areas: list[tuple[tuple[int, int], list[int]]] = field(default_factory=list)
+    defects: list[Defect] = field(default_factory=list)  # in the order of the files
+    usable: list[dict[str, Any]] = field(default_factory=list)  # records without an error
+
+    @property
+    def num_errors(self) -> int:
+        return sum(defect.severity == "error" for defect in self.defects)
+
+    @property
+    def num_warnings(self) -> int:
+        return len(self.defects) - self.num_errors
+
+    def as_dict(self) -> dict[str, Any]:
+        """All but what belongs to single records, for JSON."""
+        left_out = ("usable", "image_areas")
+        fields = {key: value for key, value in vars(self).items() if key not in left_out}
+        defects = [asdict(defect) for defect in self.defects]
+        counts = {"num_errors": self.num_errors, "num_warnings": self.num_warnings}
+        return {**fields, "defects": defects, **counts}
 
 
 def format_report(

@@ -16,8 +16,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["STUFF_NAMES", "THING_NAMES", "Scene", "draw_scene"]
-
 THING_NAMES = ("disc", "square", "triangle", "star")
 STUFF_NAMES = ("plain", "stripes", "checks", "dots")
 

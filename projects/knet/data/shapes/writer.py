@@ -24,12 +24,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from knet.data.annotations.derive import panoptic_to_instances, panoptic_to_semantic
-from knet.data.annotations.panoptic_png import write_panoptic_png
+from knet.data.derive import panoptic_to_instances, panoptic_to_semantic
+from knet.data.panoptic_png import write_panoptic_png
 from knet.data.shapes.scene import THING_NAMES, Scene, draw_scene
 from knet.files import whole_folder, write_json
-
-__all__ = ["SHAPES_CATEGORIES", "is_current", "write_shapes"]
 
 logger = logging.getLogger(__name__)
 
@@ -37,27 +35,25 @@ logger = logging.getLogger(__name__)
 _VERSION = 4
 
 
-def _category(number: int, name: str, isthing: int, color: tuple[int, int, int]) -> dict[str, Any]:
-    group = "shape" if isthing else "pattern"
-    return {
+# Ids have gaps and mix things with stuff, as COCO's do, so that no code can take them for indices.
+SHAPES_CATEGORIES: tuple[dict[str, Any], ...] = tuple(
+    {
         "id": number,
         "name": name,
         "isthing": isthing,
-        "color": list(color),
-        "supercategory": group,
+        "color": color,
+        "supercategory": "shape" if isthing else "pattern",
     }
-
-
-# Ids have gaps and mix things with stuff, as COCO's do, so that no code can take them for indices.
-SHAPES_CATEGORIES = (
-    _category(2, "plain", 0, (190, 186, 176)),
-    _category(3, "disc", 1, (214, 69, 65)),
-    _category(5, "square", 1, (244, 179, 80)),
-    _category(6, "stripes", 0, (103, 128, 159)),
-    _category(8, "triangle", 1, (52, 120, 219)),
-    _category(9, "checks", 0, (135, 150, 98)),
-    _category(13, "star", 1, (148, 82, 190)),
-    _category(14, "dots", 0, (94, 148, 141)),
+    for number, name, isthing, color in (
+        (2, "plain", 0, [190, 186, 176]),
+        (3, "disc", 1, [214, 69, 65]),
+        (5, "square", 1, [244, 179, 80]),
+        (6, "stripes", 0, [103, 128, 159]),
+        (8, "triangle", 1, [52, 120, 219]),
+        (9, "checks", 0, [135, 150, 98]),
+        (13, "star", 1, [148, 82, 190]),
+        (14, "dots", 0, [94, 148, 141]),
+    )
 )
 
 
@@ -94,13 +90,8 @@ def write_shapes(
         raise ValueError(
             f"need num_scenes >= 1 and a plain split name; got {num_scenes}, {split!r}"
         )
-    parameters: dict[str, Any] = {
-        "version": _VERSION,
-        "split": split,
-        "num_scenes": num_scenes,
-        "seed": seed,
-        "size": size,
-    }
+    parameters: dict[str, Any] = {"version": _VERSION, "split": split, "num_scenes": num_scenes}
+    parameters.update(seed=seed, size=size)
     if tuple(things) != THING_NAMES:
         parameters["things"] = list(things)
     digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()
@@ -190,8 +181,8 @@ def _segments(scene: Scene) -> tuple[np.ndarray, list[dict[str, Any]]]:
     segments: list[dict[str, Any]] = []
     for row, name in enumerate(scene.names):
         category = categories[name]
-        mask = scene.segments == row
-        columns, lines = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
+        pixels = np.argwhere(scene.segments == row)[:, ::-1]  # x, y
+        low, high = pixels.min(axis=0), pixels.max(axis=0)
         # As in COCO, the code is the class colour, varied, so that the PNG is good to look at.
         red, green, blue = (min(255, max(1, v + 7 * (row - 4))) for v in category["color"])
         segments.append(
@@ -199,13 +190,8 @@ def _segments(scene: Scene) -> tuple[np.ndarray, list[dict[str, Any]]]:
                 "id": red + 256 * green + 65536 * blue,
                 "category_id": category["id"],
                 "iscrowd": 0,
-                "area": int(mask.sum()),
-                "bbox": [
-                    int(columns[0]),
-                    int(lines[0]),
-                    int(columns[-1] - columns[0] + 1),
-                    int(lines[-1] - lines[0] + 1),
-                ],
+                "area": len(pixels),
+                "bbox": [*low.tolist(), *(high - low + 1).tolist()],
             }
         )
     ids = np.array([segment["id"] for segment in segments], np.uint32)

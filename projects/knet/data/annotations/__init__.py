@@ -1,1 +1,0 @@
-"""Readers of pictures and annotation files, which name every defect that they find."""

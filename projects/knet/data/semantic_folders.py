@@ -1,0 +1,99 @@
+"""Reads a semantic data set: a folder of pictures and a folder of label PNGs, paired by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from knet.data.defects import DataError, Defect, failure, make_defect
+from knet.data.images import SUFFIXES, is_read, left_out, read_header
+from knet.data.label_png import files_below, image_paths, label_png_paths
+from knet.data.on_error import Scan
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Pictures and label PNGs of one relative path without suffix."""
+
+    pairs: list[tuple[str, Path, Path]]  # (that path, picture, label PNG) of each, sorted
+    defects: list[Defect]  # one for each file without a counterpart
+    error: DataError | None  # for all of these, if there are any
+    left_out: list[str]  # a message for each kind of picture that is not read
+
+
+def pair_images_with_labels(image_root: Path, sem_seg_root: Path, where: str) -> Pairing:
+    """Pairs pictures and label PNGs by their relative paths without suffix.
+
+    Raises:
+        ValueError: if one folder holds the other; a DataError if there is no picture, or two
+            files of one folder have one name.
+    """
+    images_at, labels_at = image_root.resolve(), sem_seg_root.resolve()
+    if images_at == labels_at or images_at in labels_at.parents or labels_at in images_at.parents:
+        raise ValueError(
+            f"{where}: pictures ({image_root}) and labels ({sem_seg_root}) must be in two "
+            f"folders, neither of them within the other"
+        )
+    images = image_paths(image_root)
+    unread = left_out(image_root, files_below(image_root))
+    if not images:
+        problem = "; ".join([f"{where}: no picture below {image_root}", *unread])
+        suffixes = ", ".join(filter(is_read, SUFFIXES))
+        mend = f"put pictures there ({suffixes}), or correct the folder"
+        raise failure("no-images", str(image_root), "", problem, mend=mend)
+    labels = label_png_paths(sem_seg_root)
+    bare = {stem: path for stem, path in images.items() if stem not in labels}
+    lone = {stem: path for stem, path in labels.items() if stem not in images}
+    defects: list[Defect] = []
+    problems = []
+    for stem, path in bare.items():
+        problem = f"no label PNG of this name below {sem_seg_root}"
+        defects.append(make_defect("png-missing", str(path), f"image {stem}", problem))
+    for stem, path in lone.items():
+        problem = "; ".join([f"no picture of this name below {image_root}", *unread])
+        defects.append(make_defect("orphan-annotation", str(path), f"image {stem}", problem))
+    if bare:
+        problems.append(f"{len(bare)} without a label PNG below {sem_seg_root}: {_first(bare)}")
+    if lone:
+        text = f"{len(lone)} label PNGs without a picture below {image_root}: {_first(lone)}"
+        problems.append(text)
+    error = None
+    if defects:
+        counts = f"{where}: of {len(images)} pictures and {len(labels)} label PNGs"
+        text = f"{counts}, {'; '.join(problems + unread)}"
+        mend = "a label PNG has the relative path of its picture, but for the suffix (city/a.jpg "
+        mend += "and city/a.png)"
+        error = DataError(make_defect(defects[0].kind, defects[0].file, "", text, mend=mend))
+    pairs = [(stem, path, labels[stem]) for stem, path in images.items() if stem in labels]
+    return Pairing(pairs, defects, error, unread)
+
+
+def scan_sem_seg(pairing: Pairing, max_images: int | None) -> Scan:
+    """Reads the records of a semantic data set.
+
+    Args:
+        pairing: of its folders.
+        max_images: only the first so many are read; None: all.
+
+    Returns:
+        One dict a pair: ``file_name``, ``image_id`` (the relative path without suffix), ``height``
+        and ``width`` (from the picture's header) and ``sem_seg_file_name``.
+    """
+    scan = Scan(defects=[*pairing.defects], lost=len(pairing.defects))
+    for stem, image, label in pairing.pairs[:max_images]:
+        record: dict[str, Any] = {"file_name": str(image), "image_id": stem}
+        try:
+            # Detectron2 turns pictures as their EXIF tag says.
+            height, width = read_header(record).size
+        except DataError as error:
+            scan.defects += error.defects
+            scan.lost += 1
+            continue
+        record.update(height=height, width=width, sem_seg_file_name=str(label))
+        scan.records.append(record)
+    return scan
+
+
+def _first(files: dict[str, Path]) -> str:
+    return ", ".join(map(str, list(files.values())[:3])) + (", …" if len(files) > 3 else "")
