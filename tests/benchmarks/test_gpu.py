@@ -62,6 +62,13 @@ def test_what_fails_or_finds_no_time_has_a_note(tiny_work, capsys, monkeypatch):
     assert "and a long story" * 20 in captured.err
 
 
+def test_all_of_it_should_fit_into_six_minutes(tiny_work, monkeypatch):
+    monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: name)
+    jobs = gpu.plan(replace(tiny_work, batch=16), 12, gpu.PRECISIONS, (1, 8), 60.0)
+    assert 300 < sum(job.expected for job in jobs) <= 360
+    assert len({(job.table, job.name) for job in jobs}) == len(jobs)
+
+
 def test_tf32_is_on_only_while_it_is_asked_for():
     backend = torch.backends.cuda.matmul
     before = backend.allow_tf32
