@@ -223,7 +223,7 @@ def compare_times(
         for name, values in times.items():
             row[f"{name}, ms"] = 1000 * statistics.median(values)
             low, high = 1000 * min(values), 1000 * max(values)
-            row[f"{name}, range"] = f"{low:.4g} to {high:.4g}"
+            row[f"{name}, range"] = f"{low:.1f} to {high:.1f}"
         for name in ("accelerated", "plain"):
             ratios = [a / b for a, b in zip(times[name], times["reference"])]
             row[f"{name} / reference"] = statistics.median(ratios)
