@@ -31,7 +31,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.logger import setup_logger
 
-from knet.classes import class_ids_from_config
+from knet.classes import Category, categories_of, class_ids_from_config
 from knet.config import get_cfg_from_file
 from knet.data.custom import register_builtin, register_custom
 from knet.data.images import read_picture
@@ -44,7 +44,6 @@ from knet.predictor import KNetPredictor
 from knet.report.collect import MEASURES, ReportCollector, choose_task, evaluate, has_truth
 from knet.report.page import render_report
 from knet.report.read_results import FilePredictions
-from knet.results.categories import Category, categories_of
 from knet.visualization import DRAWN_SCORE
 
 OutputOf = Callable[[dict[str, Any]], dict[str, Any]]

@@ -28,7 +28,14 @@ from knet.accel import accelerate_as_configured
 from knet.checkpoint.checkpointer import KNetCheckpointer
 from knet.checkpoint.class_names import ClassNames
 from knet.checkpoint.write_file import write_weights
-from knet.classes import ClassIds, class_ids_from_config, class_names, find_classes
+from knet.classes import (
+    Category,
+    ClassIds,
+    categories_of,
+    class_ids_from_config,
+    class_names,
+    find_classes,
+)
 from knet.config import get_cfg_from_file
 from knet.data import register_custom
 from knet.data.augmentation import build_knet_augmentation
@@ -53,7 +60,6 @@ from knet.model_folder import (
     write_classes,
 )
 from knet.modeling.build import is_semantic
-from knet.results.categories import Category, categories_of
 from knet.tta import KNetWithTTA
 
 Picture = Union[str, "os.PathLike[str]", np.ndarray, Image.Image]

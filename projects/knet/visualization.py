@@ -22,9 +22,10 @@ from detectron2.utils.visualizer import ColorMode, GenericMask, Visualizer
 from PIL import Image, ImageDraw, ImageFont
 
 from knet.data.images import MAX_PIXELS, read_picture, save_image
-from knet.data.label_png import IGNORE_LABEL, open_label_png
+from knet.data.label_png import open_label_png
 from knet.data.masks import encode_segmentation
 from knet.data.panoptic_png import read_panoptic_png
+from knet.modeling.targets import IGNORE_LABEL
 
 if TYPE_CHECKING:
     from knet.predictor import KNetPredictor

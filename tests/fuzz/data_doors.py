@@ -24,10 +24,10 @@ from mutations import damage_file, damage_json, damage_picture, pick
 from numpy.random import Generator
 from PIL import Image
 
+from knet.classes import Category
 from knet.data import KNetDatasetMapper, register_custom
 from knet.evaluation import build_evaluator
 from knet.report.read_results import FilePredictions
-from knet.results.categories import Category
 from knet.results.coco_files import ResultFiles
 
 __all__ = ["DATA_DOORS"]

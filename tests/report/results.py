@@ -5,9 +5,8 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
 
-from knet.classes import ClassIds
+from knet.classes import ClassIds, categories_of
 from knet.data.panoptic_png import read_panoptic_png
-from knet.results.categories import categories_of
 from knet.results.coco_files import ResultFiles
 
 NUM_CLASSES = 8

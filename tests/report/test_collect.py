@@ -3,8 +3,8 @@
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from knet.classes import Category, categories_of
 from knet.report.collect import ReportCollector, evaluate
-from knet.results.categories import Category, categories_of
 
 from . import results
 

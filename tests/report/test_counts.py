@@ -4,9 +4,9 @@ import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 
+from knet.classes import Category
 from knet.report.counts import Confusion, ScoreCounts
 from knet.report.segments import Segment, Segments, match_segments
-from knet.results.categories import Category
 
 SIZE = (60, 60)
 

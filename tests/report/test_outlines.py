@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from knet.classes import Category
 from knet.report.collect import ReportCollector
 from knet.report.outlines import (
     BYTES_AN_IMAGE,
@@ -15,7 +16,6 @@ from knet.report.outlines import (
     outline,
     shrink_labels,
 )
-from knet.results.categories import Category
 
 
 def filled(path, size):

@@ -11,9 +11,9 @@ from detectron2.modeling import build_model
 from PIL import Image
 
 from knet.checkpoint.write_file import write_weights
+from knet.classes import categories_of
 from knet.data import register_coco_panoptic
 from knet.evaluation import build_evaluator, pq_compute
-from knet.results.categories import categories_of
 
 from . import results
 from .page_reader import PageReader

@@ -4,10 +4,10 @@ import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 
+from knet.classes import Category
 from knet.evaluation.panoptic_quality import image_statistics
 from knet.report.counts import Confusion
 from knet.report.segments import Segment, Segments, match_regions, match_segments
-from knet.results.categories import Category
 
 SIZE = (24, 40)
 CLASSES = [Category(k, k, f"class {k}", True) for k in range(3)]

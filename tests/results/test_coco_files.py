@@ -9,8 +9,7 @@ from detectron2.data import Metadata, MetadataCatalog
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
-from knet.classes import ClassIds
-from knet.results.categories import Category, categories_of
+from knet.classes import Category, ClassIds, categories_of
 from knet.results.coco_files import ResultFiles, image_ids
 
 

@@ -10,7 +10,7 @@ import pycocotools.mask as mask_util
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 
-from knet.data.label_png import IGNORE_LABEL
+from knet.modeling.targets import IGNORE_LABEL
 
 
 class ResizeShortestEdge(T.ResizeShortestEdge):

@@ -20,9 +20,10 @@ from knet.data.categories import panoptic_metadata, read_categories
 from knet.data.coco_file import load_json
 from knet.data.coco_panoptic import scan_coco_panoptic
 from knet.data.defects import describe, failure, raise_first
-from knet.data.label_png import IGNORE_LABEL, check_label_size, save_labels
+from knet.data.label_png import check_label_size, save_labels
 from knet.data.panoptic_png import ids_to_rows, read_panoptic_png
 from knet.files import write_json
+from knet.modeling.targets import IGNORE_LABEL
 
 logger = logging.getLogger(__name__)
 

@@ -20,8 +20,7 @@ from knet.data.defects import (
 )
 from knet.data.images import BROKEN_FILE, MAX_PIXELS, is_read, open_image, save_image, unreadable
 from knet.files import UNFINISHED
-
-IGNORE_LABEL = 255  # of a pixel without a label, in every semantic map that a model is given
+from knet.modeling.targets import IGNORE_LABEL
 
 # Pillow spreads greys of few bits over 0 … 255: its factor by raw mode.
 _STRETCH = {"L;2": 85, "L;4": 17}

@@ -23,9 +23,9 @@ from knet.data.categories import (
 )
 from knet.data.coco_instances import scan_coco_instances
 from knet.data.coco_panoptic import scan_coco_panoptic
-from knet.data.label_png import IGNORE_LABEL
 from knet.data.on_error import Scan, check_on_error, usable_records
 from knet.data.semantic_folders import pair_images_with_labels, scan_sem_seg
+from knet.modeling.targets import IGNORE_LABEL
 
 logger = logging.getLogger(__name__)
 

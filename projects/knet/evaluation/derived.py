@@ -23,8 +23,8 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
 from knet.data.derive import panoptic_to_instances, panoptic_to_semantic
-from knet.data.label_png import IGNORE_LABEL
 from knet.files import whole_folder, write_json
+from knet.modeling.targets import IGNORE_LABEL
 
 __all__ = ["converted_dataset", "instance_dataset", "semantic_dataset"]
 

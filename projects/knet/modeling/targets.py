@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# label of pixels without a class
-IGNORE_LABEL = 255
+IGNORE_LABEL = 255  # of a pixel without a label, in every semantic map that a model is given
 
 
 class ImageTargets(NamedTuple):

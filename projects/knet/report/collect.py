@@ -11,8 +11,9 @@ from detectron2.config import CfgNode
 from detectron2.evaluation import DatasetEvaluators
 from tqdm import tqdm
 
-from knet.data.label_png import IGNORE_LABEL
+from knet.classes import Category
 from knet.evaluation.panoptic_quality import PanopticStatistics
+from knet.modeling.targets import IGNORE_LABEL
 from knet.report.counts import Confusion, ScoreCounts
 from knet.report.segments import (
     IGNORED,
@@ -22,7 +23,6 @@ from knet.report.segments import (
     predicted_segments,
     true_segments,
 )
-from knet.results.categories import Category
 from knet.visualization import DRAWN_SCORE
 
 # Task → what images are ranked by.

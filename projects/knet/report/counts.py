@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from knet.classes import Category
 from knet.report.segments import FALSE, IGNORED, MATCH, Segment, Segments
-from knet.results.categories import Category
 
 _STEPS = 100  # thresholds are hundredths, as the page's slider has them
 

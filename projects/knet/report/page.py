@@ -11,11 +11,11 @@ import jinja2
 from detectron2.data import Metadata
 from markupsafe import Markup
 
+from knet.classes import Category
 from knet.data.images import MAX_PIXELS
 from knet.evaluation.panoptic_quality import CategoryStatistics
 from knet.report.collect import MEASURES, ReportCollector
 from knet.report.outlines import draw_image
-from knet.results.categories import Category
 from knet.visualization import with_colors
 
 _TASKS = {

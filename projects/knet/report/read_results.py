@@ -14,13 +14,13 @@ import pycocotools.mask as mask_util
 import torch
 from detectron2.structures import Boxes, BoxMode, Instances
 
+from knet.classes import Category
 from knet.data.coco_file import is_box, is_count, is_id, is_number
 from knet.data.defects import raise_first
 from knet.data.images import BROKEN_FILE, MAX_PIXELS, open_image
 from knet.data.masks import segmentation_errors
 from knet.data.panoptic_png import read_panoptic_png
 from knet.files import read_text
-from knet.results.categories import Category
 
 
 class FilePredictions:

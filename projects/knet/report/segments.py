@@ -10,10 +10,11 @@ import numpy as np
 import pycocotools.mask as mask_util
 
 from knet.data.defects import annotation_name, describe, raise_first
-from knet.data.label_png import IGNORE_LABEL, check_label_size, read_label_png
+from knet.data.label_png import check_label_size, read_label_png
 from knet.data.masks import encode_segmentation, segmentation_errors
 from knet.data.panoptic_png import ids_to_rows, read_panoptic_png
 from knet.evaluation.panoptic_quality import PanopticStatistics
+from knet.modeling.targets import IGNORE_LABEL
 
 Rle = dict[str, Any]
 

@@ -12,11 +12,11 @@ import numpy as np
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from torch import Tensor
 
+from knet.classes import Category
 from knet.data.images import save_image
 from knet.data.panoptic_png import write_panoptic_png
 from knet.files import write_json
 from knet.modeling.instances import mask_boxes
-from knet.results.categories import Category
 
 __all__ = ["ResultFiles", "image_ids"]
 

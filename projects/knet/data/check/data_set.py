@@ -27,11 +27,11 @@ from knet.data.coco_instances import instance_file_defects, scan_coco_instances
 from knet.data.coco_panoptic import scan_coco_panoptic
 from knet.data.defects import KINDS, DataError, Defect, Defects, is_broken, make_defect
 from knet.data.images import MAX_PIXELS
-from knet.data.label_png import IGNORE_LABEL
 from knet.data.loader import nothing_to_learn
 from knet.data.on_error import Scan
 from knet.data.register import own_data_set
 from knet.errors import first_of
+from knet.modeling.targets import IGNORE_LABEL
 
 _CHUNK = 8  # records that a worker process hands back at once
 _CELLS = 2  # of the mask grid, below whose square an object is small

@@ -21,7 +21,6 @@ from knet.data.coco_file import check_keys, is_box, is_number
 from knet.data.defects import DataError, Defect, Defects, describe, make_defect
 from knet.data.images import MAX_PIXELS, PictureHeader, check_picture, rotation_defect
 from knet.data.label_png import (
-    IGNORE_LABEL,
     check_label_size,
     class_defects,
     label_png_defects,
@@ -30,6 +29,7 @@ from knet.data.label_png import (
 from knet.data.mapper import annotation_errors, label_errors
 from knet.data.masks import encode_segmentation, repeated_masks
 from knet.data.panoptic_png import inspect_panoptic_png, segment_defects
+from knet.modeling.targets import IGNORE_LABEL
 
 # Polygons and boxes are drawn between pixels, masks are made of them: both differ a little.
 _BOX_PIXELS, _BOX_SHARE = 2.0, 0.05
