@@ -14,7 +14,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data._utils.pin_memory import pin_memory
 
 import knet  # noqa: F401  (registers the model; has to come before detectron2)
 
@@ -235,9 +234,8 @@ def write_data_set(
 
 
 def loaded(model: Any, inputs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Inputs of training as loaders give them: with small targets, in pinned memory for a GPU."""
-    batch = [model.task.prepare(x) for x in inputs]
-    return pin_memory(batch) if model.device.type == "cuda" else batch
+    """Inputs of training as loaders give them: with small targets."""
+    return [model.task.prepare(x) for x in inputs]
 
 
 def make_step(

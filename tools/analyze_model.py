@@ -50,8 +50,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if args.num_inputs < 1 or (args.size and min(args.size) < 1):
         parser.error("--num-inputs and --size must be at least 1")
     cfg = get_cfg_from_file(args.config_file, args.opts)
-    # neither changes a result, and both hide operators from the tracer
-    cfg.MODEL.KNET.COMPILE, cfg.MODEL.KNET.RECOMPUTE = False, ()
     register_builtin([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
     register_custom(cfg)
     model = build_model(cfg).eval()

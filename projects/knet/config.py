@@ -94,7 +94,7 @@ def _add_model_config(cfg: CN) -> None:
     # round results; sums over pixels and what kernels go through stay float32
     knet.ACCEL.DTYPE = "float32"
     # padded sizes of batches for which a GPU keeps graphs; the least recently used goes. 0: none
-    knet.ACCEL.GRAPHS = 32
+    knet.ACCEL.GRAPHS = 16
     # less memory, more time in training: activations of "backbone" (a ResNet's stages), "rounds",
     # "losses" (enlarged masks; on a CPU never kept) are computed again for the gradients
     knet.ACCEL.RECOMPUTE = ()
@@ -154,9 +154,9 @@ def _add_model_config(cfg: CN) -> None:
     knet.TEST.THING_THRESH = 0.3
     # panoptic: segments that win less than this share of the pixels of their own mask become void
     knet.TEST.OVERLAP_THRESH = 0.6
-    # instance and panoptic models: megabytes of masks at the size of the image that are held at a
-    # time; changes no result
-    knet.TEST.MASK_MEMORY = 1024
+    # instance and panoptic models: megabytes of masks at the size of the image that are looked at
+    # at a time, for which some three times as much is used; changes no result
+    knet.TEST.MASK_MEMORY = 512
     # semantic models can predict large images in windows, whose logits are averaged where they
     # overlap
     knet.TEST.WINDOW = CN()

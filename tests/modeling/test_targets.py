@@ -6,8 +6,8 @@ import torch.nn.functional as F
 
 from knet.modeling.targets import (
     BatchTargets,
-    build_semantic_targets,
     build_targets,
+    collate_class_maps,
     shrink_masks,
 )
 
@@ -69,9 +69,10 @@ def test_targets_without_objects_or_stuff():
     assert targets.thing_masks.shape == (0, 2, 2) and targets.stuff_masks.shape == (0, 2, 2)
 
 
-def test_padding_of_a_class_map_is_ignored():
-    labels = torch.randint(0, 19, (5, 7))
-    target = build_semantic_targets(labels, padded_size=(8, 16))
-    assert target.shape == (8, 16) and target.dtype == torch.int64
-    assert torch.equal(target[:5, :7], labels)
-    assert (target[5:] == 255).all() and (target[:, 7:] == 255).all()
+def test_padding_of_class_maps_is_ignored():
+    maps = [torch.randint(0, 19, (5, 7)), torch.randint(0, 255, (8, 3)).byte()]
+    target = collate_class_maps(maps, (8, 16), torch.device("cpu"))
+    assert target.shape == (2, 8, 16) and target.dtype == torch.int64
+    assert torch.equal(target[0, :5, :7], maps[0])
+    assert torch.equal(target[1, :, :3], maps[1].long())
+    assert (target[0, 5:] == 255).all() and (target[0, :, 7:] == 255).all()

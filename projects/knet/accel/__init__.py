@@ -1,6 +1,6 @@
-"""What makes K-Net faster or leaner. Delete this folder, and a slower K-Net gives the same results.
+"""What makes K-Net faster or leaner. Without it, a slower K-Net gives the same results.
 
-`accelerate` is the only door; `train_net.py` and the predictor call it.
+`accelerate` is the only door; the trainer and the predictor go through it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from knet.accel.streamed_fusion import StreamedFusion
 from knet.accel.streamed_losses import StreamedPixels
 from knet.modeling.kernels import KernelRounds
 from knet.modeling.knet import KNet
-from knet.modeling.losses import RecomputedPixels, SampledPoints
+from knet.modeling.losses import AllPixels, RecomputedPixels, SampledPoints
 from knet.modeling.postprocess import Streaming
 from knet.modeling.task import MaskTask
 
@@ -30,7 +30,7 @@ def accelerate(
     model: KNet,
     *,
     dtype: torch.dtype = torch.float32,
-    graphs: int = 32,
+    graphs: int = 16,
     recompute: Sequence[str] = (),
 ) -> KNet:
     """Make a model faster or leaner where it is, in place; weights and their names stay.
@@ -60,18 +60,19 @@ def accelerate(
         if isinstance(model.task, MaskTask):
             chunk = min(32 << 20, model.task.streaming.chunk_bytes)
             model.task.streaming = Streaming(StreamedFusion, band=64, chunk_bytes=chunk)
-    if on_cpu or "losses" in recompute:
-        pixels = StreamedPixels() if on_cpu else RecomputedPixels()
-        criterion: Any = model.criterion
-        if isinstance(criterion.places, SampledPoints):
-            criterion.places.dense = pixels
-        else:
-            criterion.places = pixels
+    criterion: Any = model.criterion
+    places = getattr(criterion, "places", None)  # a criterion of one's own may have none
+    pixels = StreamedPixels() if on_cpu else RecomputedPixels() if "losses" in recompute else None
+    if pixels is not None and isinstance(places, SampledPoints):
+        places.dense = pixels
+    elif pixels is not None and type(places) is AllPixels:
+        criterion.places = pixels
     if "backbone" in recompute:
         recompute_stages(model.backbone)
     if "rounds" in recompute:
         recompute_rounds(cast(KernelRounds, model.heads.rounds))
-    model.inference = InferenceForward(model, dtype=dtype, graphs=0 if on_cpu else graphs)
+    on_gpu = model.device.type == "cuda"
+    model.inference = InferenceForward(model, dtype=dtype, graphs=graphs if on_gpu else 0)
     return model
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +12,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from knet.accel.graphs import Graphs
+from knet.modeling.kernels import RoundOutput
 from knet.modeling.knet import KNet
+from knet.modeling.positions import PlaceEncoding
 
 
 class InferenceForward:
@@ -24,10 +25,9 @@ class InferenceForward:
     The rounds themselves are shared: their matrices are small, and what they sum over pixels needs
     float32; masks come in the type of the features.
 
-    The copies are no part of the model: neither saved nor trained. They follow its weights whenever
-    these change: torch counts changes of a tensor, except by fused optimisers and through `.data`,
-    after which `forget` has to be called (every step of training does), as after modules were
-    exchanged.
+    The copies are no part of the model: neither saved nor trained. They are made anew when its
+    weights have changed: torch counts changes of a tensor, except by fused optimisers and through
+    `.data`, after which `forget` has to be called (every step of training does).
 
     Args:
         model: in inference mode whenever this is called.
@@ -36,94 +36,79 @@ class InferenceForward:
     """
 
     def __init__(self, model: KNet, *, dtype: torch.dtype = torch.float32, graphs: int = 0) -> None:
-        self.backbone, self.heads = model.backbone, model.heads
-        self.in_features = list(model.in_features)
+        self._model = model
         self.dtype = dtype
-        self._copy: nn.ModuleList | None = None  # of backbone and heads
+        self.graphs = Graphs(self._forward, graphs) if graphs else None
+        self.forget()
+
+    def forget(self) -> None:
+        """Free the copies and graphs; the next call makes them anew from the weights."""
+        self._copy: tuple[nn.Module, nn.Module] | None = None  # backbone and heads
         self._watched: list[
             tuple[Any, str]
         ] = []  # all weights: a module's dict, and the name there
-        self._places: list[tuple[int, int]] = []
-        self._versions: list[int] = []
-        self._run: Callable[[Tensor], Any] = (
-            Graphs(self._forward, graphs) if graphs else self._forward
-        )
+        self._seen: list[Any] = []  # what they held, and the parts of the model
+        self._state: list[tuple[int, int]] = []
+        if self.graphs is not None:
+            self.graphs.clear()
 
-    def __call__(self, images: Tensor) -> Any:
-        """(B, 3, H, W) -> what the heads give, up to rounding."""
-        # tensors made in inference mode could not be written over outside of it
+    def __call__(self, images: Tensor) -> RoundOutput:
+        """(B, 3, H, W) -> the last round, up to rounding."""
+        # tensors made in inference mode could not be used outside of it
         with torch.inference_mode(False), torch.no_grad():
             self._follow_weights()
-            return self._run(images if self.dtype == torch.float32 else images.to(self.dtype))
+            images = images if self.dtype == torch.float32 else images.to(self.dtype)
+            return self._forward(images) if self.graphs is None else self.graphs(images)
 
-    def forget(self) -> None:
-        """The copies are made anew from the weights at the next call."""
-        self._versions = []
-
-    def _forward(self, images: Tensor) -> Any:
+    def _forward(self, images: Tensor) -> RoundOutput:
         assert self._copy is not None
         backbone, heads = self._copy
         features = backbone(images)
-        return heads([features[name] for name in self.in_features])
+        return heads([features[name] for name in self._model.in_features])[1][-1]
 
     def _follow_weights(self) -> None:
-        if self._versions and self._state() == (self._places, self._versions):
-            return
+        backbone, heads = self._model.backbone, self._model.heads
+        if self._copy is not None:
+            # out of a list: walking over the modules would take milliseconds in every call
+            tensors = [owner.get(name) for owner, name in self._watched]
+            seen = [*tensors, backbone, heads]
+            same = all(a is b for a, b in zip(seen, self._seen))
+            if same and _state_of(tensors) == self._state:
+                return
+        self.forget()
         self._watched = [
             (tensors, name)
-            for part in (self.backbone, self.heads)
+            for part in (backbone, heads)
             for module in part.modules()
             for tensors in (module._parameters, module._buffers)
-            for name, tensor in tensors.items()
-            if tensor is not None
+            for name in tensors
         ]
-        places, versions = self._state()
-        new = nn.ModuleList([self._copied_backbone(), self._copied_heads()])
-        if self._copy is None or places != self._places:
-            self._copy = new
-            if isinstance(self._run, Graphs):
-                self._run.clear()
-        else:  # in place, so that graphs stay valid
-            with torch.no_grad():
-                for ours, theirs in zip(_tensors(self._copy), _tensors(new)):
-                    if ours is not theirs:
-                        ours.copy_(theirs)
-        self._places, self._versions = places, versions
+        tensors = [owner[name] for owner, name in self._watched]
+        self._seen, self._state = [*tensors, backbone, heads], _state_of(tensors)
+        self._copy = (self._copied_backbone(backbone), self._copied_heads(heads))
 
-    def _state(self) -> tuple[list[tuple[int, int]], list[int]]:
-        """Where the weights are, and how often torch has counted a change of each.
+    def _copied_backbone(self, backbone: nn.Module) -> nn.Module:
+        if self.dtype == torch.float32 and not any(map(_foldable, backbone.modules())):
+            return backbone
+        return cast(fold_batch_norms(backbone), self.dtype)
 
-        Out of a list, since walking over the modules would take milliseconds in every call.
-        """
-        tensors: list[Any] = [owner[name] for owner, name in self._watched]
-        return [(id(t), t.data_ptr()) for t in tensors], [t._version for t in tensors]
-
-    def _copied_backbone(self) -> nn.Module:
-        if self.dtype == torch.float32 and not any(map(_foldable, self.backbone.modules())):
-            return self.backbone
-        return cast(fold_batch_norms(self.backbone), self.dtype)
-
-    def _copied_heads(self) -> nn.Module:
+    def _copied_heads(self, heads: nn.Module) -> nn.Module:
         if self.dtype == torch.float32:
-            return self.heads
-        memo = {id(self.heads.rounds): self.heads.rounds}
-        heads = copy.deepcopy(self.heads, memo)
-        for name, part in heads.named_children():
+            return heads
+        copied = copy.deepcopy(heads, {id(heads.rounds): heads.rounds})
+        for name, part in copied.named_children():
             if name != "rounds":
                 cast(part, self.dtype)
-        return heads
+        return copied
 
     def __deepcopy__(self, memo: dict) -> InferenceForward:
-        other = copy.copy(self)
-        memo[id(self)] = other
-        other.backbone, other.heads = (copy.deepcopy(m, memo) for m in (self.backbone, self.heads))
-        other._copy, other._watched, other._places, other._versions = None, [], [], []
-        most = self._run.most if isinstance(self._run, Graphs) else 0
-        other._run = Graphs(other._forward, most) if most else other._forward
+        graphs = 0 if self.graphs is None else self.graphs.most
+        memo[id(self)] = other = copy.copy(self)
+        other.__init__(copy.deepcopy(self._model, memo), dtype=self.dtype, graphs=graphs)  # type: ignore[misc]
         return other
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_copy": None, "_watched": [], "_places": [], "_versions": []}
+        return {**self.__dict__, "_copy": None, "_watched": [], "_seen": [], "_state": []}
 
 
 def fold_batch_norms(module: nn.Module) -> nn.Module:
@@ -143,9 +128,12 @@ def fold_batch_norms(module: nn.Module) -> nn.Module:
 
 
 def cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """The same module with its numbers in another type, but for the statistics of batch norms."""
+    """The same module with its numbers in another type, but for what must not be rounded.
+
+    That is the statistics of batch norms, and the phases of `PlaceEncoding`, which span many turns.
+    """
     for part in module.modules():
-        if not isinstance(part, (_BatchNorm, FrozenBatchNorm2d)):
+        if not isinstance(part, (_BatchNorm, FrozenBatchNorm2d, PlaceEncoding)):
             for tensor in [*part.parameters(recurse=False), *part.buffers(recurse=False)]:
                 if tensor.is_floating_point():
                     tensor.data = tensor.data.to(dtype)
@@ -161,5 +149,10 @@ def _foldable(module: nn.Module) -> bool:
     return isinstance(norm, _BatchNorm) and not norm.training and norm.running_mean is not None
 
 
-def _tensors(module: nn.Module) -> list[Tensor]:
-    return [*module.parameters(), *module.buffers()]
+def _state_of(tensors: list[Tensor | None]) -> list[tuple[int, int]]:
+    """Where tensors are, and how often torch has counted a change of each."""
+    return [
+        # those made in inference mode are not counted
+        (t.data_ptr(), 0 if t.is_inference() else t._version) if t is not None else (0, 0)
+        for t in tensors
+    ]

@@ -14,9 +14,6 @@ from torch.utils.checkpoint import checkpoint
 
 from knet.modeling.kernels import KernelRounds
 
-# what MODEL.KNET.ACCEL.RECOMPUTE can name
-RECOMPUTABLE = ("backbone", "rounds")
-
 
 def recompute(module: nn.Module) -> None:
     """Keep nothing of a module for its backward pass, which computes it again; in place.

@@ -225,8 +225,6 @@ def build_train_loader(
         batch_sampler=sampler,
         num_workers=usable_workers(cfg.DATALOADER.NUM_WORKERS),
         collate_fn=_identity,
-        # copies to a GPU then run beside the computation
-        pin_memory=torch.device(cfg.MODEL.DEVICE).type == "cuda",
     )
     processes = comm.get_world_size()
     return SkipReport(

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from knet.modeling.kernels import InitialKernels, RoundOutput
-from knet.modeling.layers import at_least_float32
+from knet.modeling.layers import at_least_float32, to_device
 from knet.modeling.losses import AllPixels, Places, class_focal_sum, world_mean_divisors
 from knet.modeling.matcher import MaskMatcher, Matches
-from knet.modeling.targets import IGNORE_LABEL, BatchTargets, to_device
+from knet.modeling.targets import IGNORE_LABEL, BatchTargets
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ class KNetCriterion:
             both.append(np.concatenate(parts, axis=1))
         tables = [np.concatenate(things, axis=1), *both]
         ends = np.cumsum([table.shape[1] for table in tables])[:-1]
-        table = to_device(np.concatenate(tables, axis=1), targets.masks.device)
+        table = to_device(torch.from_numpy(np.concatenate(tables, axis=1)), targets.masks.device)
         return [Rows(*part.unbind()) for part in table.tensor_split(ends.tolist(), dim=1)]
 
     def seg_labels(self, matches: Sequence[Matches], targets: BatchTargets) -> Tensor:
@@ -209,7 +209,7 @@ class KNetCriterion:
             codes.append(rank * (self.num_classes + 1) + labels)
             images.append(np.full(len(order), b))
         table = np.stack([np.concatenate(images), np.concatenate(codes)])
-        image, code = to_device(table, targets.masks.device).unbind()
+        image, code = to_device(torch.from_numpy(table), targets.masks.device).unbind()
         painted = _paint(targets.masks, code, image, len(matches))
         return torch.where(painted < 0, self.num_classes, painted % (self.num_classes + 1))
 
@@ -220,7 +220,7 @@ class KNetCriterion:
     def _divisors(self, counts: Sequence[int], seg_labels: Tensor) -> Tensor:
         """Places, masks of every stage and labelled pixels, as `world_mean_divisors`."""
         labelled = (seg_labels < self.num_classes).sum()
-        known = to_device(np.asarray(counts, dtype=np.float32), seg_labels.device)
+        known = to_device(torch.tensor(counts, dtype=torch.float32), seg_labels.device)
         return world_mean_divisors(torch.cat([known, labelled[None].float()]))
 
     def _class_sum(self, class_logits: Tensor, row: Rows, num_things: int) -> Tensor:
@@ -276,8 +276,8 @@ class SemanticCriterion:
         """
         with torch.autocast(initial.masks.device.type, enabled=False):
             owners = torch.where(targets == IGNORE_LABEL, -1, targets)
-            count = np.asarray([targets.numel()], dtype=np.float32)
-            pixels = world_mean_divisors(to_device(count, targets.device))[0]
+            count = torch.full((1,), targets.numel(), device=targets.device, dtype=torch.float32)
+            pixels = world_mean_divisors(count)[0]
 
             def loss(logits: Tensor) -> Tensor:
                 return self.places.owner_sum(logits, owners) / pixels

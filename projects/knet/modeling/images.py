@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -26,7 +27,7 @@ def normalised_batch(
     that a loader gives.
 
     Args:
-        images: (C, h, w) each, of one type.
+        images: (C, h, w) each.
         mean, std: (C, 1, 1), on the device that is wanted.
         size: (H, W) of the batch, at least that of every image.
     """
@@ -39,7 +40,8 @@ def normalised_batch(
         raw = raw.pin_memory() if pinned else raw
         return (raw.to(device, non_blocking=True) - mean) / std
     shape = (len(images), first.shape[0], height, width)
-    raw = torch.zeros(shape, dtype=first.dtype, device=first.device, pin_memory=pinned)
+    dtype = functools.reduce(torch.promote_types, (image.dtype for image in images))
+    raw = torch.zeros(shape, dtype=dtype, device=first.device, pin_memory=pinned)
     for row, image in zip(raw, images):
         row[:, : image.shape[1], : image.shape[2]] = image
     batch = (raw.to(device, non_blocking=True) - mean) / std

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from knet.modeling.targets import to_device
+from knet.modeling.layers import to_device
 
 
 @dataclass
@@ -155,7 +154,7 @@ class InstanceSelection:
         pairs = [(slot, row) for row, slots in found for slot in slots]
         if not pairs:
             return
-        slot, row = to_device(np.array(pairs).T.copy(), probabilities.device).unbind()
+        slot, row = to_device(torch.tensor(pairs).T.contiguous(), probabilities.device).unbind()
         masks = probabilities > self.mask_threshold
         self._masks[slot] = masks[row]
         self._boxes[slot] = mask_boxes(masks)[row]

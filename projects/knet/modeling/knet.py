@@ -29,11 +29,11 @@ _MOSTLY_PADDING = (
 class Inference(Protocol):
     """What `knet.accel` may put in the place of backbone and heads where no gradients are wanted.
 
-    (B, 3, H, W) -> initial kernels and every round, the same up to rounding. It keeps what it
-    made of the weights until `forget`.
+    (B, 3, H, W) -> the last round, the same up to rounding. It keeps what it made of the weights
+    until `forget`.
     """
 
-    def __call__(self, images: Tensor) -> tuple[Any, list[RoundOutput]]: ...
+    def __call__(self, images: Tensor) -> RoundOutput: ...
 
     def forget(self) -> None: ...
 
@@ -122,9 +122,9 @@ class KNet(nn.Module):
         Args:
             batched_inputs: one dict an image: `image` (3, H, W) of any real type, values 0..255;
                 in training `instances` (`gt_masks` BitMasks (G, H, W), `gt_classes` (G,)) and,
-                with stuff classes and in semantic models, `sem_seg` (H, W) integer labels; in
-                inference `height` and `width` of the original image, to which results are
-                resized.
+                with stuff classes and in semantic models, `sem_seg` (H, W) integer labels, or what
+                `task.prepare` makes of them; in inference `height` and `width` of the original
+                image, to which results are resized.
 
         Returns:
             In training a dict of named losses, see `KNetCriterion` and `SemanticCriterion`.
@@ -147,8 +147,12 @@ class KNet(nn.Module):
         """What the last round says of each image, before it is resized and fused."""
         if self.window is not None:
             return [self._predict_in_windows(x) for x in batched_inputs]
-        _, rounds, frames = self.trace(batched_inputs)
-        return [self.task.predictions(rounds[-1], b, frame) for b, frame in enumerate(frames)]
+        images = self._images(batched_inputs)
+        last = self._last_round(images)
+        return [
+            self.task.predictions(last, b, Frame(images.shape[-2:], x["image"].shape[-2:]))
+            for b, x in enumerate(batched_inputs)
+        ]
 
     def trace(
         self, batched_inputs: Sequence[Mapping[str, Any]]
@@ -183,7 +187,7 @@ class KNet(nn.Module):
             padded = padded_size((height, width), self.size_divisibility)
             images = F.pad(windows, (0, padded[1] - width, 0, padded[0] - height))
             images = images.contiguous(memory_format=self.memory_format)
-            logits = self._rounds(images)[1][-1].masks.float()
+            logits = self._last_round(images).masks.float()
             logits = F.interpolate(
                 logits, size=images.shape[-2:], mode="bilinear", align_corners=False
             )
@@ -195,11 +199,14 @@ class KNet(nn.Module):
 
     def _rounds(self, images: Tensor) -> tuple[Any, list[RoundOutput]]:
         if self.inference is not None:
-            if not self.training and not torch.is_grad_enabled():
-                return self.inference(images)
-            self.inference.forget()  # weights will change
+            self.inference.forget()  # weights may change
         features = self.backbone(images)
         return self.heads([features[name] for name in self.in_features])
+
+    def _last_round(self, images: Tensor) -> RoundOutput:
+        if self.inference is None or self.training or torch.is_grad_enabled():
+            return self._rounds(images)[1][-1]
+        return self.inference(images)
 
     def _images(self, batched_inputs: Sequence[Mapping[str, Any]]) -> Tensor:
         """(B, C, H, W), normalised and padded."""

@@ -69,3 +69,8 @@ def at_least_float32(x: Tensor) -> Tensor:
     types. A model in float64 stays so throughout: that tells rounding from a wrong formula.
     """
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on a device, copied without waiting for it."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

@@ -24,10 +24,13 @@ def focal_terms(
 
     -alpha (1-p)^gamma log p and -(1-alpha) p^gamma log(1-p), of any shape (RetinaNet, eq. 5).
     """
-    p = logits.sigmoid()
-    positive = alpha * (1 - p).pow(gamma) * F.softplus(-logits)
-    negative = (1 - alpha) * p.pow(gamma) * F.softplus(logits)
-    return positive, negative
+    positive = alpha * (1 - logits.sigmoid()).pow(gamma) * F.softplus(-logits)
+    return positive, negative_focal_terms(logits, alpha=alpha, gamma=gamma)
+
+
+def negative_focal_terms(logits: Tensor, *, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+    """The second of `focal_terms`, which is all that most logits need."""
+    return (1 - alpha) * logits.sigmoid().pow(gamma) * F.softplus(logits)
 
 
 def class_focal_sum(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
@@ -80,7 +83,7 @@ def pixel_focal_sum(logits: Tensor, labels: Tensor) -> Tensor:
         labels: (B, ...) class index; K means background.
     """
     num_classes = logits.shape[1]
-    _, negative = focal_terms(logits)
+    negative = negative_focal_terms(logits)
     # every logit counts as a negative, then the one labelled class of a place is corrected
     chosen = logits.gather(1, labels.clamp(max=num_classes - 1)[:, None])[:, 0]
     positive, wrong = focal_terms(chosen)
@@ -217,7 +220,7 @@ class SampledPoints:
         """As of `AllPixels`, over P points of each image."""
         points = torch.rand(len(masks), self.num_points, 2, device=masks.device)
         height, width = owners.shape[-2:]
-        column, row = (points * points.new_tensor([width, height])).long().unbind(-1)
+        column, row = (points[..., 0] * width).long(), (points[..., 1] * height).long()
         flat = row.clamp(max=height - 1) * width + column.clamp(max=width - 1)
         return owner_sum(sample(masks, points), owners.flatten(1).gather(1, flat))
 

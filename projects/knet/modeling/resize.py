@@ -8,6 +8,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from knet.modeling.layers import to_device
+
 # a resizing matrix is made and used in so many bands at most
 _MOST_BANDS = 256
 
@@ -68,11 +70,14 @@ def _bands(
     bands, step = [], max(band, -(-size_out // _MOST_BANDS))
     for start in range(0, size_out, step):
         position = positions[start : start + step]
-        first, last = int(position[0]), min(int(position[-1]) + 2, cropped)
-        resize = interpolation_matrix(position - first, last - first)
-        used = enlarge[first:last].any(0).nonzero()[:, 0]
+        low = position.long().clamp(max=cropped - 1)
+        high = (low + 1).clamp(max=cropped - 1)
+        fraction = (position - low).clamp(0, 1)[:, None]
+        used = enlarge[int(low[0]) : int(high[-1]) + 1].any(0).nonzero()[:, 0]
         read = slice(int(used[0]), int(used[-1]) + 1)
-        weights = (resize.double() @ enlarge[first:last, read]).float().to(device)
+        weights = (1 - fraction).double() * enlarge[low, read]
+        weights += fraction.double() * enlarge[high, read]
+        weights = to_device(weights.float().contiguous(), device)
         bands.append((slice(start, start + len(position)), read, weights))
     return tuple(bands)
 
@@ -122,12 +127,18 @@ class MaskResizer:
             return self._resize_rows(self._resize_columns(masks))
 
     def _resize_rows(self, masks: Tensor) -> Tensor:
+        if len(self._rows) == 1:
+            ((_, read, weights),) = self._rows
+            return weights @ masks[:, read]
         out = masks.new_empty((len(masks), self.output_size[0], masks.shape[2]))
         for where, read, weights in self._rows:
             out[:, where] = weights @ masks[:, read]
         return out
 
     def _resize_columns(self, masks: Tensor) -> Tensor:
+        if len(self._columns) == 1:
+            ((_, read, weights),) = self._columns
+            return masks[..., read] @ weights.T
         out = masks.new_empty((*masks.shape[:2], self.output_size[1]))
         for where, read, weights in self._columns:
             out[..., where] = masks[..., read] @ weights.T

@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from knet.modeling.layers import to_device
 
 IGNORE_LABEL = 255  # of a pixel without a label, in every semantic map that a model is given
 
@@ -95,14 +96,8 @@ class BatchTargets:
         labels = np.zeros(index.shape, dtype=np.int64)
         for row, things in zip(labels, self.things):
             row[: len(things)] = things
-        both = to_device(np.stack([index, labels]), self.masks.device)
+        both = to_device(torch.from_numpy(np.stack([index, labels])), self.masks.device)
         return self.masks[both[0]], both[1]
-
-
-def to_device(numbers: np.ndarray, device: torch.device) -> Tensor:
-    """Integers for indexing, copied without waiting for the device."""
-    tensor = torch.from_numpy(numbers)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def shrink_masks(masks: Tensor, factor: int, out: Tensor) -> None:
@@ -161,16 +156,16 @@ def build_targets(
     return targets
 
 
-def build_semantic_targets(sem_seg: Tensor, *, padded_size: tuple[int, int]) -> Tensor:
-    """Class map of one image; padding is ignored.
+def collate_class_maps(maps: Sequence[Tensor], size: Sequence[int], device: torch.device) -> Tensor:
+    """Class maps padded to one size on a device, (B, H, W) int64; padding is ignored.
 
     Args:
-        sem_seg: (H, W) int64, classes or 255.
-        padded_size: (height, width) of the padded batch.
-
-    Returns:
-        int64 of `padded_size`.
+        maps: (h, w) of any integer type each, classes or 255.
+        size: (H, W) of the padded batch.
+        device: of the model; a byte a pixel crosses to it.
     """
-    height, width = padded_size
-    padding = (0, width - sem_seg.shape[-1], 0, height - sem_seg.shape[-2])
-    return F.pad(sem_seg, padding, value=IGNORE_LABEL)
+    shape, pinned = (len(maps), *size), device.type == "cuda"
+    padded = torch.full(shape, IGNORE_LABEL, dtype=torch.uint8, pin_memory=pinned)
+    for row, labels in zip(padded, maps):
+        row[: labels.shape[0], : labels.shape[1]] = labels
+    return padded.to(device, non_blocking=True).long()

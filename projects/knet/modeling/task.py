@@ -11,12 +11,14 @@ from torch import Tensor
 
 from knet.classes import ClassIds
 from knet.modeling.kernels import RoundOutput
+from knet.modeling.layers import to_device
 from knet.modeling.postprocess import ImageResult, InferenceOptions, Streaming, postprocess
 from knet.modeling.predictions import Frame, MaskPredictions, PixelPredictions
 from knet.modeling.targets import (
+    IGNORE_LABEL,
     BatchTargets,
-    build_semantic_targets,
     build_targets,
+    collate_class_maps,
 )
 
 
@@ -85,7 +87,7 @@ class MaskTask:
         targets = build_targets(
             thing_labels=labels,
             thing_masks=x["instances"].gt_masks.tensor.cpu(),
-            sem_seg=x.get("sem_seg"),
+            sem_seg=x["sem_seg"].cpu() if len(self.class_ids.stuff) else None,
             stuff_ids=self._stuff_ids,
             stride=self.loss_stride,
         )
@@ -135,7 +137,7 @@ class MaskTask:
             instances.pred_masks = found.masks
             instances.pred_boxes = Boxes(found.boxes)
             instances.scores = found.scores
-            instances.pred_classes = found.labels.new_tensor(things)[found.labels]
+            instances.pred_classes = to_device(self._thing_ids, found.labels.device)[found.labels]
             out["instances"] = instances
         if result.panoptic is not None:
             id_map, segments = result.panoptic
@@ -159,9 +161,21 @@ class SemanticTask:
     """Semantic segmentation: every pixel gets one of K classes."""
 
     def prepare(self, x: dict[str, Any]) -> dict[str, Any]:
-        """The input dict itself: class maps are needed as they are."""
+        """The input dict with a byte a pixel of its class map.
+
+        Raises:
+            ValueError: a label that is none of 0 to 255.
+        """
         _require(x, "sem_seg")
-        return x
+        labels = x["sem_seg"].cpu()
+        if labels.dtype != torch.uint8:
+            low, high = (int(side) for side in labels.aminmax())
+            if low < 0 or high > IGNORE_LABEL:
+                raise ValueError(
+                    f"{x.get('file_name', 'an image')}: labels from {low} to {high} in its class "
+                    f"map; they must be 0 to {IGNORE_LABEL}, which means that there is none"
+                )
+        return {**x, "sem_seg": labels.to(torch.uint8)}
 
     def targets(
         self,
@@ -170,11 +184,8 @@ class SemanticTask:
         device: torch.device,
     ) -> Tensor:
         """The padded class maps."""
-        maps = [
-            build_semantic_targets(self.prepare({**x})["sem_seg"], padded_size=padded_size)
-            for x in batch
-        ]
-        return torch.stack(maps).to(device, non_blocking=True)
+        maps = [self.prepare({**x})["sem_seg"] for x in batch]
+        return collate_class_maps(maps, padded_size, device)
 
     def predictions(self, last: RoundOutput, index: int, frame: Frame) -> PixelPredictions:
         """Class logits of one image."""
