@@ -1,6 +1,7 @@
 """What makes K-Net faster or leaner. Without it, a slower K-Net gives the same results.
 
-`accelerate` is the only door; the trainer and the predictor go through it.
+`accelerate` is the door, through which the trainer and the predictor go; only an export looks
+behind it, to undo the convolutions.
 """
 
 from __future__ import annotations

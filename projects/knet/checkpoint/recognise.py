@@ -66,7 +66,7 @@ def recognise(saved: Any, model_state: Mapping[str, Tensor], *, name: str) -> We
     """The weights of what `read_file` gave.
 
     Args:
-        saved: a checkpoint or a state dict, in any of the layouts that the README names.
+        saved: a checkpoint or a state dict, in any of the layouts that docs/MODEL_ZOO.md names.
         model_state: names and values of the model that the weights are for; a backbone's own names
             depend on it. Empty, if there is no model: then a backbone goes under an FPN.
         name: of the file, for messages.

@@ -1,8 +1,8 @@
 """Models with final results, as modules that can be traced.
 
 The image goes in as a decoder and a resize give it; masks, maps and tables come out at the size
-that is asked for. Every rule is that of `knet.inference`; only the loops differ: here they run
-over a fixed number of kernels, as a graph knows no others.
+that is asked for. Every rule is that of `knet.modeling.postprocess`; only the loops differ: here
+they run over a fixed number of kernels, as a graph knows no others.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a config asks for: the arguments of `KNet`. Nothing below reads a config."""
+"""What a config asks for: the arguments of `KNet`. Besides, only builders of backbones read one."""
 
 from __future__ import annotations
 
