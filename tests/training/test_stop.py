@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 
 import pytest
 import torch
@@ -39,6 +40,8 @@ def test_second_interrupt_ends_at_once(cfg, tmp_path):
             trainer = make(cfg, tmp_path)
             in_step(trainer, 1, lambda: send(signal.SIGINT, signal.SIGINT))
             trainer.train()
+        except BaseException:
+            traceback.print_exc()
         finally:  # else the child would go on with the tests
             os._exit(1)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGINT
@@ -67,6 +70,8 @@ def test_signal_to_the_whole_group_spares_the_loader(cfg, tmp_path):
             trainer.train()
         except Stopped as stop:
             status = stop.code
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(status)
     os.close(writer)
