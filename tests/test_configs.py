@@ -9,6 +9,8 @@ from detectron2.structures import BitMasks, Instances
 
 from knet.config import get_cfg_from_file
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = Path(__file__).parents[1] / "configs"
 # the variants for one GPU differ in the schedule only, see test_config.py
 FILES = sorted(

@@ -13,6 +13,8 @@ from knet.checkpoint.checkpointer import KNetCheckpointer
 from knet.checkpoint.read_file import read_file
 from knet.config import get_cfg_from_file
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -33,6 +33,8 @@ from knet.data.coco_instances import instance_file_defects
 from knet.data.defects import DataError
 from knet.data.derive import panoptic_to_instances
 
+pytestmark = pytest.mark.slow
+
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent))
     from good_sets import CLASSES, FORMATS, finish, start

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).parents[2] / "demo" / "run_demo.py"
 _SPEC = importlib.util.spec_from_file_location("run_demo_script", SCRIPT)
 demo = importlib.util.module_from_spec(_SPEC)

@@ -20,6 +20,8 @@ import doors
 import pool
 from driver import BAD, run_door
 
+pytestmark = pytest.mark.slow
+
 CASES = 2000
 
 

@@ -13,6 +13,8 @@ from knet.analysis import activation_analysis, flop_analysis
 from knet.config import get_cfg_from_file
 from knet.errors import run_command
 
+pytestmark = pytest.mark.slow
+
 TINY = [
     "MODEL.DEVICE", "cpu", "DATASETS.TRAIN", "()", "DATASETS.TEST", "()",
     "MODEL.KNET.NUM_THING_CLASSES", "4", "MODEL.KNET.NUM_STUFF_CLASSES", "3",

@@ -16,6 +16,8 @@ from detectron2.utils import comm
 
 from knet.training.launch import _free_port, _in_group
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory):
