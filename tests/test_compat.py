@@ -302,6 +302,7 @@ def test_panopticapi_is_offered_where_it_is_missing() -> None:
         from panopticapi.utils import IdGenerator  # noqa: F401
 
 
+@pytest.mark.slow
 @needs_detectron2
 def test_a_real_panopticapi_comes_first(tmp_path: Path) -> None:
     package = tmp_path / "panopticapi"
@@ -343,6 +344,7 @@ CORE = ("criterion", "images", "kernels", "layers", "losses", "matcher", "neck",
         "postprocess", "predictions", "semantic", "targets")  # fmt: skip
 
 
+@pytest.mark.slow
 def test_torch_only_core_without_detectron2() -> None:
     imports = "".join(f"    import knet.modeling.{name}\n" for name in CORE)
     done = run_python(BLOCK + imports + "    print('ok')\n")

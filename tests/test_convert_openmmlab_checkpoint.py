@@ -13,6 +13,8 @@ from detectron2.modeling import build_model
 from knet.checkpoint.published_names import export_published
 from knet.checkpoint.read_file import read_file
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 GOLDEN = json.loads((ROOT / "tests" / "golden" / "published_shapes.json").read_text())
 INSTANCE = "configs/coco/instance/knet_r50_fpn_1x.yaml"

@@ -154,6 +154,7 @@ def test_drawings(trace):
         draw_class_scores(trace)
 
 
+@pytest.mark.slow
 def test_tool(tiny_cfg, semantic_cfg, tmp_path, capsys):
     make(tiny_cfg).save_pretrained(tmp_path / "model")
     make(semantic_cfg).save_pretrained(tmp_path / "semantic")

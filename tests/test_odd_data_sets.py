@@ -27,6 +27,8 @@ from knet.evaluation import build_evaluator
 from knet.predictor import KNetPredictor
 from knet.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 H, W = 48, 64
 # ids neither contiguous nor in order; PANOPTIC mixes the kinds

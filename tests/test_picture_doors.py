@@ -23,6 +23,8 @@ from knet.export.program import build_graph
 from knet.modeling.knet import KNet
 from knet.predictor import KNetPredictor
 
+pytestmark = pytest.mark.slow
+
 _SPEC = importlib.util.spec_from_file_location(
     "demo_doors", Path(__file__).parents[1] / "demo" / "demo.py"
 )

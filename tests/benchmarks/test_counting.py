@@ -4,6 +4,8 @@ import pytest
 from counting import count_all
 from workload import Workload
 
+pytestmark = pytest.mark.slow
+
 
 def _work(config):
     return Workload(config, size=(64, 96), output_size=(50, 70))

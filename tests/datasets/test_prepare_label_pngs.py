@@ -7,6 +7,8 @@ from PIL import Image
 
 from knet.data.label_png import read_label_png
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = "prepare_label_pngs"
 VALUES = np.arange(12, dtype=np.uint16).reshape(3, 4)
 

@@ -20,6 +20,8 @@ from knet.evaluation import build_evaluator
 from knet.evaluation.panoptic_quality import pq_compute
 from knet.visualization import draw_result
 
+pytestmark = pytest.mark.slow
+
 _SPEC = importlib.util.spec_from_file_location(
     "demo_script", Path(__file__).parents[2] / "demo" / "demo.py"
 )

@@ -142,6 +142,7 @@ def _evaluate_share(folder: Path) -> None:
         assert not any(results.values())
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_numbers_of_one(records, tmp_path):
     for count in (1, 2):
         folder = tmp_path / str(count)

@@ -138,6 +138,7 @@ print(json.dumps({"grown": peak() - before, "dense": 2 * 300 * 256 * 256 * 4 / 2
 """
 
 
+@pytest.mark.slow
 def test_375_objects_cost_little_memory():
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", _MEMORY], capture_output=True, text=True, check=True

@@ -46,6 +46,7 @@ def final(folder):
     return torch.load(Path(folder) / "model_final.pth", weights_only=False)["model"]
 
 
+@pytest.mark.slow
 def test_checkpoints_between_change_no_weight_and_are_few(cfg, tmp_path):
     cfg.SOLVER.CHECKPOINT_MINUTES = 0.0
     make(cfg, tmp_path / "without").train()

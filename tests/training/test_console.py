@@ -13,6 +13,8 @@ from knet.data import loader
 from knet.evaluation.scores import format_classes, format_scores
 from knet.training.console import _is_news
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_terminal_of_a_training(tiny_opts, tiny_shapes, tmp_path):
     root = tmp_path / "data"

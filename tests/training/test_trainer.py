@@ -40,6 +40,7 @@ class Interrupted(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_resumed_training_ends_with_the_weights_of_an_uninterrupted_one(tiny_cfg, tmp_path):
     tiny_cfg.SOLVER.CHECKPOINT_PERIOD = 2
     tiny_cfg.DATASETS.TEST = ()
@@ -104,6 +105,7 @@ def _distributed_steps(cfg, path):
         torch.save(saved, path)
 
 
+@pytest.mark.slow
 def test_two_processes_compute_what_one_does(tiny_cfg, semantic_cfg, tiny_shapes, tmp_path):
     sparse = tiny_cfg.clone()
     # one object in one scene: the other process of the first step has no ground truth

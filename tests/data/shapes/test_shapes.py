@@ -179,6 +179,7 @@ def test_write_arguments_are_checked(tmp_path, arguments):
         write_shapes(tmp_path, **{"split": "val", "num_scenes": 1, "seed": 0, **arguments})
 
 
+@pytest.mark.slow
 def test_tool(tmp_path):
     tool = Path(__file__).parents[3] / "tools" / "make_shapes.py"
     command = [sys.executable, str(tool), "--train", "2", "--val", "1", "--root", str(tmp_path)]

@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 import knet  # noqa: F401  (before Detectron2)
 
 # isort: split
@@ -35,6 +37,7 @@ print("trained")
 """
 
 
+@pytest.mark.slow
 def test_a_model_of_few_channels_trains(tiny_opts):
     # its kernels are on every x86 processor, and break for fewer than 8 channels
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
