@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import detectron2.layers as d2
+import pytest
 import torch
 import torch.nn.functional as F
 from detectron2.modeling import build_model
@@ -14,6 +15,7 @@ from knet.accel import accelerate, convolutions, winograd
 from knet.accel.convolutions import (
     Conv3x3,
     Detectron2Conv3x3,
+    convolve_3x3,
     use_fast_convolutions,
     use_usual_convolutions,
 )
@@ -71,13 +73,14 @@ def test_training_and_results_are_the_same(tiny_cfg, monkeypatch):
             return losses, gradients, model.eval()([batch[0]])[0]
 
     calls = []
-    for name in ("convolve_3x3", "convolve_3x3_strided"):
-        whole = getattr(convolutions, name)
-        monkeypatch.setattr(
-            convolutions, name, lambda *a, f=whole, n=name: calls.append(n) or f(*a)
-        )
+    whole = convolutions.convolve_3x3
+    monkeypatch.setattr(
+        convolutions,
+        "convolve_3x3",
+        lambda *a, stride: calls.append(stride) or whole(*a, stride=stride),
+    )
     losses, gradients, results = run(model)
-    assert set(calls) == {"convolve_3x3", "convolve_3x3_strided"}
+    assert set(calls) == {1, 2}
     count = len(calls)
     usual = build_model(tiny_cfg)
     usual.load_state_dict(state)
@@ -96,3 +99,43 @@ def test_they_come_with_accelerate(tiny_cfg):
     assert not {type(m) for m in model.modules()} & {Conv3x3, Detectron2Conv3x3}
     accelerate(model)
     assert {Conv3x3, Detectron2Conv3x3} <= {type(m) for m in model.modules()}
+
+
+# sides that are and are not multiples of 4 or 2, a single pixel, one smaller than a tile, several
+# bands, several images
+SHAPES = [
+    (1, 16, 24, 13, 18), (2, 8, 8, 4, 4), (3, 5, 7, 3, 9), (1, 1, 1, 1, 1), (2, 64, 96, 101, 70),
+    (2, 96, 32, 61, 200),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("batch, inputs, outputs, height, width", SHAPES)
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_values_and_gradients(batch, inputs, outputs, height, width, channels_last, stride):
+    x = torch.randn(batch, inputs, height, width)
+    x = x.to(memory_format=torch.channels_last) if channels_last else x
+    leaves = (x, torch.randn(outputs, inputs, 3, 3), torch.randn(outputs))
+    leaves = tuple(leaf.requires_grad_() for leaf in leaves)
+    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    found = convolve_3x3(*leaves, stride=stride)
+    expected = F.conv2d(*exact, stride=stride, padding=1)
+    if stride == 1:
+        assert found.is_contiguous(memory_format=torch.channels_last)
+    else:
+        assert torch.equal(found, F.conv2d(*leaves, stride=2, padding=1))
+    upstream = torch.randn(expected.shape)
+    gradients = torch.autograd.grad(found, leaves, upstream)
+    wanted = torch.autograd.grad(expected, exact, upstream.double())
+    for ours, theirs in zip([found, *gradients], [expected, *wanted]):
+        assert ours.shape == theirs.shape
+        assert (ours - theirs).abs().max() < 3e-6 * theirs.abs().max()
+
+
+@pytest.mark.parametrize("needed", [(True, False), (False, True)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_only_wanted_gradients_are_computed(needed, stride):
+    x, weight = torch.randn(1, 4, 8, 8), torch.randn(4, 4, 3, 3)
+    x.requires_grad_(needed[0]), weight.requires_grad_(needed[1])
+    convolve_3x3(x, weight, None, stride=stride).sum().backward()
+    assert (x.grad is not None, weight.grad is not None) == needed

@@ -225,6 +225,7 @@ def test_foreign_necks_plug_in(tiny_cfg):
     if "build_narrow_neck" not in KNET_NECK_REGISTRY:
         KNET_NECK_REGISTRY.register(build_narrow_neck)
     tiny_cfg.MODEL.KNET.NECK = "build_narrow_neck"
+    tiny_cfg.MODEL.SMALL_RESNET.CHANNELS = [16, 32, 48, 50]  # only the published neck minds
     model = build_model(tiny_cfg).train()
     assert set(model([example()])) == NAMES
 

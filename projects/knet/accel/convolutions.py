@@ -5,23 +5,65 @@ TorchScript and `torch.fx` know plain convolutions only: call `use_usual_convolu
 
 from __future__ import annotations
 
+from typing import Any
+
 import detectron2.layers as d2
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.grad import conv2d_input
 
-from knet.accel.strided import convolve_3x3_strided
-from knet.accel.winograd import convolve_3x3, pays
+from knet.accel import strided, winograd
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.stride = stride
+        if stride == 1:
+            return winograd.convolve(x, weight, bias)
+        return F.conv2d(x, weight, bias, stride=2, padding=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        of_x = of_weight = of_bias = None
+        if ctx.needs_input_grad[0] and ctx.stride == 1:
+            of_x = winograd.convolve(upstream, weight.flip(2, 3).transpose(0, 1), None)
+        elif ctx.needs_input_grad[0]:
+            of_x = conv2d_input(x.shape, weight, upstream, stride=2, padding=1)
+        if ctx.needs_input_grad[1]:
+            method = winograd if ctx.stride == 1 else strided
+            of_weight = method.weight_gradient(x, upstream)
+        if ctx.needs_input_grad[2]:
+            of_bias = upstream.sum((0, 2, 3))
+        return of_x, of_weight, of_bias, None
+
+
+def convolve_3x3(x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: int = 1) -> Tensor:
+    """`F.conv2d(x, weight, bias, stride=stride, padding=1)`, up to rounding; differentiable once.
+
+    Args:
+        x: (B, C, H, W) float32 on a CPU.
+        weight: (K, C, 3, 3).
+        bias: (K,) or None.
+        stride: 1 or 2.
+
+    Returns:
+        (B, K, ceil(H / stride), ceil(W / stride)); channels last with stride 1.
+    """
+    return _Convolution.apply(x, weight, bias, stride)
 
 
 def _convolve(conv: nn.Conv2d, x: Tensor) -> Tensor | None:
     """What a convolution of a 3x3 kernel gives, or None where the usual way is as fast."""
-    if not pays(x, conv.weight):
+    trains = torch.is_grad_enabled() and conv.weight.requires_grad
+    if not winograd.pays(x, conv.weight) or (conv.stride != (1, 1) and not trains):
         return None
-    if conv.stride == (1, 1):
-        return convolve_3x3(x, conv.weight, conv.bias)
-    if torch.is_grad_enabled() and conv.weight.requires_grad:
-        return convolve_3x3_strided(x, conv.weight, conv.bias)
-    return None
+    return convolve_3x3(x, conv.weight, conv.bias, stride=conv.stride[0])
 
 
 class Conv3x3(nn.Conv2d):

@@ -1,58 +1,25 @@
-"""3x3 convolutions of stride 2 whose weights get their gradient at the rate of matrix products.
+"""The gradient of the weights of 3x3 convolutions of stride 2, at the rate of matrix products.
 
-CPU libraries reach a third of it there. Forward pass and gradient of the input are theirs.
+CPU libraries reach a third of it there.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
-from torch.nn.grad import conv2d_input
 
 # numbers gathered at a time: 8 MB, for the caches
 _BAND = 2**21
 
 
-class _StridedConvolution(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return F.conv2d(x, weight, bias, stride=2, padding=1)
+def weight_gradient(x: Tensor, upstream: Tensor) -> Tensor:
+    """Gradient (K, C, 3, 3) of the weights of `F.conv2d(x, weight, stride=2, padding=1)`.
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        of_x = of_weight = of_bias = None
-        if ctx.needs_input_grad[0]:
-            of_x = conv2d_input(x.shape, weight, upstream, stride=2, padding=1)
-        if ctx.needs_input_grad[1]:
-            of_weight = _weight_gradient(x, upstream)
-        if ctx.needs_input_grad[2]:
-            of_bias = upstream.sum((0, 2, 3))
-        return of_x, of_weight, of_bias
-
-
-def convolve_3x3_strided(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`F.conv2d(x, weight, bias, stride=2, padding=1)`.
+    For each tap, the pixels that it saw times the gradients that they led to.
 
     Args:
-        x: (B, C, H, W).
-        weight: (K, C, 3, 3).
-        bias: (K,) or None.
-
-    Returns:
-        (B, K, ceil(H / 2), ceil(W / 2)).
+        x: (B, C, H, W), what was convolved.
+        upstream: (B, K, ceil(H / 2), ceil(W / 2)), the gradient of the result.
     """
-    return _StridedConvolution.apply(x, weight, bias)
-
-
-def _weight_gradient(x: Tensor, upstream: Tensor) -> Tensor:
-    """(K, C, 3, 3): for each tap, the pixels that it saw times the gradients that they led to."""
     x, upstream = (t.permute(0, 2, 3, 1).contiguous() for t in (x, upstream))
     batch, height, width, outputs = upstream.shape
     inputs = x.shape[-1]

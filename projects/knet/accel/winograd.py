@@ -14,12 +14,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 # Interpolation points are 0, A, -A, B, -B and infinity. With the textbook's 1 and 2 the rounding
 # error is three times that of the direct sum; with these, whose powers stay near 1, one and a half
@@ -54,7 +52,7 @@ _INPUTS, _WEIGHTS, _OUTPUTS = (torch.kron(m, m).float() for m in _transforms())
 
 
 def pays(x: Tensor, weight: Tensor) -> bool:
-    """Whether `convolve_3x3` is worth it: large float32 maps on a CPU, outside traced graphs."""
+    """Whether `convolve` is worth it: large float32 maps on a CPU, outside traced graphs."""
     return (
         x.dim() == 4
         and x.device.type == "cpu"
@@ -67,30 +65,11 @@ def pays(x: Tensor, weight: Tensor) -> bool:
     )
 
 
-class _Convolution(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return _convolve(x, weight, bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        of_x = of_weight = of_bias = None
-        if ctx.needs_input_grad[0]:
-            of_x = _convolve(upstream, weight.flip(2, 3).transpose(0, 1), None)
-        if ctx.needs_input_grad[1]:
-            of_weight = weight_gradient(x, upstream)
-        if ctx.needs_input_grad[2]:
-            of_bias = upstream.sum((0, 2, 3))
-        return of_x, of_weight, of_bias
-
-
-def convolve_3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Convolution of stride 1 that keeps the size, as `F.conv2d(x, weight, bias, padding=1)`.
 
-    Equal up to rounding. Differentiable, once.
+    Equal up to rounding. The gradient of x is such a convolution of that of the result, with the
+    weights turned around.
 
     Args:
         x: (B, C, H, W) float32 on a CPU.
@@ -100,10 +79,6 @@ def convolve_3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     Returns:
         (B, K, H, W), channels last.
     """
-    return _Convolution.apply(x, weight, bias)
-
-
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     batch, _, height, width = x.shape
     x, outputs = _channels_last(x), weight.shape[0]
     transformed = _kernel_matrices(weight)
@@ -123,7 +98,7 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def weight_gradient(x: Tensor, upstream: Tensor) -> Tensor:
-    """Gradient (K, C, 3, 3) of `convolve_3x3`'s weights.
+    """Gradient (K, C, 3, 3) of `convolve`'s weights.
 
     Args:
         x: (B, C, H, W), what was convolved.

@@ -36,8 +36,18 @@ feature maps named in MODEL.KNET.IN_FEATURES to a localising and a classifying m
 
 @KNET_NECK_REGISTRY.register()
 def build_semantic_fpn_neck(cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> nn.Module:
-    """The published neck."""
+    """The published neck.
+
+    Raises:
+        ValueError: its coarsest map has a number of channels that cannot be encoded.
+    """
     knet = cfg.MODEL.KNET
+    coarsest = input_shape[knet.IN_FEATURES[-1]].channels
+    if coarsest % 4:
+        raise ValueError(
+            f"the last of MODEL.KNET.IN_FEATURES {list(knet.IN_FEATURES)} has {coarsest} channels "
+            f"with {cfg.MODEL.BACKBONE.NAME}; the sine encoding needs a multiple of 4"
+        )
     return SemanticFPNNeck(
         in_channels=[input_shape[name].channels for name in knet.IN_FEATURES],
         hidden_dim=knet.HIDDEN_DIM,
@@ -137,12 +147,6 @@ def _mask_parts(
             f"({stride}, which the second of MODEL.KNET.IN_FEATURES {knet.IN_FEATURES} has with "
             f"{cfg.MODEL.BACKBONE.NAME}), and that stride MODEL.KNET.SIZE_DIVISIBILITY "
             f"({knet.SIZE_DIVISIBILITY})"
-        )
-    coarsest = shapes[knet.IN_FEATURES[-1]].channels
-    if coarsest % 4:
-        raise ValueError(
-            f"the last of MODEL.KNET.IN_FEATURES {list(knet.IN_FEATURES)} has {coarsest} channels "
-            f"with {cfg.MODEL.BACKBONE.NAME}; the sine encoding needs a multiple of 4"
         )
     neck = require_registered(KNET_NECK_REGISTRY, "MODEL.KNET.NECK", knet.NECK)
     heads = KNetHeads(

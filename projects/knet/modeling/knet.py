@@ -198,8 +198,8 @@ class KNet(nn.Module):
         return PixelPredictions(slide(image, predict, self.window), Frame(size, size))
 
     def _rounds(self, images: Tensor) -> tuple[Any, list[RoundOutput]]:
-        if self.inference is not None:
-            self.inference.forget()  # weights may change
+        if self.inference is not None and (self.training or torch.is_grad_enabled()):
+            self.inference.forget()  # weights will change
         features = self.backbone(images)
         return self.heads([features[name] for name in self.in_features])
 

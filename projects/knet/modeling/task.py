@@ -26,9 +26,8 @@ class Task(Protocol):
     """The part of `KNet` that depends on the task.
 
     `prepare` makes what is needed of the labels of one input dict of Detectron2, in the loader;
-    `targets` puts a batch together for the criterion; `predictions` reads
-    one image off the last round; `results` brings that to the size wanted, as Detectron2's
-    output dict.
+    `targets` puts a batch together for the criterion; `predictions` reads one image off the last
+    round; `results` brings that to the size wanted, as Detectron2's output dict.
     """
 
     def prepare(self, x: dict[str, Any]) -> dict[str, Any]: ...
