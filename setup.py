@@ -32,8 +32,8 @@ setup(
         "pycocotools>=2.0.6",
         "tensorboard",
         "tqdm>4.29.0",
-        # fvcore and Detectron2 use it to crop polygon masks, and neither declares it.
-        "shapely>=1.8",
+        # For checking polygons; fvcore and Detectron2 crop masks with it, and neither declares it.
+        "shapely>=2.0",
         # For the page of tools/report.py; torch needs it as well.
         "jinja2>=3.1",
     ],

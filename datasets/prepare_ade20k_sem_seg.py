@@ -19,7 +19,8 @@ import numpy as np
 from tqdm import tqdm
 
 from knet.data import datasets_root
-from knet.data.label_png import label_png_paths, open_label_png, save_labels
+from knet.data.folders import label_png_paths
+from knet.data.label_png import open_label_png, save_labels
 from knet.errors import run_command
 from knet.files import UNFINISHED, remove_unfinished
 

@@ -20,11 +20,11 @@ import numpy as np
 from tqdm import tqdm
 
 from knet.data.defects import DataError
+from knet.data.folders import label_png_paths
 from knet.data.images import MAX_PIXELS
-from knet.data.label_png import label_png_paths, open_label_png, save_labels
+from knet.data.label_png import open_label_png, save_labels
 from knet.errors import run_command
-
-IGNORE_LABEL = 255
+from knet.modeling.targets import IGNORE_LABEL
 
 
 def convert_folder(

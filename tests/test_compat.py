@@ -268,6 +268,20 @@ def test_pkg_resources_substitute_is_seen_by_one_import_only(
     assert "pkg_resources" not in sys.modules
 
 
+@needs_detectron2
+def test_what_is_there_needs_no_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real `pkg_resources`, and Caffe2, which `detectron2.export.api` imports."""
+    made: list[str] = []
+    monkeypatch.setattr(compat, "_import_model_zoo", lambda: made.append("pkg_resources"))
+    monkeypatch.setattr(compat, "_stand_in", lambda name, **_: made.append(name))
+    for there, expected in ((True, set()), (False, {"pkg_resources", "detectron2.export.api"})):
+        monkeypatch.setattr(compat, "_has_module", lambda _, there=there: there)
+        compat.apply_shims()
+        found = {name for name in made if not name.startswith("panopticapi")}
+        assert found == expected
+        assert there is not any(name.startswith("panopticapi") for name in made)
+
+
 def test_a_stand_in_is_left_out_where_something_is(monkeypatch: pytest.MonkeyPatch) -> None:
     mine = types.ModuleType("stand_in_test")
     monkeypatch.setitem(sys.modules, "stand_in_test", mine)
@@ -289,12 +303,14 @@ def test_a_stand_in_is_left_out_where_something_is(monkeypatch: pytest.MonkeyPat
     reason="the real panopticapi is installed",
 )
 def test_panopticapi_is_offered_where_it_is_missing() -> None:
+    import panopticapi.utils
     from panopticapi.evaluation import pq_compute
     from panopticapi.utils import id2rgb, rgb2id
 
     from knet.evaluation import panoptic_quality
 
     assert pq_compute is panoptic_quality.pq_compute
+    assert panopticapi.utils.rgb2id is rgb2id
     assert rgb2id(id2rgb(70000)) == 70000
     with pytest.raises(ImportError):
         importlib.import_module("panopticapi.converters")

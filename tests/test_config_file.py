@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from knet.config import get_cfg_from_file
+from knet.config import add_knet_config, get_cfg_from_file
 
 PANOPTIC = os.path.abspath("configs/shapes/panoptic.yaml")
 
@@ -220,3 +220,13 @@ def test_damaged_files_end_in_a_message_with_their_name(tmp_path):
             assert path.name in str(error), error
             assert len(str(error)) < 4000
     assert failed > 60
+
+
+def test_configs_of_before_are_read(read):
+    """Keys that went are told of and ignored; one has another name."""
+    cfg = read("MODEL: {KNET: {COMPILE: true, FAST_CONVOLUTIONS: false, RECOMPUTE: [rounds]}}")
+    assert cfg.MODEL.KNET.ACCEL.RECOMPUTE == ("rounds",) and cfg.MODEL.KNET.ACCEL.ENABLED
+    assert not {"COMPILE", "FAST_CONVOLUTIONS", "RECOMPUTE"} & set(cfg.MODEL.KNET)
+    add_knet_config(cfg)  # as for Detectron2's own configs, a second time
+    with pytest.raises(ValueError, match=r"ACCEL\.RECOMPUTE is \['neck'\]"):
+        read("MODEL: {KNET: {RECOMPUTE: [neck]}}")

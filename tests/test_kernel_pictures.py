@@ -10,13 +10,8 @@ from detectron2.modeling import build_model
 from PIL import Image
 
 from knet.errors import UserError
-from knet.kernel_pictures import (
-    KernelTrace,
-    average_masks,
-    draw_class_scores,
-    draw_kernel_rounds,
-    trace_kernels,
-)
+from knet.kernel_pictures import draw_class_scores, draw_kernel_rounds
+from knet.kernel_trace import KernelTrace, average_masks, trace_kernels
 from knet.predictor import KNetPredictor
 
 

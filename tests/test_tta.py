@@ -1,4 +1,4 @@
-"""Test-time augmentation of whole models."""
+"""Test-time augmentation of whole models, and the merging of views."""
 
 import pytest
 import torch

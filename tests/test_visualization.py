@@ -144,7 +144,7 @@ def test_all_doors_draw_from_one_score_on():
     import run_onnx
     import visualize_results
 
-    from knet.kernel_pictures import average_masks
+    from knet.kernel_trace import average_masks
     from knet.report.collect import ReportCollector
 
     for function in (draw_result, draw_sheet, write_sheets, average_masks, ReportCollector):
@@ -170,7 +170,11 @@ def test_write_sheets(records, tiny_cfg, tmp_path):
         for chosen, expected in ((1, names[:1]), ([9, 0], names[::-1]), (["7"], names[:1])):
             paths = write_sheets(predictor, "sheets", folder, chosen)
             assert paths == [f"{folder}/{name}" for name in expected]
-        assert np.asarray(Image.open(paths[0])).shape == (360, 1472, 3)
+        sheet = np.asarray(Image.open(paths[0]))
+        assert sheet.shape == (360, 1472, 3)
+        output = predictor(records[0]["file_name"])
+        assert output["panoptic_seg"][0].shape == (H, W)  # of the picture, not of the input
+        assert (sheet == draw_sheet(records[0], output, MetadataCatalog.get("sheets"))).all()
         with pytest.raises(ValueError, match="'sheets' has no image with id 5"):
             write_sheets(predictor, "sheets", folder, [5])
     finally:

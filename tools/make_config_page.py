@@ -9,7 +9,6 @@ A key's meaning is the comment above its line in `config.py`, or behind it.
 from __future__ import annotations
 
 import ast
-import functools
 import io
 import sys
 import tokenize
@@ -23,6 +22,7 @@ import knet  # noqa: F401  (before Detectron2, which it fits to current librarie
 from detectron2.config import get_cfg
 
 from knet.config import add_knet_config
+from knet.config_file import value_of
 from knet.errors import run_command
 from knet.files import write_text
 
@@ -91,7 +91,7 @@ def make_page() -> str:
     introductions = {key.name: key.meaning for key in keys if key.is_section}
     tables: dict[str, str] = {}
     for key in (key for key in keys if not key.is_section):
-        value = functools.reduce(getattr, key.name.split("."), cfg)
+        value = value_of(cfg, key.name)
         default = repr(dict(value) if isinstance(value, dict) else value)
         row = f"| `{key.name}` | `{default}` | {_sentence(key.meaning)} |\n"
         section = key.name.rpartition(".")[0]

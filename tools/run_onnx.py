@@ -195,39 +195,82 @@ def _check(value: Any, rule: Any, key: str) -> None:
         _check(*part)
 
 
-def encode_rle(mask: np.ndarray) -> dict[str, Any]:
-    """COCO's compressed run lengths of a boolean mask (H, W)."""
-    flat = np.concatenate([[False], mask.ravel(order="F"), [False]])
-    changes = np.flatnonzero(flat[1:] != flat[:-1])
-    counts = np.diff(np.concatenate([[0], changes, [mask.size]])).tolist()
-    if len(counts) > 1 and counts[-1] == 0:
-        counts.pop()  # the mask ends with its last run of ones
-    # every count from the third on is stored as its difference to the one before the last
-    text = []
-    for i, count in enumerate(counts):
-        value = count - counts[i - 2] if i > 2 else count
-        while True:
-            bits, value = value & 31, value >> 5
-            more = value != (-1 if bits & 16 else 0)
-            text.append(chr(bits + 32 * more + 48))
-            if not more:
-                break
-    return {"size": list(mask.shape), "counts": "".join(text)}
+def find_pictures(inputs: Sequence[str]) -> list[Path]:
+    """Files, globs and folders as a list of files; ValueError for one that leads to no picture."""
+    found: list[Path] = []
+    for entry in inputs:
+        if Path(entry).is_dir():
+            files = sorted(Path(entry).iterdir())
+            matches = [file for file in files if _is_read(file)]
+            _tell_left_out(entry, set(files) - set(matches))
+            problem = "the folder holds no picture that Pillow reads"
+        elif Path(entry).exists() or not glob.has_magic(entry):
+            matches = [Path(entry)]  # a missing file is reported when its turn comes
+        else:
+            matches, problem = [Path(p) for p in sorted(glob.glob(entry))], "no file matches"
+        if not matches:
+            raise ValueError(f"{entry}: {problem}")
+        found += matches
+    return found
 
 
-def overlay(image: np.ndarray, regions: Sequence[tuple[np.ndarray, Sequence[int]]]) -> np.ndarray:
-    """(H, W, 3) uint8 with masks (H, W) painted over in their colours, outlined in black."""
-    out = image.astype(np.float32)
-    for mask, color in regions:
-        out[mask] = (1 - _ALPHA) * out[mask] + _ALPHA * np.asarray(color, dtype=np.float32)
-    for mask, _ in regions:
-        inner = mask.copy()
-        inner[1:] &= mask[:-1]
-        inner[:-1] &= mask[1:]
-        inner[:, 1:] &= mask[:, :-1]
-        inner[:, :-1] &= mask[:, 1:]
-        out[mask & ~inner] = 0
-    return out.round().astype(np.uint8)
+def _is_read(file: Path) -> bool:
+    form = Image.registered_extensions().get(file.suffix.lower(), "")
+    return form in Image.OPEN and Image.MIME.get(form, "").startswith("image/")
+
+
+def _tell_left_out(folder: str, files: set[Path]) -> None:
+    counts = Counter(file.suffix.lower() for file in files if file.is_file())
+    for suffix, count in sorted(counts.items()):
+        kind = mimetypes.guess_type(f"x{suffix}")[0] or ""
+        if suffix in (".avif", ".heic", ".heif", ".jp2") or kind.startswith(("image/", "video/")):
+            reason = "Pillow does not read them here" + " without pillow-heif" * (".hei" in suffix)
+            print(f"run_onnx.py: {folder}: {count} {suffix} left out: {reason}", file=sys.stderr)
+
+
+def image_ids(pictures: Sequence[Path]) -> list[int]:
+    """COCO ids: the number that is a file's name, others counted on from the highest one."""
+    numbers = [int(p.stem) if p.stem.isascii() and p.stem.isdecimal() else None for p in pictures]
+    following = itertools.count(max((n for n in numbers if n is not None), default=0) + 1)
+    ids: list[int] = []
+    taken: set[int] = set()
+    for number in numbers:
+        ids.append(next(following) if number is None or number in taken else number)
+        taken.add(ids[-1])
+    return ids
+
+
+def _read(path: Path, max_pixels: int) -> Image.Image:
+    """An RGB picture, turned as its EXIF tag says; ValueError if it cannot be read."""
+    try:
+        return _decode(path, max_pixels)
+    except Exception as error:  # Pillow's readers raise anything at broken files
+        raise ValueError(
+            f"cannot be read as a picture: {str(error) or type(error).__name__}"
+        ) from error
+
+
+def _decode(path: Path, max_pixels: int) -> Image.Image:
+    """The header is judged before the rest is decoded."""
+    if path.exists() and not path.is_file():
+        raise ValueError("it is no regular file")  # a named pipe would wait for its writer
+    Image.MAX_IMAGE_PIXELS = None  # the limit is ours
+    with Image.open(path) as opened:
+        if opened.width * opened.height > max_pixels:
+            raise ValueError(
+                f"it has {opened.width} x {opened.height} pixels, more than --max-pixels "
+                f"{max_pixels}: scale it down, or raise the limit"
+            )
+        if opened.format == "EPS":
+            raise ValueError("it is PostScript, a program to be run")
+        # Pillow would clip some of them, and cut the lower bits of others
+        kinds = " ".join([opened.mode, *(str(tile[3]) for tile in opened.tile)])
+        if re.match("I|F$|F ", kinds) or re.search(";16[BLNS]", kinds):
+            raise ValueError("it has more than 8 bits a channel: convert it to 8 bits")
+        image = opened
+        with contextlib.suppress(Exception):  # broken tags: as it is stored
+            image = ImageOps.exif_transpose(opened)
+        return image.convert("RGB")
 
 
 class Writer:
@@ -327,58 +370,69 @@ def _rows(results: dict[str, np.ndarray], result: str) -> Iterator[Any]:
     return zip(*(results[name] for name in names))
 
 
-def find_pictures(inputs: Sequence[str]) -> list[Path]:
-    """Files, globs and folders as a list of files; ValueError for one that leads to no picture."""
-    found: list[Path] = []
-    for entry in inputs:
-        if Path(entry).is_dir():
-            files = sorted(Path(entry).iterdir())
-            matches = [file for file in files if _is_read(file)]
-            _tell_left_out(entry, set(files) - set(matches))
-            problem = "the folder holds no picture that Pillow reads"
-        elif Path(entry).exists() or not glob.has_magic(entry):
-            matches = [Path(entry)]  # a missing file is reported when its turn comes
-        else:
-            matches, problem = [Path(p) for p in sorted(glob.glob(entry))], "no file matches"
-        if not matches:
-            raise ValueError(f"{entry}: {problem}")
-        found += matches
-    return found
+def encode_rle(mask: np.ndarray) -> dict[str, Any]:
+    """COCO's compressed run lengths of a boolean mask (H, W)."""
+    flat = np.concatenate([[False], mask.ravel(order="F"), [False]])
+    changes = np.flatnonzero(flat[1:] != flat[:-1])
+    counts = np.diff(np.concatenate([[0], changes, [mask.size]])).tolist()
+    if len(counts) > 1 and counts[-1] == 0:
+        counts.pop()  # the mask ends with its last run of ones
+    # every count from the third on is stored as its difference to the one before the last
+    text = []
+    for i, count in enumerate(counts):
+        value = count - counts[i - 2] if i > 2 else count
+        while True:
+            bits, value = value & 31, value >> 5
+            more = value != (-1 if bits & 16 else 0)
+            text.append(chr(bits + 32 * more + 48))
+            if not more:
+                break
+    return {"size": list(mask.shape), "counts": "".join(text)}
 
 
-def _is_read(file: Path) -> bool:
-    form = Image.registered_extensions().get(file.suffix.lower(), "")
-    return form in Image.OPEN and Image.MIME.get(form, "").startswith("image/")
+def _box(mask: np.ndarray) -> list[int]:
+    """x, y, width, height around a mask (H, W) that has a pixel."""
+    columns, rows = (np.flatnonzero(mask.any(axis)) for axis in (0, 1))
+    x, y = int(columns[0]), int(rows[0])
+    return [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y]
 
 
-def _tell_left_out(folder: str, files: set[Path]) -> None:
-    counts = Counter(file.suffix.lower() for file in files if file.is_file())
-    for suffix, count in sorted(counts.items()):
-        kind = mimetypes.guess_type(f"x{suffix}")[0] or ""
-        if suffix in (".avif", ".heic", ".heif", ".jp2") or kind.startswith(("image/", "video/")):
-            reason = "Pillow does not read them here" + " without pillow-heif" * (".hei" in suffix)
-            print(f"run_onnx.py: {folder}: {count} {suffix} left out: {reason}", file=sys.stderr)
+def overlay(image: np.ndarray, regions: Sequence[tuple[np.ndarray, Sequence[int]]]) -> np.ndarray:
+    """(H, W, 3) uint8 with masks (H, W) painted over in their colours, outlined in black."""
+    out = image.astype(np.float32)
+    for mask, color in regions:
+        out[mask] = (1 - _ALPHA) * out[mask] + _ALPHA * np.asarray(color, dtype=np.float32)
+    for mask, _ in regions:
+        inner = mask.copy()
+        inner[1:] &= mask[:-1]
+        inner[:-1] &= mask[1:]
+        inner[:, 1:] &= mask[:, :-1]
+        inner[:, :-1] &= mask[:, 1:]
+        out[mask & ~inner] = 0
+    return out.round().astype(np.uint8)
 
 
-def image_ids(pictures: Sequence[Path]) -> list[int]:
-    """COCO ids: the number that is a file's name, others counted on from the highest one."""
-    numbers = [int(p.stem) if p.stem.isascii() and p.stem.isdecimal() else None for p in pictures]
-    following = itertools.count(max((n for n in numbers if n is not None), default=0) + 1)
-    ids: list[int] = []
-    taken: set[int] = set()
-    for number in numbers:
-        ids.append(next(following) if number is None or number in taken else number)
-        taken.add(ids[-1])
-    return ids
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse arguments and run; returns the exit status."""
+@contextlib.contextmanager
+def _whole_file(path: Path) -> Iterator[Path]:
+    """A path beside to write to; what is there at the end of the block becomes `path`."""
+    unfinished = path.with_name(f"{path.stem}.unfinished-{os.getpid()}{path.suffix}")
     try:
-        return _run(get_parser().parse_args(arguments))
-    except KeyboardInterrupt:
-        print("run_onnx.py: interrupted", file=sys.stderr)
-        return 130
+        yield unfinished
+        with open(unfinished, "rb") as file:
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _save(path: Path, pixels: np.ndarray) -> None:
+    with _whole_file(path) as unfinished:
+        Image.fromarray(pixels).save(unfinished)
+
+
+def _write_json(path: Path, content: Any) -> None:
+    with _whole_file(path) as unfinished:
+        unfinished.write_text(json.dumps(content), encoding="utf-8")
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -429,67 +483,13 @@ def _tell(problem: object) -> None:
     print(f"run_onnx.py: error: {' '.join(str(problem).split())}", file=sys.stderr)
 
 
-def _read(path: Path, max_pixels: int) -> Image.Image:
-    """An RGB picture, turned as its EXIF tag says; ValueError if it cannot be read."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse arguments and run; returns the exit status."""
     try:
-        return _decode(path, max_pixels)
-    except Exception as error:  # Pillow's readers raise anything at broken files
-        raise ValueError(
-            f"cannot be read as a picture: {str(error) or type(error).__name__}"
-        ) from error
-
-
-def _decode(path: Path, max_pixels: int) -> Image.Image:
-    """The header is judged before the rest is decoded."""
-    if path.exists() and not path.is_file():
-        raise ValueError("it is no regular file")  # a named pipe would wait for its writer
-    Image.MAX_IMAGE_PIXELS = None  # the limit is ours
-    with Image.open(path) as opened:
-        if opened.width * opened.height > max_pixels:
-            raise ValueError(
-                f"it has {opened.width} x {opened.height} pixels, more than --max-pixels "
-                f"{max_pixels}: scale it down, or raise the limit"
-            )
-        if opened.format == "EPS":
-            raise ValueError("it is PostScript, a program to be run")
-        # Pillow would clip some of them, and cut the lower bits of others
-        kinds = " ".join([opened.mode, *(str(tile[3]) for tile in opened.tile)])
-        if re.match("I|F$|F ", kinds) or re.search(";16[BLNS]", kinds):
-            raise ValueError("it has more than 8 bits a channel: convert it to 8 bits")
-        image = opened
-        with contextlib.suppress(Exception):  # broken tags: as it is stored
-            image = ImageOps.exif_transpose(opened)
-        return image.convert("RGB")
-
-
-def _box(mask: np.ndarray) -> list[int]:
-    """x, y, width, height around a mask (H, W) that has a pixel."""
-    columns, rows = (np.flatnonzero(mask.any(axis)) for axis in (0, 1))
-    x, y = int(columns[0]), int(rows[0])
-    return [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y]
-
-
-@contextlib.contextmanager
-def _whole_file(path: Path) -> Iterator[Path]:
-    """A path beside to write to; what is there at the end of the block becomes `path`."""
-    unfinished = path.with_name(f"{path.stem}.unfinished-{os.getpid()}{path.suffix}")
-    try:
-        yield unfinished
-        with open(unfinished, "rb") as file:
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def _save(path: Path, pixels: np.ndarray) -> None:
-    with _whole_file(path) as unfinished:
-        Image.fromarray(pixels).save(unfinished)
-
-
-def _write_json(path: Path, content: Any) -> None:
-    with _whole_file(path) as unfinished:
-        unfinished.write_text(json.dumps(content), encoding="utf-8")
+        return _run(get_parser().parse_args(arguments))
+    except KeyboardInterrupt:
+        print("run_onnx.py: interrupted", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

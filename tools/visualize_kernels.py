@@ -32,12 +32,11 @@ from knet.demo.files import find_pictures, require_unique_stems, writable_folder
 from knet.demo.model_arguments import add_model_arguments, load_predictor, split_config_keys
 from knet.errors import UserError, run_command
 from knet.kernel_pictures import (
-    average_masks,
     draw_average_masks,
     draw_class_scores,
     draw_kernel_rounds,
-    trace_kernels,
 )
+from knet.kernel_trace import average_masks, trace_kernels
 from knet.predictor import KNetPredictor
 
 

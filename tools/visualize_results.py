@@ -16,10 +16,13 @@ from collections.abc import Sequence
 import knet  # noqa: F401  (registers the model; has to come before detectron2)
 
 # isort: split
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import build_model
 from detectron2.utils.logger import setup_logger
 
+from knet.checkpoint.checkpointer import KNetCheckpointer
 from knet.config import get_cfg_from_file
-from knet.data.custom import register_builtin
+from knet.data.custom import register_builtin, register_custom
 from knet.demo.model_arguments import split_config_keys
 from knet.errors import UserError, run_command
 from knet.predictor import KNetPredictor
@@ -71,11 +74,12 @@ def main(arguments: Sequence[str] | None = None) -> list[str]:
             if tasks
             else "MODEL.KNET.TEST turns on no result: set INSTANCE_ON, PANOPTIC_ON or SEMANTIC_ON"
         )
-    register_builtin(names)
-    if not cfg.DATASETS.TRAIN:  # a model's classes are those of a data set
-        cfg.DATASETS.TEST = cfg.DATASETS.TEST or (args.dataset,)
+    register_builtin([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST, *names])
+    register_custom(cfg)
+    model = build_model(cfg)
+    KNetCheckpointer.from_config(cfg, model, strict=True).load(cfg.MODEL.WEIGHTS)
     paths = write_sheets(
-        KNetPredictor.from_config(cfg),
+        KNetPredictor(cfg, model, MetadataCatalog.get(names[0])),
         names[0],
         args.output,
         args.images or args.num,

@@ -1,4 +1,4 @@
-"""Which labels of a data set are K-Net's thing and stuff classes."""
+"""Which labels of a data set are K-Net's classes, how results name them, which a config chooses."""
 
 from __future__ import annotations
 

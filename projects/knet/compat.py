@@ -39,7 +39,7 @@ def require_detectron2() -> None:
 
 
 def apply_shims() -> None:
-    """Apply every shim that is needed. Cheap, and safe to call again."""
+    """Apply every shim that is needed; imports parts of Detectron2. Safe to call again."""
     _restore_names()
     _offer_panopticapi()
     _stand_in_for_operators()
@@ -157,6 +157,9 @@ def _stand_in(name: str, **attributes: str) -> None:
         module.__doc__ = f"What K-Net offers as {name}."
         module.__getattr__ = lookup  # type: ignore[method-assign]
         sys.modules[name] = module
+        parent, _, last = name.rpartition(".")
+        if parent in sys.modules:  # as an import does, for `import panopticapi.utils`
+            setattr(sys.modules[parent], last, module)
 
 
 def _has_module(name: str) -> bool:

@@ -26,10 +26,11 @@ def add_knet_config(cfg: CN) -> None:
 
 
 def _add_model_config(cfg: CN) -> None:
-    # of configs that were written before: inference is no longer compiled, see ACCEL
-    cfg.register_deprecated_key("MODEL.KNET.COMPILE")
-    cfg.register_deprecated_key("MODEL.KNET.FAST_CONVOLUTIONS")
-    cfg.register_renamed_key("MODEL.KNET.RECOMPUTE", "MODEL.KNET.ACCEL.RECOMPUTE")
+    # of configs that were written before: ACCEL decides about convolutions, nothing is compiled
+    if not cfg.key_is_renamed("MODEL.KNET.RECOMPUTE"):  # this may be the second call
+        cfg.register_deprecated_key("MODEL.KNET.COMPILE")
+        cfg.register_deprecated_key("MODEL.KNET.FAST_CONVOLUTIONS")
+        cfg.register_renamed_key("MODEL.KNET.RECOMPUTE", "MODEL.KNET.ACCEL.RECOMPUTE")
     # the network; Detectron2's default is another one, which a config without this key would train
     cfg.MODEL.META_ARCHITECTURE = "KNet"
     cfg.MODEL.KNET = knet = CN()

@@ -63,8 +63,10 @@ def file_digests(folder: Path) -> dict[str, str]:
 
 def compare_files(folder: Path, saved: Any) -> None:
     """Say which files are not those that were saved with the weights; they may have been edited."""
+    if not isinstance(saved, dict):  # of another program
+        return
     for name, value in file_digests(folder).items():
-        if isinstance(saved, dict) and saved.get(name, value) != value:
+        if saved.get(name, value) != value:
             logger.warning(
                 "%s is not as it was saved with the weights: it was edited, or it is damaged",
                 folder / name,

@@ -41,6 +41,7 @@ DRAWN_SCORE = 0.3
 
 _ALPHA = 0.7
 _EDGE = (1.0, 1.0, 240.0 / 255)
+_MIN_SIDE = 320  # of a drawing, at least
 _LARGEST_SIDE = 4000  # of an enlarged picture
 _GAP = 8  # pixels between the tiles of a sheet
 _FONT_SIZE = 16
@@ -53,7 +54,7 @@ def draw_result(
     *,
     task: str = "panoptic",
     score_threshold: float = DRAWN_SCORE,
-    min_side: int = 320,
+    min_side: int = _MIN_SIDE,
 ) -> np.ndarray:
     """Draw one result over its photo.
 
@@ -343,7 +344,9 @@ def _draw_row(
 ) -> np.ndarray:
     """The photo and results of it (None is left out), each under its title."""
     tiles = {
-        f"photo: {os.path.basename(record['file_name'])}": _enlarge(image, _factor(image, 320))
+        f"photo: {os.path.basename(record['file_name'])}": _enlarge(
+            image, _factor(image, _MIN_SIDE)
+        )
     }
     for title, result in results.items():
         if result is not None:

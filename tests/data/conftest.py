@@ -21,4 +21,4 @@ def shapes_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def coco_root() -> Path:
-    return Path(__file__).parents[1] / "fixtures" / "coco_panoptic_fixture"
+    return Path(__file__).parents[2] / "datasets" / "coco_photos"

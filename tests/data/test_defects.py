@@ -176,7 +176,8 @@ def test_annotations_are_checked_once(tmp_path, monkeypatch, form):
     """When they are read; those of other readers in the mapper."""
     entry = make_good(form, tmp_path / "good")
     calls = []
-    monkeypatch.setattr("knet.data.mapper.label_errors", lambda *_: calls.append(1) or [])
+    for name in ("segment_errors", "annotation_errors"):
+        monkeypatch.setattr(f"knet.data.mapper.{name}", lambda *_: calls.append(1) or [])
     load(entry)
     assert not calls
     records = DatasetCatalog.get(entry["NAME"])

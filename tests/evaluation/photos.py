@@ -15,7 +15,7 @@ from detectron2.structures import Boxes, Instances
 from knet.data import register_coco_panoptic
 from knet.data.panoptic_png import read_panoptic_png
 
-PHOTOS = Path(__file__).parents[1] / "fixtures" / "coco_panoptic_fixture"
+PHOTOS = Path(__file__).parents[2] / "datasets" / "coco_photos"
 NAME = "photos"
 
 

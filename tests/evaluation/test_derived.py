@@ -12,6 +12,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.utils import comm
 from PIL import Image
 
 from knet.evaluation import build_evaluator, id2rgb, instance_dataset, semantic_dataset
@@ -38,6 +39,17 @@ def test_newer_annotations_are_derived_again(make_dataset, tmp_path):
     newer = Path(MetadataCatalog.get(instance_dataset("evaluated", str(tmp_path))).json_file)
     assert len(json.loads(newer.read_text(encoding="utf-8"))["annotations"]) == 8
     assert not json_file.exists()
+
+
+def test_other_processes_take_the_path_of_the_one_that_derived(make_dataset, tmp_path, monkeypatch):
+    """Their copies of the files may be of another time."""
+    make_dataset("evaluated")
+    made = Path(MetadataCatalog.get(instance_dataset("evaluated", str(tmp_path))).json_file)
+    os.utime(tmp_path / "panoptic" / "0.png", (1, 1))
+    monkeypatch.setattr(comm, "is_main_process", lambda: False)
+    monkeypatch.setattr(comm, "all_gather", lambda own: [made.parent.name, own])
+    theirs = Path(MetadataCatalog.get(instance_dataset("evaluated", str(tmp_path))).json_file)
+    assert theirs == made and theirs.exists()
 
 
 def shifted(image_id):

@@ -258,6 +258,19 @@ def test_sizes_must_agree(files, tmp_path):
         pq_compute(gt, pred)
 
 
+def test_sizes_in_the_json_decide_nothing_and_alpha_is_ignored(files, tmp_path):
+    expected = pq_compute(*files())
+    wrong = [{"id": k, "height": 5, "width": 7} for k in range(2)]
+    for path in (tmp_path / "gt" / "0.png", tmp_path / "pred" / "0.png"):
+        Image.open(path).convert("RGBA").save(path)
+    paths = files(lambda content: content["gt"].update(images=wrong))
+    assert pq_compute(*paths) == expected
+    grey = tmp_path / "gt" / "0.png"
+    Image.new("L", (6, 4)).save(grey)
+    with pytest.raises(ValueError, match=rf"{grey}: image 0: .* in mode L"):
+        pq_compute(*paths)
+
+
 def test_missing_folder(files, tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         pq_compute(*files(), pred_folder=tmp_path / "nowhere")

@@ -20,7 +20,7 @@ from .models import scene, small_cfg, small_predictor
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
-PHOTOGRAPHS = Path(__file__).parents[1] / "fixtures/coco_panoptic_fixture/images"
+PHOTOGRAPHS = Path(__file__).parents[2] / "datasets/coco_photos/images"
 # of the image, and of the results
 SIZES = [((96, 96), (96, 96)), ((64, 131), (150, 300)), ((130, 75), (61, 40))]
 

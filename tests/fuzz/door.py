@@ -103,7 +103,6 @@ class Door(abc.ABC):
         self, rng: Generator, folder: Path, number: int
     ) -> tuple[str, list[str], Callable[[], str | None]]:
         """Damage something: what it is, names of which an error must hold one, and the reader."""
-        raise NotImplementedError
 
     def _outcome(self, read: Callable[[], str | None], names: Iterable[str]) -> tuple[str, str]:
         try:

@@ -2,9 +2,14 @@
 
 import logging
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+from detectron2.engine import TrainerBase
 from detectron2.utils.events import EventStorage
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -88,6 +93,60 @@ def test_gradients_of_float16_that_overflow_halve_the_scale():
     # losses of the steps that were left out; their norms are none
     assert len(storage.history("loss_a").values()) == 5
     assert [i for _, i in storage.history("grad_norm").values()] == [0, 2]
+
+
+def test_a_norm_that_overflows_alone_is_no_matter_of_the_scale():
+    step = make([1] * 2, scaler=torch.amp.GradScaler("cpu", init_scale=1.0))
+    more = step.model.more = torch.nn.ParameterList([torch.zeros(()), torch.zeros(())])
+    step.model.forward = lambda batch: {"loss": 3e38 * (step.model.weight + sum(more))}
+    step.optimizer = torch.optim.AdamW(step.model.parameters(), lr=0.1, fused=True)
+    run(step, 1)
+    with pytest.raises(FloatingPointError, match=r"gradient norm became inf .* at step 1"):
+        step.require_finite()
+
+
+@pytest.mark.slow
+def test_processes_leave_out_the_same_steps(tmp_path):
+    driver = Path(__file__).with_name("step_driver.py")
+    jobs = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", driver, tmp_path / "meeting"], text=True,
+            env={**os.environ, "RANK": str(rank)}, stdout=subprocess.PIPE,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    said = [job.communicate(timeout=120)[0].splitlines() for job in jobs]
+    (*weights, first), (*others, second) = said
+    assert weights == others and weights[1] != weights[0]
+    assert weights[1] == weights[2] == weights[3] == weights[4]
+    assert first.startswith("losses of another process became infinite or NaN, at step 3; the")
+    assert second.startswith("losses became infinite or NaN: {'loss': inf}, at step 3; the weights")
+
+
+def test_metrics_before_a_failure_are_kept(tiny_cfg, tmp_path):
+    tiny_cfg.OUTPUT_DIR = str(tmp_path)
+    tiny_cfg.DATASETS.TEST = ()
+    trainer = Trainer(tiny_cfg)
+    trainer.resume_or_load(resume=False)
+    run_step, told = trainer._trainer.run_step, []
+
+    def fourth_fails():
+        if trainer.iter == 3:
+            raise ZeroDivisionError("in the fourth step")
+        run_step()
+
+    trainer._trainer.run_step = fourth_fails
+    after_train = TrainerBase.after_train
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(
+            TrainerBase,
+            "after_train",
+            lambda self: (
+                told.extend(self.storage.history("total_loss").values()) or after_train(self)
+            ),
+        )
+        trainer.train()
+    assert [iteration for _, iteration in told] == [0, 1, 2]
 
 
 def test_metrics_belong_to_their_steps():

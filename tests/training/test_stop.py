@@ -2,12 +2,11 @@
 
 import os
 import signal
+import subprocess
 import sys
-import time
-import traceback
+from pathlib import Path
 
 import pytest
-import torch
 
 from knet.errors import UserError
 from knet.training.stop import Stopped, folder_lock
@@ -31,53 +30,54 @@ def test_signal_ends_with_a_checkpoint_after_the_step(cfg, tmp_path, caplog, num
     assert make(cfg, tmp_path, resume=True).start_iter == 3
 
 
-def test_second_interrupt_ends_at_once(cfg, tmp_path):
-    child = os.fork()
-    if child == 0:
-        signal.alarm(60)  # ends it, whatever it waits for
-        try:
-            torch.set_num_threads(1)
-            trainer = make(cfg, tmp_path)
-            in_step(trainer, 1, lambda: send(signal.SIGINT, signal.SIGINT))
-            trainer.train()
-        except BaseException:
-            traceback.print_exc()
-        finally:  # else the child would go on with the tests
-            os._exit(1)
-    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGINT
+@pytest.fixture
+def start(cfg, tiny_shapes, tmp_path):
+    """Starts a job of `stop_driver.py`, which trains with `cfg` into the test's folder."""
+    split = tiny_shapes / "train"
+    cfg.DATASETS.TRAIN = ("their_train",)
+    cfg.DATASETS.CUSTOM = [
+        {"NAME": "their_train", "FORMAT": "coco_panoptic", "IMAGE_ROOT": str(split / "images"),
+         "PANOPTIC_ROOT": str(split / "panoptic"), "PANOPTIC_JSON": str(split / "panoptic.json"),
+         "INSTANCES_JSON": str(split / "instances.json"),
+         "SEM_SEG_ROOT": str(split / "semantic")},
+    ]  # fmt: skip
+    jobs = []
+
+    def run(job):
+        (tmp_path / "config.yaml").write_text(cfg.dump())
+        driver = Path(__file__).with_name("stop_driver.py")
+        jobs.append(
+            subprocess.Popen(
+                [sys.executable, "-W", "ignore", driver, job, tmp_path],
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+            )
+        )  # fmt: skip
+        return jobs[0]
+
+    yield run
+    for job in jobs:
+        job.kill()
+        job.communicate()
+
+
+@pytest.mark.slow
+def test_second_interrupt_ends_at_once(start, tmp_path):
+    job = start("second_interrupt")
+    _, said = job.communicate(timeout=120)
+    assert job.returncode == -signal.SIGINT, said
     assert not files(tmp_path)
 
 
-def test_signal_to_the_whole_group_spares_the_loader(cfg, tmp_path):
+@pytest.mark.slow
+def test_signal_to_the_whole_group_spares_the_loader(cfg, start, tmp_path):
     cfg.DATALOADER.NUM_WORKERS = 1
     cfg.SOLVER.IMS_PER_BATCH = cfg.SOLVER.ACCUMULATION_STEPS = 6  # more than are read ahead
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        status = 1
-
-        def wait():
-            os.write(writer, b"!")
-            while not trainer._signals.received:
-                time.sleep(0.01)
-
-        signal.alarm(60)
-        try:
-            os.setsid()
-            torch.set_num_threads(1)
-            trainer = make(cfg, tmp_path)
-            in_step(trainer, 1, wait)
-            trainer.train()
-        except Stopped as stop:
-            status = stop.code
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    os.close(writer)
-    assert os.read(reader, 1)
-    os.killpg(child, signal.SIGTERM)
-    assert os.WEXITSTATUS(os.waitpid(child, 0)[1]) == 143
+    job = start("whole_group")
+    for line in job.stdout:
+        if line == "in the step\n":
+            os.killpg(job.pid, signal.SIGTERM)
+    _, said = job.communicate(timeout=120)
+    assert job.returncode == 143, said
     assert files(tmp_path) == ["model_0000001.pth"]
 
 

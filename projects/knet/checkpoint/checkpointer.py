@@ -136,6 +136,7 @@ class KNetCheckpointer(DetectionCheckpointer):
             raise FileNotFoundError(
                 f"{path}: no such checkpoint (MODEL.WEIGHTS); to train from scratch set it to ''"
             )
+        logger.info("Loading %s", path)  # which may take its time
         local = self.path_manager.get_local_path(path)
         saved = read_file(local, name=path, trust=self.trust)
         return self._take(path, saved, checkpointables, strict=self.strict)

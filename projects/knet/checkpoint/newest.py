@@ -4,6 +4,8 @@
 kill. So each checkpoint tells itself where it belongs: `run` counts the trainings that were
 started in the folder (a resumed one keeps its number), `iteration` its steps. Hence a training
 that starts afresh among the files of an earlier, longer one does not go on with those.
+
+And what must hold of a training's state before it is saved or gone on with.
 """
 
 from __future__ import annotations

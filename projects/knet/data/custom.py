@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 SHAPES_SCENES = {"train": 1600, "val": 200}
 SHAPES_THINGS = {"shapes": THING_NAMES, "shapes3": THING_NAMES[:3]}
-_PHOTOS = Path(__file__).parents[3] / "tests" / "fixtures" / "coco_panoptic_fixture"
+_PHOTOS = Path(__file__).parents[3] / "datasets" / "coco_photos"
 
 
 _FORMATS: dict[str, Callable[..., None]] = {

@@ -6,15 +6,12 @@ Label PNGs are opened here, too.
 from __future__ import annotations
 
 import contextlib
-import mimetypes
 import os
 import re
 import stat
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,18 +29,6 @@ from knet.data.defects import (
 )
 from knet.files import whole_file
 
-with contextlib.suppress(ImportError):  # reads HEIC, if it is installed
-    import pillow_heif
-
-    pillow_heif.register_heif_opener()
-
-# of the files that are taken from a folder, if Pillow (with its plug-ins) reads them here
-SUFFIXES = (
-    *(".avif", ".bmp", ".gif", ".heic", ".heif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"),
-    *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
-)
-# read by plug-ins of Pillow that register themselves
-_PLUGINS = {".heic": "pillow-heif", ".heif": "pillow-heif"}
 # default of INPUT.MAX_PIXELS: a photo of the largest cameras, a third of a GB once decoded
 MAX_PIXELS = 100_000_000
 # Pillow's readers raise anything on files that end early or hold something else
@@ -89,32 +74,6 @@ def in_format(pixels: np.ndarray, image_format: str) -> np.ndarray:
     if image_format not in FORMATS:
         raise ValueError(f"INPUT.FORMAT is {image_format!r}: it must be {' or '.join(FORMATS)}")
     return FORMATS[image_format][0](pixels)
-
-
-def is_read(file: str | os.PathLike[str]) -> bool:
-    """Whether a file in a folder is taken for a picture, by its name or suffix alone."""
-    suffix = f".{os.path.basename(file).rpartition('.')[2]}".lower()  # of a suffix alone, too
-    return suffix in SUFFIXES and Image.registered_extensions().get(suffix) in Image.OPEN
-
-
-def left_out(folder: str | os.PathLike[str], files: Iterable[Path]) -> list[str]:
-    """Messages on files whose suffix says picture or video, and which are not read."""
-    counts = Counter(f.suffix.lower() for f in files if not is_read(f) and f.is_file())
-    messages = []
-    for suffix, count in sorted(counts.items()):
-        kind = (mimetypes.guess_type(f"x{suffix}")[0] or "").partition("/")[0]
-        if kind == "video":
-            reason = "videos are given one by one, with demo.py --video-input"
-        elif suffix in _PLUGINS:
-            reason = f"Pillow reads them with a plug-in: pip install {_PLUGINS[suffix]}"
-        elif suffix in SUFFIXES:
-            reason = "this build of Pillow does not read them"
-        elif kind == "image" or suffix in Image.registered_extensions():
-            reason = "not taken from folders; convert them to PNG"
-        else:
-            continue
-        messages.append(f"{folder}: {count} {suffix} left out: {reason}")
-    return messages
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +18,7 @@ from knet.data.defects import (
     make_defect,
     raise_first,
 )
-from knet.data.images import BROKEN_FILE, MAX_PIXELS, is_read, open_image, save_image, unreadable
-from knet.files import UNFINISHED
+from knet.data.images import BROKEN_FILE, MAX_PIXELS, open_image, save_image, unreadable
 from knet.modeling.targets import IGNORE_LABEL
 
 # Pillow spreads greys of few bits over 0 … 255: its factor by raw mode.
@@ -195,45 +194,6 @@ def class_defects(
         make_defect(kind, path, record, f"{what} {value}, but {allowed}")
         for value in dict.fromkeys(values[wrong].tolist())
     ]
-
-
-def label_png_paths(root: Path) -> dict[str, Path]:
-    """The PNGs below a folder, by relative path without suffix, sorted.
-
-    Raises:
-        DataError: if two of them have one name (``a.png`` and ``a.PNG``).
-    """
-    return by_stem(root, [path for path in files_below(root) if path.suffix.lower() == ".png"])
-
-
-def image_paths(root: Path) -> dict[str, Path]:
-    """The pictures below a folder, as :func:`label_png_paths`."""
-    return by_stem(root, filter(is_read, files_below(root)))
-
-
-def by_stem(root: Path, files: Iterable[Path]) -> dict[str, Path]:
-    """Files below a folder by relative path without suffix, sorted by it."""
-    found: dict[str, Path] = {}
-    twice = []
-    for path in files:
-        stem = path.relative_to(root).with_suffix("").as_posix()
-        if stem in found:
-            first, second = sorted((found[stem], path))
-            problem = f"differs from {first} in its suffix only: both would have the same labels"
-            twice.append(make_defect("shared-name", str(second), f"image {stem}", problem))
-        found[stem] = path
-    raise_first(sorted(twice, key=lambda defect: defect.file))
-    return dict(sorted(found.items()))
-
-
-def files_below(root: Path) -> Iterator[Path]:
-    """Files at any depth but hidden ones (macOS writes `._a.jpg` beside `a.jpg`) and left-overs."""
-    # Linked folders count: data are often linked into place.
-    for folder, folders, files in os.walk(root, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            if not name.startswith(".") and UNFINISHED not in name:
-                yield Path(folder, name)
 
 
 def save_labels(path: Path, labels: np.ndarray) -> None:

@@ -17,7 +17,7 @@ from detectron2.structures import BitMasks, Instances
 from knet.data.augmentation import build_knet_augmentation, transform_labels, transform_masks
 from knet.data.categories import thing_ids
 from knet.data.coco_file import check_keys, check_numbers
-from knet.data.defects import Defect, Defects, annotation_name, describe, raise_first
+from knet.data.defects import Defects, annotation_name, describe, raise_first
 from knet.data.images import MAX_PIXELS, read_picture
 from knet.data.label_png import check_label_size, class_defects, read_label_png
 from knet.data.masks import encode_segmentation, segmentation_errors
@@ -210,7 +210,7 @@ class KNetDatasetMapper:
     def _read_panoptic(self, record: Record, size: tuple[int, int]) -> _Labels:
         """Rows and semantic map of a panoptic PNG; row 0 is void."""
         if not self.checked:
-            raise_first(label_errors(record, size))
+            raise_first(segment_errors(record))
         path, name = record["pan_seg_file_name"], describe(record)
         segments = record["segments_info"]
         ids = read_panoptic_png(path, name, size, record["file_name"])
@@ -242,7 +242,8 @@ class KNetDatasetMapper:
     def _read_annotations(self, record: Record, size: tuple[int, int]) -> _Labels:
         """Masks as compressed RLE: hundreds in a few kilobytes."""
         if not self.checked:
-            raise_first(label_errors(record, size))
+            positions = range(len(record["annotations"]))
+            raise_first([e for k in positions for e in annotation_errors(record, k, size)])
         file = record["annotation_file" if "annotation_file" in record else "file_name"]
         masks, classes = [], []
         for position, annotation in enumerate(record["annotations"]):
@@ -300,21 +301,8 @@ def _to_instances(masks: np.ndarray, classes: np.ndarray) -> Instances:
     return instances
 
 
-def label_errors(
-    record: Mapping[str, Any], size: tuple[int, int], file: str | None = None
-) -> list[Defect]:
-    """What makes the annotations of a record unusable, whoever read it; label PNGs stay closed.
-
-    Args:
-        record: in Detectron2's format.
-        size: (H, W) of its picture.
-        file: of the annotations, for messages; None: what the record knows.
-    """
-    if "pan_seg_file_name" not in record:
-        errors: list[Defect] = []
-        for position in range(len(record.get("annotations", ()))):
-            errors += annotation_errors(record, position, size, file)
-        return errors
+def segment_errors(record: Mapping[str, Any]) -> Defects:
+    """What makes the segments of a panoptic record unusable; its PNG stays closed."""
     found = Defects(record["pan_seg_file_name"], describe(record))
     if check_keys(record, ("segments_info",), found):
         for position, segment in enumerate(record["segments_info"]):
@@ -331,7 +319,14 @@ def label_errors(
 def annotation_errors(
     record: Mapping[str, Any], position: int, size: tuple[int, int], file: str | None = None
 ) -> Defects:
-    """What makes one of a record's instance annotations unusable; see :func:`label_errors`."""
+    """What makes one of a record's instance annotations unusable.
+
+    Args:
+        record: in Detectron2's format.
+        position: of the annotation.
+        size: (H, W) of the picture.
+        file: of the annotations, for messages; None: what the record knows.
+    """
     annotation = record["annotations"][position]
     file = file or record.get("annotation_file", record["file_name"])
     found = Defects(str(file), annotation_name(record, position))

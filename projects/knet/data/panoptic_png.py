@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from knet.data.defects import Defect, Defects, failure, raise_first
-from knet.data.images import has_deep_channels, save_image
+from knet.data.images import MAX_PIXELS, has_deep_channels, save_image
 from knet.data.label_png import open_png
 
 LARGEST_ID = 2**24 - 1  # three bytes of colour
@@ -19,7 +19,12 @@ _MOST_IDS = 20  # unknown ids of a PNG that are named one by one
 
 
 def read_panoptic_png(
-    path: str, record: str = "", size: tuple[int, int] | None = None, picture: str = ""
+    path: str,
+    record: str = "",
+    size: tuple[int, int] | None = None,
+    picture: str = "",
+    *,
+    max_pixels: int = MAX_PIXELS,
 ) -> np.ndarray:
     """Reads a panoptic PNG: (H, W) uint32, segment ids; 0 is void.
 
@@ -27,18 +32,25 @@ def read_panoptic_png(
         path: of an 8 bit RGB (or RGBA, alpha is ignored) PNG.
         record, picture: that it belongs to, for messages.
         size: (H, W) of its picture; a PNG of another number of pixels is not decoded.
+        max_pixels: a larger PNG is refused, if no size is given.
 
     Raises:
         DataError: as of :func:`open_png`, or it has no colour channels of 8 bit.
     """
-    return inspect_panoptic_png(path, record, size, picture)[0]
+    return inspect_panoptic_png(path, record, size, picture, max_pixels=max_pixels)[0]
 
 
 def inspect_panoptic_png(
-    path: str, record: str, size: tuple[int, int] | None = None, picture: str = ""
+    path: str,
+    record: str,
+    size: tuple[int, int] | None = None,
+    picture: str = "",
+    *,
+    max_pixels: int = MAX_PIXELS,
 ) -> tuple[np.ndarray, bool]:
     """The ids of a panoptic PNG, as :func:`read_panoptic_png`, and whether all is opaque."""
-    with open_png(path, record, size, picture, kind=("panoptic-png-mode", "panoptic PNG")) as image:
+    kind = ("panoptic-png-mode", "panoptic PNG")
+    with open_png(path, record, size, picture, kind=kind, max_pixels=max_pixels) as image:
         mode, deep = image.mode, has_deep_channels(image)
         # With a fourth byte the picture *is* an array of little-endian integers, which saves
         # three widened copies; the mask removes the alpha byte.

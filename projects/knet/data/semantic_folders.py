@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from knet.data.defects import DataError, Defect, failure, make_defect
-from knet.data.images import SUFFIXES, is_read, left_out, read_header
-from knet.data.label_png import files_below, image_paths, label_png_paths
+from knet.data.folders import SUFFIXES, by_stem, files_below, is_read, label_png_paths, left_out
+from knet.data.images import read_header
 from knet.data.on_error import Scan
 
 
@@ -35,8 +35,9 @@ def pair_images_with_labels(image_root: Path, sem_seg_root: Path, where: str) ->
             f"{where}: pictures ({image_root}) and labels ({sem_seg_root}) must be in two "
             f"folders, neither of them within the other"
         )
-    images = image_paths(image_root)
-    unread = left_out(image_root, files_below(image_root))
+    files = list(files_below(image_root))
+    images = by_stem(image_root, filter(is_read, files))
+    unread = left_out(image_root, files)
     if not images:
         problem = "; ".join([f"{where}: no picture below {image_root}", *unread])
         suffixes = ", ".join(filter(is_read, SUFFIXES))

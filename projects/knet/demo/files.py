@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from knet.data.images import SUFFIXES, is_read, left_out
+from knet.data.folders import SUFFIXES, is_read, left_out
 from knet.errors import UserError
 
 

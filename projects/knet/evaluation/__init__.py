@@ -1,7 +1,7 @@
 """Evaluators of K-Net's results.
 
-Names are imported when they are first used: ``knet.evaluation.panoptic_quality`` needs numpy and
-Pillow only, while ``build_evaluator`` needs Detectron2.
+Names are imported when they are first used: ``knet.evaluation.panoptic_quality`` alone
+needs nothing but numpy, while ``build_evaluator`` needs Detectron2.
 """
 
 from __future__ import annotations

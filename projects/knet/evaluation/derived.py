@@ -151,25 +151,25 @@ def _derive_once(
     One process of the run makes it, whole or not at all. Its folder is named after what it is made
     of, so that other or newer annotations never meet old files; those are removed.
     """
-    metadata = MetadataCatalog.get(dataset_name)
-    json_file, root = (
-        PathManager.get_local_path(path)
-        for path in (metadata.panoptic_json, metadata.panoptic_root)
-    )
-    pngs = [record["pan_seg_file_name"] for record in DatasetCatalog.get(dataset_name)]
-    source = [os.path.abspath(root), sorted((k, str(v)) for k, v in options.items())]
-    source += [[path, *_state(path)] for path in (os.path.abspath(json_file), *pngs)]
-    digest = hashlib.sha256(json.dumps(source).encode()).hexdigest()[:16]
-    folder, kind = _folder(dataset_name, output_folder), Path(name).stem
-    target = folder / f"{kind}-{digest}"
-    if comm.is_main_process() and not target.exists():
-        logger.debug("Deriving %s from %s", target, json_file)
-        with whole_folder(target) as unfinished:
-            derive(json_file, root, os.fspath(unfinished / name), **options)
-        for older in set(folder.glob(f"{kind}-{'[0-9a-f]' * 16}")) - {target}:
-            shutil.rmtree(older)
-    comm.synchronize()
-    return str(target / name)
+    folder, kind, made = _folder(dataset_name, output_folder), Path(name).stem, ""
+    if comm.is_main_process():
+        metadata = MetadataCatalog.get(dataset_name)
+        json_file, root = (
+            PathManager.get_local_path(path)
+            for path in (metadata.panoptic_json, metadata.panoptic_root)
+        )
+        pngs = [record["pan_seg_file_name"] for record in DatasetCatalog.get(dataset_name)]
+        source = [os.path.abspath(root), sorted((k, str(v)) for k, v in options.items())]
+        source += [[path, *_state(path)] for path in (os.path.abspath(json_file), *pngs)]
+        made = f"{kind}-{hashlib.sha256(json.dumps(source).encode()).hexdigest()[:16]}"
+        if not (folder / made).exists():
+            logger.debug("Deriving %s from %s", folder / made, json_file)
+            with whole_folder(folder / made) as unfinished:
+                derive(json_file, root, os.fspath(unfinished / name), **options)
+            for older in set(folder.glob(f"{kind}-{'[0-9a-f]' * 16}")) - {folder / made}:
+                shutil.rmtree(older)
+    # from the process that made it: another machine's copies of the files may be of another time
+    return str(folder / comm.all_gather(made)[0] / name)
 
 
 def _state(path: str) -> list[int]:

@@ -248,11 +248,13 @@ def pq_compute(
 
     Raises:
         FileNotFoundError: a file or folder does not exist.
-        ValueError: an image without prediction, or a record that contradicts its PNG; the
-            message names the file and the segment.
+        ValueError: an image without prediction, a PNG that holds no ids (RGB, or RGBA whose alpha
+            is ignored), or a record that contradicts its PNG; the message names the file and the
+            segment.
     """
     # not above: the counting itself needs numpy alone
     from knet.data.coco_file import load_json
+    from knet.data.images import MAX_PIXELS
     from knet.data.panoptic_png import read_panoptic_png
 
     gt_folder = os.path.splitext(gt_json_file)[0] if gt_folder is None else gt_folder
@@ -262,8 +264,8 @@ def pq_compute(
             raise FileNotFoundError(f"Folder '{folder}' with {content} segments does not exist.")
     gt_json, pred_json = (load_json(os.fspath(path)) for path in (gt_json_file, pred_json_file))
     pred_by_image = {record["image_id"]: record for record in pred_json["annotations"]}
-    sizes = {
-        image["id"]: (image["height"], image["width"])
+    pixels = {
+        image["id"]: image["height"] * image["width"]
         for image in gt_json.get("images", ())
         if {"height", "width"} <= set(image)
     }
@@ -277,16 +279,18 @@ def pq_compute(
 
     def one_image(true: Mapping[str, Any]) -> PanopticStatistics:
         image_id = true["image_id"]
-        found, size = pred_by_image[image_id], sizes.get(image_id)
+        found = pred_by_image[image_id]
         path = os.path.join(pred_folder, found["file_name"])
-        where = f"Image {image_id} ('{path}')"
+        # labels may be as large as their picture; of another size they may be, too
+        most = max(MAX_PIXELS, pixels.get(image_id, 0))
+        name = f"image {image_id}"
         return image_statistics(
-            read_panoptic_png(os.path.join(gt_folder, true["file_name"]), where, size),
-            read_panoptic_png(path, where, size),
+            read_panoptic_png(os.path.join(gt_folder, true["file_name"]), name, max_pixels=most),
+            read_panoptic_png(path, name, max_pixels=most),
             true["segments_info"],
             found["segments_info"],
             categories,
-            where=where,
+            where=f"Image {image_id} ('{path}')",
         )
 
     total = PanopticStatistics()

@@ -11,9 +11,7 @@ from knet.classes import Category
 from knet.report.segments import FALSE, IGNORED, MATCH, Segment, Segments
 
 _STEPS = 100  # thresholds are hundredths, as the page's slider has them
-
-
-# Ends of the rows and columns that are no class, by their key.
+# ends of the confusion's rows and columns that are no class, by their key
 _MISSING, _REST = -1, -2
 _NAMES = {
     _MISSING: ("found, but not there", "missed"),

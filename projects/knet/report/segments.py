@@ -189,11 +189,7 @@ def match_segments(truth: Segments, predicted: Segments) -> PanopticStatistics:
     Returns:
         True positives, IoUs, false positives and negatives a class; the segments hold the rest.
     """
-    true, found = truth.segments, predicted.segments
-    for segment in true:
-        segment.become(IGNORED if segment.is_crowd else MISSED)
-    for segment in found:
-        segment.become(FALSE)
+    true, found = _unmatched(truth, predicted)
     shared, on_void, iou = _overlaps(truth, predicted)
     iou[:, [s.is_crowd for s in true]] = 0
     same = np.array([[p.label == t.label for t in true] for p in found], bool).reshape(iou.shape)
@@ -236,11 +232,7 @@ def match_regions(truth: Segments, predicted: Segments) -> None:
 
     A region with an IoU of at most 0.5 is ``missed`` or ``false``, and keeps its IoU.
     """
-    true, found = truth.segments, predicted.segments
-    for segment in true:
-        segment.become(IGNORED if segment.is_crowd else MISSED)
-    for segment in found:
-        segment.become(FALSE)
+    true, found = _unmatched(truth, predicted)
     _, on_void, ious = _overlaps(truth, predicted)
     of_label = {s.label: k for k, s in enumerate(true)}
     for k, segment in enumerate(found):
@@ -251,6 +243,15 @@ def match_regions(truth: Segments, predicted: Segments) -> None:
             iou = float(ious[k, partner])
             segment.become(MATCH if iou > _IOU else FALSE, true[partner], iou)
             true[partner].become(MATCH if iou > _IOU else MISSED, segment, iou)
+
+
+def _unmatched(truth: Segments, predicted: Segments) -> tuple[list[Segment], list[Segment]]:
+    """The segments of both, as they are before any is found."""
+    for segment in truth.segments:
+        segment.become(IGNORED if segment.is_crowd else MISSED)
+    for segment in predicted.segments:
+        segment.become(FALSE)
+    return truth.segments, predicted.segments
 
 
 def _overlaps(truth: Segments, predicted: Segments) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -79,9 +79,8 @@ class ResultFiles:
             for c in categories
         ]
         self._images: list[dict[str, Any]] = []
-        self._records: dict[
-            str, list[dict[str, Any]]
-        ] = {}  # of the kinds of results that were seen
+        # of the kinds of results that were seen
+        self._records: dict[str, list[dict[str, Any]]] = {}
 
     def __enter__(self) -> ResultFiles:
         return self

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.engine import SimpleTrainer, TrainerBase
 from detectron2.utils import comm
@@ -131,9 +132,15 @@ class TrainStep(SimpleTrainer):
         overflow, hopeless = ~norm.isfinite(), ~losses.isfinite().all()
         if self.grad_scaler.is_enabled():
             # a scale of float16 gradients that is too large is halved, and the step left out
-            hopeless |= overflow & (self.grad_scaler.scale(torch.ones_like(norm)) < 1)
+            found = sum(self.grad_scaler._found_inf_per_device(self.optimizer).values())
+            too_large = (self.grad_scaler.scale(torch.ones_like(norm)) >= 1) & (found > 0)
+            hopeless |= overflow & ~too_large
         else:
             hopeless |= overflow
+        if comm.get_world_size() > 1:  # all leave out the same steps, and end together
+            anywhere = hopeless.float()
+            dist.all_reduce(anywhere, dist.ReduceOp.MAX)
+            hopeless = anywhere > 0
         self._broken |= hopeless
         skip = self._broken | overflow
         if getattr(self.optimizer, "_step_supports_amp_scaling", False):
@@ -159,21 +166,25 @@ class TrainStep(SimpleTrainer):
         whole = list(takewhile(lambda step: not step.broken, steps))
         gathered = comm.gather(whole)
         if comm.is_main_process():
-            storage = get_event_storage()
-            now = storage.iter
-            for of_all in zip(*gathered):
-                first = of_all[0]
-                storage.iter = first.iteration
-                storage.put_scalar("data_time", max(step.data_time for step in of_all))
-                losses = {n: np.mean([step.losses[n] for step in of_all]) for n in first.losses}
-                storage.put_scalar("total_loss", sum(losses.values()))
-                if len(losses) > 1:
-                    storage.put_scalars(**losses)
-                if np.isfinite(first.grad_norm):
-                    storage.put_scalar("grad_norm", first.grad_norm)
-            storage.iter = now
+            _store(gathered)
         if len(whole) < len(steps):
             self.require_finite()
+        self._pending.clear()
+
+    def keep_pending(self) -> None:
+        """After a failure, put this process's metrics since the last flush into the storage.
+
+        The others may be gone. What cannot be read from a failed GPU is said to be lost.
+        """
+        try:
+            steps = self._read()
+        except RuntimeError as error:
+            logger.warning(
+                "The metrics of the last %d steps are lost: %s", len(self._pending), error
+            )
+            return
+        if comm.is_main_process():
+            _store([list(takewhile(lambda step: not step.broken, steps))])
         self._pending.clear()
 
     def require_finite(self) -> None:
@@ -190,6 +201,8 @@ class TrainStep(SimpleTrainer):
         what = f"losses became infinite or NaN: {losses}"
         if not losses:
             what = f"the gradient norm became {step.grad_norm} although all losses are finite"
+            if np.isfinite(step.grad_norm):
+                what = "losses of another process became infinite or NaN"
         raise FloatingPointError(
             f"{what}, at step {step.iteration + 1}; the weights are as before this step. Go on "
             "from the last checkpoint with --resume and a lower SOLVER.BASE_LR"
@@ -218,6 +231,23 @@ class TrainStep(SimpleTrainer):
         self.seed = state["seed"]
         if state["grad_scaler"] and self.grad_scaler.is_enabled():  # empty without float16
             self.grad_scaler.load_state_dict(state["grad_scaler"])
+
+
+def _store(gathered: Sequence[Sequence[Metrics]]) -> None:
+    """Put the metrics of steps, a sequence for each process, into the event storage."""
+    storage = get_event_storage()
+    now = storage.iter
+    for of_all in zip(*gathered):
+        first = of_all[0]
+        storage.iter = first.iteration
+        storage.put_scalar("data_time", max(step.data_time for step in of_all))
+        losses = {n: np.mean([step.losses[n] for step in of_all]) for n in first.losses}
+        storage.put_scalar("total_loss", sum(losses.values()))
+        if len(losses) > 1:
+            storage.put_scalars(**losses)
+        if np.isfinite(first.grad_norm):
+            storage.put_scalar("grad_norm", first.grad_norm)
+    storage.iter = now
 
 
 def autocast_dtype(cfg: CfgNode) -> torch.dtype | None:

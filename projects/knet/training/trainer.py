@@ -160,6 +160,7 @@ class Trainer(DefaultTrainer):
 
     def after_train(self) -> None:
         """As in Detectron2; then what has been skipped is summed up, after a failure too."""
+        self._trainer.keep_pending()  # before the writers close
         super().after_train()
         if self._batches is not None:
             self._batches.close()

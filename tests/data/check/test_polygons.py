@@ -91,3 +91,5 @@ def test_polygon_within():
     assert polygon_within([outer, ring]) is None
     assert polygon_within([ring, inner, outer]) == (1, 2)
     assert polygon_within([notch, inner]) is None
+    arrow = [0, 0, 20, 0, 20, 20, 10, 10, 0, 20]  # whose inner corner the hole touches
+    assert polygon_within([arrow, [5, 5, 10, 10, 15, 5]]) == (1, 0)

@@ -67,7 +67,7 @@ def polygon_within(polygons: Sequence[Sequence[float]]) -> tuple[int, int] | Non
         for outer in np.flatnonzero(around).tolist():
             outline = shapely.polygons(points[outer])
             shapely.prepare(outline)
-            if shapely.contains_xy(outline, own).all():
+            if shapely.intersects_xy(outline, own).all():  # on the outline, too
                 return inner, outer
     return None
 

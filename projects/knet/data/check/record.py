@@ -26,7 +26,7 @@ from knet.data.label_png import (
     label_png_defects,
     open_label_png,
 )
-from knet.data.mapper import annotation_errors, label_errors
+from knet.data.mapper import annotation_errors, segment_errors
 from knet.data.masks import encode_segmentation, repeated_masks
 from knet.data.panoptic_png import inspect_panoptic_png, segment_defects
 from knet.modeling.targets import IGNORE_LABEL
@@ -124,9 +124,9 @@ class _Inspection:
 
     def panoptic(self) -> None:
         path, summary = self.record["pan_seg_file_name"], self.summary
-        wrong = label_errors(self.record, (0, 0))
-        if wrong:
-            summary.defects += wrong
+        unusable = segment_errors(self.record)
+        if unusable:
+            summary.defects += unusable
             return
         picture = self.record["file_name"]
         ids, opaque = inspect_panoptic_png(path, self.name, summary.size, picture)
