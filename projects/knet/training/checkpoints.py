@@ -8,7 +8,6 @@ that the differences can be told.
 from __future__ import annotations
 
 import fnmatch
-import functools
 import os
 import time
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 
 from knet.checkpoint.checkpointer import KNetCheckpointer
-from knet.config_file import flat_keys
+from knet.config_file import flat_keys, value_of
 from knet.training.stop import Agreement, Stopped, StopSignals
 
 __all__ = ["Checkpoints", "format_changes", "training_keys"]
@@ -130,7 +129,7 @@ class Checkpoints(HookBase):
 def training_keys(cfg: CfgNode) -> dict[str, Any]:
     """Every key of a config that training depends on, but for the model: {"SOLVER.BASE_LR": …}."""
     keys = [key for key in flat_keys(cfg) if _effect(key) is not None]
-    return {key: _plain(functools.reduce(getattr, key.split("."), cfg)) for key in keys}
+    return {key: _plain(value_of(cfg, key)) for key in keys}
 
 
 def format_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
