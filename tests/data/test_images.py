@@ -3,6 +3,7 @@
 import os
 import socket
 import struct
+import threading
 import warnings
 import zlib
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from knet.data.images import (
     TooManyPixelsError,
     check_picture,
     open_image,
+    pillow_limit,
     read_header,
     read_picture,
 )
@@ -93,6 +95,26 @@ def test_the_limit_is_the_configs(read, tiny_cfg, tmp_path):
             pass
     finally:
         Image.MAX_IMAGE_PIXELS = pillow
+
+
+def test_pillows_limit_survives_threads(tmp_path, monkeypatch):
+    """One thread lifts the limit while another opens, as evaluators of two kinds do."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    Image.new("L", (40, 40)).save(tmp_path / "a.png")
+    inside, leave = threading.Event(), threading.Event()
+
+    def lift():
+        with pillow_limit(None):
+            inside.set()
+            leave.wait(0.2)
+
+    thread = threading.Thread(target=lift)
+    thread.start()
+    inside.wait()
+    with open_image(tmp_path / "a.png", max_pixels=None) as image:  # waits for the other
+        assert image.size == (40, 40)
+    thread.join()
+    assert Image.MAX_IMAGE_PIXELS == 100
 
 
 def test_text_that_unpacks_to_much_is_not_unpacked(read, tmp_path):

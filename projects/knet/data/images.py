@@ -9,6 +9,7 @@ import contextlib
 import os
 import re
 import stat
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ MAX_PIXELS = 100_000_000
 BROKEN_FILE = Exception
 
 _ORIENTATION = 0x0112
+_pillow = threading.RLock()
 # what undoes each value of the tag but 1
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -105,22 +107,39 @@ def open_image(
 
 
 def _opened(stream: object, max_pixels: int | None) -> Image.Image:
-    pillow = Image.MAX_IMAGE_PIXELS  # it warns above, and refuses twice as many
-    if max_pixels is None:
-        Image.MAX_IMAGE_PIXELS = None
-    elif pillow is not None:
-        # not put back: other threads may be reading
-        Image.MAX_IMAGE_PIXELS = pillow = max(pillow, max_pixels)
     try:
-        with warnings.catch_warnings():
+        with pillow_limit(max_pixels), warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             return Image.open(stream)  # type: ignore[arg-type]
     except Image.DecompressionBombError as error:
         found = re.search(r"\((\d+) pixels\)", str(error))
         count = f"{int(found[1]):,}" if found else "too many"
         raise TooManyPixelsError(_too_many(count, max_pixels)) from error
-    finally:
-        Image.MAX_IMAGE_PIXELS = pillow
+
+
+@contextlib.contextmanager
+def pillow_limit(max_pixels: int | None) -> Iterator[None]:
+    """Within, Pillow opens pictures of `max_pixels`, None: of any size; its limit is a global."""
+    with _pillow:
+        before = Image.MAX_IMAGE_PIXELS  # it warns above, and refuses twice as many
+        if max_pixels is None:
+            Image.MAX_IMAGE_PIXELS = None
+        elif before is not None:
+            # not put back: pictures of this size are decoded after they were opened
+            Image.MAX_IMAGE_PIXELS = before = max(before, max_pixels)
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+def _renew_lock() -> None:
+    global _pillow
+    _pillow = threading.RLock()  # a thread that the child does not have may have held it
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 def _too_many(count: str, limit: int | None) -> str:

@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 from detectron2.evaluation import SemSegEvaluator
-from PIL import Image
 
-from knet.data.images import open_image
+from knet.data.images import open_image, pillow_limit
 from knet.data.label_png import read_label_png
 from knet.errors import first_of
 
@@ -57,12 +56,8 @@ class SemanticEvaluator(SemSegEvaluator):
                 self._num_classes,
                 self._ignore_label,
             )
-        limit = Image.MAX_IMAGE_PIXELS
-        Image.MAX_IMAGE_PIXELS = None  # labels may be as large as their picture
-        try:
+        with pillow_limit(None):  # labels may be as large as their picture
             super().process(inputs, outputs)
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
 
     def encode_json_sem_seg(self, sem_seg: np.ndarray, input_file_name: str) -> list[Any]:
         """The original's records of an image go to disk; it gets none to keep."""
