@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,17 @@ from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 
 from knet.modeling.targets import IGNORE_LABEL
+
+
+@dataclass
+class Labels:
+    """Labels of one picture before augmentation; None: the record has none of this kind."""
+
+    classes: np.ndarray | None = None  # (N,) int64, of the instances
+    masks: list[dict[str, Any]] | None = None  # N compressed RLE, of the instances
+    # (H, W) integers in place of masks: the row of `classes` of a pixel; its class -1: no instance
+    rows: np.ndarray | None = None
+    sem_seg: np.ndarray | None = None  # (H, W) integers, 255 where there is no label
 
 
 class ResizeShortestEdge(T.ResizeShortestEdge):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,12 @@ from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Instances
 
-from knet.data.augmentation import build_knet_augmentation, transform_labels, transform_masks
+from knet.data.augmentation import (
+    Labels,
+    build_knet_augmentation,
+    transform_labels,
+    transform_masks,
+)
 from knet.data.categories import thing_ids
 from knet.data.coco_file import check_keys, check_numbers
 from knet.data.defects import Defects, annotation_name, describe, raise_first
@@ -22,6 +26,7 @@ from knet.data.images import MAX_PIXELS, read_picture
 from knet.data.label_png import check_label_size, class_defects, read_label_png
 from knet.data.masks import encode_segmentation, segmentation_errors
 from knet.data.panoptic_png import LARGEST_ID, ids_to_rows, read_panoptic_png
+from knet.data.reduced import ReducedPictures
 from knet.data.register import common_ignore_label, own_data_set
 from knet.modeling.targets import IGNORE_LABEL
 
@@ -31,17 +36,6 @@ _TARGETS = ("instances", "sem_seg")
 _SUSPICIOUS_MAPS = 8
 
 Record = dict[str, Any]
-
-
-@dataclass
-class _Labels:
-    """Labels of one picture before augmentation; None: the record has none of this kind."""
-
-    classes: np.ndarray | None = None  # (N,) int64, of the instances
-    masks: list[dict[str, Any]] | None = None  # N compressed RLE, of the instances
-    # (H, W) integers in place of masks: the row of `classes` of a pixel; its class -1: no instance
-    rows: np.ndarray | None = None
-    sem_seg: np.ndarray | None = None  # (H, W) integers, 255 where there is no label
 
 
 class KNetDatasetMapper:
@@ -77,6 +71,7 @@ class KNetDatasetMapper:
         num_classes: int | None = None,
         ignore_label: int = IGNORE_LABEL,
         checked: bool = False,
+        reduced: ReducedPictures | None = None,
     ) -> None:
         """
         Args:
@@ -91,6 +86,7 @@ class KNetDatasetMapper:
             ignore_label: of label PNGs; becomes 255.
             checked: whether the annotations of all records were checked when they were read, as
                 those of this package's data sets are; others are checked here.
+            reduced: keeps large pictures at the size of the training.
 
         Raises:
             ValueError: for an unknown target, or more classes than fit below 255.
@@ -109,6 +105,7 @@ class KNetDatasetMapper:
         self.num_classes = num_classes
         self.ignore_label = ignore_label
         self.checked = checked
+        self.reduced = reduced
         self._maps_of_masks = 0
         mode = "training" if is_train else "inference"
         logger.debug("K-Net mapper for %s with %s", mode, self.augmentations)
@@ -138,6 +135,8 @@ class KNetDatasetMapper:
         arguments["num_classes"] = len(stuff) if stuff else None
         # at inference no labels are read
         arguments["ignore_label"] = common_ignore_label(names if is_train else (), IGNORE_LABEL)
+        if is_train:
+            arguments["reduced"] = ReducedPictures.from_config(cfg)
         arguments["checked"] = all(own_data_set(name) is not None for name in names)
         return arguments
 
@@ -162,11 +161,9 @@ class KNetDatasetMapper:
             ValueError: if a needed target is not there.
         """
         record = dataset_dict
-        image = read_picture(record, image_format=self.image_format, max_pixels=self.max_pixels)
-        size = image.shape[:2]
+        image, labels, size = self._read(record)
         result: Record = {"height": size[0], "width": size[1]}
         result.update({key: record[key] for key in ("file_name", "image_id") if key in record})
-        labels = self._read_labels(record, size) if self.is_train else _Labels()
 
         # Some crops look at the labels of what they keep.
         aug_input = T.AugInput(image, sem_seg=labels.sem_seg)
@@ -184,13 +181,24 @@ class KNetDatasetMapper:
             result["instances"] = _to_instances(masks, classes)
         return result
 
-    def _read_labels(self, record: Record, size: tuple[int, int]) -> _Labels:
+    def _read(self, record: Record) -> tuple[np.ndarray, Labels, tuple[int, int]]:
+        """Picture, labels, and (H, W) of the file, which may be larger."""
+        if self.is_train and self.reduced is not None:
+            return self.reduced.read(record, self._read_files)
+        return self._read_files(record)
+
+    def _read_files(self, record: Record) -> tuple[np.ndarray, Labels, tuple[int, int]]:
+        image = read_picture(record, image_format=self.image_format, max_pixels=self.max_pixels)
+        size = image.shape[0], image.shape[1]
+        return image, self._read_labels(record, size) if self.is_train else Labels(), size
+
+    def _read_labels(self, record: Record, size: tuple[int, int]) -> Labels:
         """The wanted labels of a record whose picture is (H, W)."""
         wanted = self.targets or _TARGETS
         if "pan_seg_file_name" in record:
             labels = self._read_panoptic(record, size)
         else:
-            labels = _Labels()
+            labels = Labels()
             if "instances" in wanted and "annotations" in record:
                 labels = self._read_annotations(record, size)
             if "sem_seg" in wanted and "sem_seg_file_name" in record:
@@ -207,7 +215,7 @@ class KNetDatasetMapper:
             labels.sem_seg = None
         return labels
 
-    def _read_panoptic(self, record: Record, size: tuple[int, int]) -> _Labels:
+    def _read_panoptic(self, record: Record, size: tuple[int, int]) -> Labels:
         """Rows and semantic map of a panoptic PNG; row 0 is void."""
         if not self.checked:
             raise_first(segment_errors(record))
@@ -227,7 +235,7 @@ class KNetDatasetMapper:
         dtype = np.uint8 if classes.max(initial=0) < IGNORE_LABEL else np.int32
         sem_seg = np.concatenate([[IGNORE_LABEL], classes]).astype(dtype)[rows]
         classes = np.concatenate([[-1], np.where(is_instance, classes, -1)])
-        return _Labels(classes, rows=rows, sem_seg=sem_seg)
+        return Labels(classes, rows=rows, sem_seg=sem_seg)
 
     def _is_thing(self, segment: Record, path: str) -> bool:
         # Records of Detectron2's Cityscapes do not say it.
@@ -239,7 +247,7 @@ class KNetDatasetMapper:
             )
         return segment["category_id"] in self.thing_ids
 
-    def _read_annotations(self, record: Record, size: tuple[int, int]) -> _Labels:
+    def _read_annotations(self, record: Record, size: tuple[int, int]) -> Labels:
         """Masks as compressed RLE: hundreds in a few kilobytes."""
         if not self.checked:
             positions = range(len(record["annotations"]))
@@ -255,7 +263,7 @@ class KNetDatasetMapper:
                 raise_first(class_defects(wrong, self.thing_ids, file, "instance class", name))
             masks.append(encode_segmentation(annotation["segmentation"], size))
             classes.append(label)
-        return _Labels(np.array(classes, np.int64), masks)
+        return Labels(np.array(classes, np.int64), masks)
 
     def _read_semantic(self, record: Record, size: tuple[int, int]) -> np.ndarray:
         """(H, W) uint8 labels; says once if they look like masks of 0 and 255.
