@@ -88,7 +88,7 @@ class ReducedPictures:
         image, labels = _reduce(image, labels, T.ResizeTransform(*size, *new))
         self.folder.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as unfinished:
-            np.savez(unfinished, **_pack(image, labels, size))
+            np.savez(unfinished, **_pack(image, labels, size))  # type: ignore[arg-type]
         return image, labels, size
 
     def _key(self, record: Record) -> str:
