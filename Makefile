@@ -62,7 +62,7 @@ $(STAMP): setup.py constraints.txt tools/build_detectron2_wheel.py
 	@rm -rf build/wheels
 	@$(BIN)/python tools/build_detectron2_wheel.py --out build/wheels
 	@echo "[3/4] K-Net, Detectron2 and the tools"
-	@$(PIP) install $(PIP_ARGS) $(CONSTRAINTS) build/wheels/*.whl -e '.[opencv,dev]'
+	@$(PIP) install $(PIP_ARGS) $(CONSTRAINTS) build/wheels/*.whl -e '.[opencv,dev,lite]'
 	@$(PIP) install --quiet --no-deps --force-reinstall build/wheels/*.whl
 	@echo "[4/4] Check"
 	@$(PIP) check

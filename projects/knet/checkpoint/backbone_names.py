@@ -7,6 +7,8 @@ Swin comes in two layouts. Instance and panoptic K-Net models, and all of OpenMM
 semantic K-Net models were trained with the original code, are named `layers.…`, and concatenate
 the patches (0, 0), (1, 0), (0, 1), (1, 1), given as (row, column), as timm and we do. So names
 tell which order the values are in, and `rename` brings both into ours.
+
+EfficientNet-PyTorch has no such rule: see `import_efficientnet`.
 """
 
 from __future__ import annotations
@@ -201,3 +203,40 @@ def import_swin(state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
     else:
         rules = SWIN_TIMM_RULES
     return rename(state, rules, SWIN_UNUSED)
+
+
+def import_efficientnet(
+    state: Mapping[str, Tensor], ours: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """An EfficientNet as EfficientNet-PyTorch names it (`_blocks.15._expand_conv.weight`), in ours.
+
+    It counts all blocks in a row, timm those of each stage, and timm's names of a block depend on
+    what else it has. But both list the same weights in the same order, so they are set one against
+    the other, shape by shape.
+
+    Args:
+        state: names and values without the classifier and what leads to it.
+        ours: of the timm backbone, which may end before the last block.
+
+    Returns:
+        Our names and their values; what the backbone ends before is left out.
+
+    Raises:
+        ValueError: a weight has another shape than ours at its place: of another EfficientNet.
+    """
+    if not ours:
+        raise ValueError(
+            "weights of an EfficientNet, which only a backbone of timm can take: set "
+            "MODEL.BACKBONE.NAME to build_timm_fpn_backbone and MODEL.TIMM.NAME to the model of "
+            "the file, such as tf_efficientnet_lite0"
+        )
+    theirs = list(state.items())
+    for k, (name, value) in enumerate(ours.items()):
+        if k == len(theirs) or theirs[k][1].shape != value.shape:
+            found = "none" if k == len(theirs) else f"{theirs[k][0]} {tuple(theirs[k][1].shape)}"
+            raise ValueError(
+                f"weights of an EfficientNet, but of another one than the backbone: where {name} "
+                f"is {tuple(value.shape)}, the file has {found}. Set MODEL.TIMM.NAME to the model "
+                "of the file, such as tf_efficientnet_lite0"
+            )
+    return {name: value for name, (_, value) in zip(ours, theirs)}

@@ -25,8 +25,11 @@ from knet.checkpoint.read_file import read_file
 from knet.checkpoint.recognise import recognise
 from knet.checkpoint.write_file import write_torch
 from knet.files import write_text
+from knet.zoo.handlers import register_handlers
 
 logger = logging.getLogger(__name__)
+
+register_handlers()  # package://…
 
 FINETUNE = ("strict", "adapt")
 

@@ -17,6 +17,7 @@ from knet.checkpoint.backbone_names import (
     DEFORM_RULES,
     RESNET_V1C_RULES,
     TORCHVISION_RULES,
+    import_efficientnet,
     import_swin,
     rename,
 )
@@ -32,6 +33,8 @@ _NUMBERS = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.b
 _NUMBERS |= {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
 _PUBLISHED = ("decode_head.", "auxiliary_head.", "rpn_head.", "roi_head.", "neck.")
 _CLASSIFIERS = ("fc.", "head.", "head_dist.", "classifier.", "last_linear.")
+# what EfficientNet-PyTorch puts behind the last block
+_EFFICIENTNET_CLASSIFIERS = ("_conv_head.", "_bn1.", "_fc.")
 
 
 @dataclass
@@ -126,7 +129,7 @@ def _use_our_names(
         weights.classes = ClassNames.from_dict(rest.get("classes"))
         weights.rest = rest
     elif 2 * len(known) <= len(state):
-        weights.kind, weights.state = import_backbone(state, model_state.keys(), weights.left_out)
+        weights.kind, weights.state = import_backbone(state, model_state, weights.left_out)
 
 
 def _find_state(saved: Any) -> tuple[str | None, Mapping[str, Any]]:
@@ -236,33 +239,42 @@ def _align(weights: Weights, model_state: Mapping[str, Tensor], caffe2: bool) ->
 
 
 def import_backbone(
-    state: Mapping[str, Tensor], model_names: Collection[str], left_out: Counter[str]
+    state: Mapping[str, Tensor], model_state: Mapping[str, Tensor], left_out: Counter[str]
 ) -> tuple[str, dict[str, Tensor]]:
-    """Rename a backbone's weights, as torchvision, OpenMMLab, the Swin authors or timm name them.
+    """Rename a backbone's weights, as torchvision, OpenMMLab, the Swin authors, timm or
+    EfficientNet-PyTorch name them.
 
     Args:
         state: names and values, perhaps with OpenMMLab's prefix `backbone.` and a classifier.
-        model_names: names in the model's state dict, see `recognise`.
+        model_state: of the model, see `recognise`.
         left_out: counts the values that are not taken; changed in place.
 
     Returns:
         The kind in words, our names and values.
 
     Raises:
-        ValueError: no kind of backbone that is known here.
+        ValueError: no kind of backbone that is known here, or of another EfficientNet than the
+            model's.
     """
+    renamed: dict[str, Tensor] | None
     theirs = "backbone." if any(name.startswith("backbone.") for name in state) else ""
+    efficientnet = "_conv_stem.weight" in state
+    classifiers = _EFFICIENTNET_CLASSIFIERS if efficientnet else _CLASSIFIERS
     body = {
         name[len(theirs) :]: value
         for name, value in state.items()
-        if name.startswith(theirs) and not name.startswith(_CLASSIFIERS)
+        if name.startswith(theirs) and not name.startswith(classifiers)
     }
     left_out["classifier"] += len(state) - len(body)
-    under_fpn = not model_names or any(n.startswith("backbone.bottom_up.") for n in model_names)
+    under_fpn = not model_state or any(n.startswith("backbone.bottom_up.") for n in model_state)
     prefix = "backbone.bottom_up." if under_fpn else "backbone."
-    if any(name.startswith(f"{prefix}model.") for name in model_names):
-        return "weights for a timm backbone", _import_timm(body, model_names, f"{prefix}model.")
-    renamed: dict[str, Tensor] | None
+    in_timm = {n: v for n, v in model_state.items() if n.startswith(f"{prefix}model.")}
+    if efficientnet:
+        renamed = import_efficientnet(body, in_timm)
+        left_out["layers behind the last map"] += len(body) - len(renamed)
+        return "EfficientNet weights", renamed
+    if in_timm:
+        return "weights for a timm backbone", _import_timm(body, in_timm, f"{prefix}model.")
     try:
         if "stem.0.weight" in body:
             kind, renamed = "ResNet-V1c weights", rename(body, RESNET_V1C_RULES)
@@ -281,7 +293,8 @@ def import_backbone(
         raise ValueError(
             f"weights of no kind that is known here, with names such as "
             f"{', '.join(list(body)[:4])}: known are K-Net models, Detectron2's models, and "
-            "backbones as torchvision, OpenMMLab, the Swin authors and timm name them"
+            "backbones as torchvision, OpenMMLab, the Swin authors, timm and EfficientNet-PyTorch "
+            "name them"
         )
     return kind, {prefix + name: value for name, value in renamed.items()}
 
@@ -295,8 +308,6 @@ def _import_timm(
     the model once more. What it lacks keeps its name behind the prefix, so that it is reported.
     """
     ours = {
-        name[len(prefix) :].removeprefix("model.").replace(".", "_"): name
-        for name in model_names
-        if name.startswith(prefix)
+        name[len(prefix) :].removeprefix("model.").replace(".", "_"): name for name in model_names
     }
     return {ours.get(name.replace(".", "_"), prefix + name): v for name, v in state.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import nn
 
 from knet.classes import ClassIds, chosen_classes, class_ids_from_config
 from knet.config_check import check_config
+from knet.errors import nearest
 from knet.modeling.backbones import init_fpn
 from knet.modeling.criterion import KNetCriterion, LossWeights, SemanticCriterion
 from knet.modeling.images import SlidingWindow
@@ -105,11 +105,8 @@ def model_arguments(cfg: CfgNode) -> dict[str, Any]:
 def require_registered(registry: Registry, key: str, name: str) -> str:
     """The name itself; ValueError if the registry has no such thing."""
     if name not in registry:
-        known = [known for known, _ in registry]
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or sorted(known)
-        raise ValueError(
-            f"{key} is {name!r}, which nothing is registered as; there are {', '.join(near)}"
-        )
+        near = nearest(name, (known for known, _ in registry))
+        raise ValueError(f"{key} is {name!r}, which nothing is registered as; there are {near}")
     return name
 
 

@@ -259,7 +259,8 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
         in_channels=input_shape.channels,
         kwargs=dict(keys.KWARGS),
     )
-    if keys.PRETRAINED:
+    # weights of a package are those that timm offers, in another file
+    if keys.PRETRAINED or cfg.MODEL.WEIGHTS.startswith("package://"):
         _warn_of_other_pixels(cfg)
     return backbone
 

