@@ -1,14 +1,28 @@
 """Packaging of ``knet``, found under ``projects/`` as in other Detectron2 projects."""
 
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
 INIT = (HERE / "projects" / "knet" / "__init__.py").read_text(encoding="utf-8")
 VERSION = re.search(r'^__version__ = "([^"]+)"', INIT, re.MULTILINE)
 assert VERSION is not None, "projects/knet/__init__.py has no __version__"
+
+
+class BuildWithConfigs(build_py):
+    """Puts configs/ into the package; an editable install uses those of the checkout."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            target = Path(self.build_lib) / "knet" / "configs"
+            shutil.rmtree(target, ignore_errors=True)  # of an earlier build
+            shutil.copytree(HERE / "configs", target)
+
 
 setup(
     name="knet",
@@ -17,6 +31,7 @@ setup(
     license="Apache-2.0",
     package_dir={"": "projects"},
     packages=find_packages("projects"),
+    cmdclass={"build_py": BuildWithConfigs},
     package_data={"knet.report": ["templates/*"]},
     python_requires=">=3.9",
     # Ranges only; constraints.txt holds the tested set that `make install` uses.
@@ -32,6 +47,8 @@ setup(
         "pycocotools>=2.0.6",
         "tensorboard",
         "tqdm>4.29.0",
+        # For downloads of weights; torch needs it as well.
+        "filelock>=3.9",
         # For checking polygons; fvcore and Detectron2 crop masks with it, and neither declares it.
         "shapely>=2.0",
         # For the page of tools/report.py; torch needs it as well.

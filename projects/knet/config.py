@@ -14,6 +14,7 @@ from detectron2.config import get_cfg
 from knet.config_check import check_config
 from knet.config_file import check_pairs, merge_content, merge_pairs, read_config_files
 from knet.data.config import add_data_config
+from knet.zoo.models import config_path, find_model
 
 logger = logging.getLogger(__name__)
 
@@ -265,3 +266,17 @@ def get_cfg_from_file(
         logger.info("no GPU found: MODEL.DEVICE is set to cpu")
         cfg.MODEL.DEVICE = "cpu"
     return cfg
+
+
+def get_cfg_of_model(name: str, opts: Sequence[Any] = ()) -> CN:
+    """Config of a named model (see `knet.zoo.models`) with the authors' weights of it.
+
+    Args:
+        name: such as "panoptic_r50_3x".
+        opts: keys and values, as of `get_cfg_from_file`; MODEL.WEIGHTS takes other weights.
+
+    Raises:
+        ValueError: no such model, or as `get_cfg_from_file`.
+    """
+    weights = ["MODEL.WEIGHTS", f"knet://{name}"]
+    return get_cfg_from_file(config_path(find_model(name).config), [*weights, *opts])

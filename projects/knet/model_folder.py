@@ -13,7 +13,9 @@ from detectron2.data import Metadata
 
 from knet.checkpoint.write_file import digest
 from knet.classes import ClassIds
+from knet.errors import nearest
 from knet.files import read_text, write_json
+from knet.zoo.models import MODELS
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +34,10 @@ def find_folder(path_or_hub_id: str | os.PathLike[str], revision: str | None) ->
     if not folder.is_dir():
         name = str(path_or_hub_id)
         if name.count("/") != 1 or name.startswith((".", "/", "~")):
-            raise FileNotFoundError(f"{name} is no folder, and no `owner/name` of a model")
+            raise FileNotFoundError(
+                f"{name} is no folder, no `owner/name` of a model, and no named model; there are "
+                f"{nearest(name, MODELS)}"
+            )
         try:
             from huggingface_hub import snapshot_download
         except ImportError as error:

@@ -1,6 +1,6 @@
 """Images in, results out: the door for people who want to use a model, not to train one.
 
-    predictor = KNetPredictor.from_pretrained("folder")
+    predictor = KNetPredictor.from_pretrained("panoptic_r50_3x")  # or a folder
     results = predictor("photo.jpg")
     id_map, segments = results["panoptic_seg"]
 
@@ -36,7 +36,7 @@ from knet.classes import (
     class_names,
     find_classes,
 )
-from knet.config import get_cfg_from_file
+from knet.config import get_cfg_from_file, get_cfg_of_model
 from knet.data import register_custom
 from knet.data.augmentation import build_knet_augmentation
 from knet.data.custom import register_builtin
@@ -61,6 +61,7 @@ from knet.model_folder import (
 )
 from knet.modeling.build import is_semantic
 from knet.tta import KNetWithTTA
+from knet.zoo.models import MODELS
 
 Picture = Union[str, "os.PathLike[str]", np.ndarray, Image.Image]
 
@@ -101,27 +102,32 @@ class KNetPredictor:
     @classmethod
     def from_pretrained(
         cls,
-        path_or_hub_id: str | os.PathLike[str],
+        name_or_path: str | os.PathLike[str],
         *,
         device: str | None = None,
         revision: str | None = None,
         opts: tuple[Any, ...] = (),
     ) -> KNetPredictor:
-        """Load what `save_pretrained` wrote.
+        """A named model, or what `save_pretrained` wrote.
 
         Args:
-            path_or_hub_id: a folder, or `owner/name` of a model on the Hugging Face Hub, which is
-                downloaded once (needs `pip install huggingface_hub`).
+            name_or_path: a folder; or the name of a published model (`knet.zoo.models.MODELS`), or
+                `owner/name` of a model on the Hugging Face Hub (needs `pip install
+                huggingface_hub`), which are downloaded once.
             device: where to run; a GPU if there is one by default.
             revision: of a model on the Hub.
             opts: config keys and values, `("MODEL.KNET.TEST.CLASSES", ["person"])`.
 
         Raises:
-            FileNotFoundError: no such folder, or a file is missing in it.
-            ValueError: a file is damaged, or the weights do not fit the config.
+            FileNotFoundError: no such folder or name, or a file is missing in the folder.
+            ValueError: a file is damaged, or the weights do not fit the config, or there are none.
+            OSError: weights cannot be downloaded.
         """
-        folder = find_folder(path_or_hub_id, revision)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if name_or_path in MODELS and not os.path.isdir(name_or_path):
+            opts = ("MODEL.DEVICE", device, *opts)
+            return cls.from_config(get_cfg_of_model(str(name_or_path), opts))
+        folder = find_folder(name_or_path, revision)
         cfg = get_cfg_from_file(
             folder / CONFIG,
             [
@@ -133,7 +139,7 @@ class KNetPredictor:
             allow_base=False,
         )
         ids = _class_ids(cfg)
-        metadata = read_classes(folder / CLASSES, name=str(path_or_hub_id), ids=ids)
+        metadata = read_classes(folder / CLASSES, name=str(name_or_path), ids=ids)
         # what it chooses by name, by label: there is no data set that has the names
         chosen = find_classes(cfg.MODEL.KNET.TEST.CLASSES, ids, class_names(metadata, ids)) or ()
         built = cfg.clone()

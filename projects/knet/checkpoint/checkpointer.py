@@ -29,7 +29,7 @@ from knet.zoo.handlers import register_handlers
 
 logger = logging.getLogger(__name__)
 
-register_handlers()  # package://…
+register_handlers()  # knet:// and package://
 
 FINETUNE = ("strict", "adapt")
 

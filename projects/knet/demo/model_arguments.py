@@ -14,7 +14,7 @@ from knet.predictor import KNetPredictor
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add ``--config-file`` and ``--predictor``, of which one must be given."""
+    """Add ``--config-file`` and ``--model`` (or ``--predictor``), of which one must be given."""
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument(
         "--config-file",
@@ -22,9 +22,11 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="a config; its weights are MODEL.WEIGHTS, see the config keys at the end of the line",
     )
     which.add_argument(
+        "--model",
         "--predictor",
-        metavar="FOLDER",
-        help="what KNetPredictor.save_pretrained wrote, or owner/name on the Hugging Face Hub",
+        metavar="NAME",
+        help="a published model such as panoptic_r50_3x, a folder that "
+        "KNetPredictor.save_pretrained wrote, or owner/name on the Hugging Face Hub",
     )
 
 
@@ -32,7 +34,7 @@ def load_predictor(args: argparse.Namespace, opts: Sequence[Any]) -> KNetPredict
     """The model of the arguments.
 
     Args:
-        args: with ``config_file`` and ``predictor``, one of them None.
+        args: with ``config_file`` and ``model``, one of them None.
         opts: config keys and values.
 
     Raises:
@@ -40,10 +42,10 @@ def load_predictor(args: argparse.Namespace, opts: Sequence[Any]) -> KNetPredict
     """
     try:
         if args.config_file is None:
-            return KNetPredictor.from_pretrained(args.predictor, opts=tuple(opts))
+            return KNetPredictor.from_pretrained(args.model, opts=tuple(opts))
         return KNetPredictor.from_config(get_cfg_from_file(args.config_file, opts))
     except (OSError, ValueError, KeyError, ImportError) as error:
-        name, text = args.config_file or args.predictor, one_line(error)
+        name, text = args.config_file or args.model, one_line(error)
         raise UserError(text if name in text else f"{name}: {text}") from error
 
 

@@ -1,5 +1,6 @@
 """Addresses of weights that MODEL.WEIGHTS can name beside files and Detectron2's own.
 
+- `knet://panoptic_r50_3x`: of a named model, see `models`, downloaded once.
 - `package://efficientnet_lite0`: ImageNet weights that an installed package holds.
 """
 
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 from detectron2.utils.file_io import PathHandler, PathManager
 
 from knet.errors import nearest
+from knet.zoo.models import fetch_weights
 
 
 class Package(NamedTuple):
@@ -41,37 +43,26 @@ PACKAGES = {
 }
 
 
-def package_of(address: str) -> Package | None:
-    """The package of `package://NAME`; None for another kind of address.
+def package_file(name: str) -> str:
+    """The file of a package's weights, without a line of the package being run.
 
-    Raises:
-        ValueError: there is no such package.
-    """
-    prefix, found, name = address.partition("://")
-    if prefix != "package" or not found:
-        return None
-    if name not in PACKAGES:
-        raise ValueError(f"{address}: no such package; there are {nearest(name, PACKAGES)}")
-    return PACKAGES[name]
-
-
-def package_file(address: str) -> str:
-    """The file of `package://NAME`, without a line of the package being run.
+    Args:
+        name: one of `PACKAGES`.
 
     Raises:
         ValueError: there is no such package.
         FileNotFoundError: it is not installed, or lacks its file.
     """
-    package = package_of(address)
-    if package is None:
-        raise ValueError(f"{address}: not an address package://NAME")
+    if name not in PACKAGES:
+        raise ValueError(f"package://{name}: no such package; there are {nearest(name, PACKAGES)}")
+    package = PACKAGES[name]
     found = importlib.util.find_spec(package.module)
     mend = f"pip install {package.pip_name}"
     if found is None or found.origin is None:
-        raise FileNotFoundError(f"{address}: the package that holds it is missing: {mend}")
+        raise FileNotFoundError(f"package://{name}: the package with it is missing: {mend}")
     file = Path(found.origin).parent / package.file
     if not file.is_file():
-        raise FileNotFoundError(f"{address}: {file} is missing: {mend} --force-reinstall")
+        raise FileNotFoundError(f"{file} is missing (package://{name}): {mend} --force-reinstall")
     return str(file)
 
 
@@ -82,7 +73,20 @@ class PackageHandler(PathHandler):
         return ["package://"]
 
     def _get_local_path(self, path: str, **kwargs: Any) -> str:
-        return package_file(path)
+        return package_file(path.partition("://")[2])
+
+    def _open(self, path: str, mode: str = "r", **kwargs: Any) -> Any:
+        return PathManager.open(self._get_local_path(path), mode, **kwargs)
+
+
+class ZooHandler(PathHandler):
+    """`knet://NAME` for Detectron2's PathManager."""
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return ["knet://"]
+
+    def _get_local_path(self, path: str, **kwargs: Any) -> str:
+        return str(fetch_weights(path.partition("://")[2]))
 
     def _open(self, path: str, mode: str = "r", **kwargs: Any) -> Any:
         return PathManager.open(self._get_local_path(path), mode, **kwargs)
@@ -90,5 +94,5 @@ class PackageHandler(PathHandler):
 
 def register_handlers() -> None:
     """Make the addresses known to Detectron2; a second call changes nothing."""
-    for handler in (PackageHandler(),):
+    for handler in (PackageHandler(), ZooHandler()):
         PathManager.register_handler(handler, allow_override=True)
