@@ -20,6 +20,7 @@ from knet.zoo.models import MODELS
 logger = logging.getLogger(__name__)
 
 _FILES = WEIGHTS, CONFIG, CLASSES = "model.safetensors", "config.yaml", "classes.json"
+CARD = "README.md"  # which nothing here reads
 _MEND = "restore the file, or write the folder again with KNetPredictor.save_pretrained"
 
 

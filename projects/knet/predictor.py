@@ -4,13 +4,13 @@
     results = predictor("photo.jpg")
     id_map, segments = results["panoptic_seg"]
 
-A folder holds `model.safetensors`, `config.yaml` and `classes.json`.
+A folder holds `model.safetensors`, `config.yaml` and `classes.json`; its README.md is for people.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Union
@@ -49,7 +49,9 @@ from knet.data.images import (
 )
 from knet.files import write_text
 from knet.free_memory import free_memory
+from knet.model_card import model_card
 from knet.model_folder import (
+    CARD,
     CLASSES,
     CONFIG,
     WEIGHTS,
@@ -149,10 +151,23 @@ class KNetPredictor:
         compare_files(folder, checkpointer.load(cfg.MODEL.WEIGHTS).get("files"))
         return cls(cfg, model, metadata)
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write weights, config and class names into a folder, which is made if need be.
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        scores: Mapping[str, Any] | None = None,
+        license: str = "",
+    ) -> None:
+        """Write weights, config, class names and a model card into a folder, made if need be.
 
         `huggingface_hub.upload_folder` puts it on the Hub.
+
+        Args:
+            folder: of the model.
+            scores, license: for the card, see `knet.model_card.model_card`.
+
+        Raises:
+            OSError: a file cannot be written.
         """
         out = Path(folder)
         out.mkdir(parents=True, exist_ok=True)
@@ -170,6 +185,10 @@ class KNetPredictor:
         cfg.MODEL.KNET.THING_IDS = list(ids.things)
         write_text(out / CONFIG, cfg.dump())
         write_classes(out / CLASSES, self.metadata)
+        size = sum(parameter.numel() for parameter in self._plain.parameters())
+        # of the whole config, which names the training data
+        card = model_card(self.cfg, classes, parameters=size, scores=scores, license=license)
+        write_text(out / CARD, card)
         # last, so that weights never stand beside files that were not written with them unseen
         state = self._plain.state_dict()
         write_weights(out / WEIGHTS, state, classes=classes, files=file_digests(out))
