@@ -41,6 +41,16 @@ def test_what_a_card_says():
     assert texts["Licence"] == "Weights: cc-by-4.0."
 
 
+def test_results_are_those_that_are_on():
+    keys = [f"MODEL.KNET.TEST.{kind}_ON" for kind in ("PANOPTIC", "INSTANCE", "SEMANTIC")]
+    cfg = get_cfg_of_model("panoptic_r50_3x", [keys[0], False, keys[2], False])
+    card = model_card(cfg, CLASSES, parameters=1)
+    assert "# K-Net: instance segmentation of" in card and '# results["instances"]\n' in card
+    cfg = get_cfg_of_model("panoptic_r50_3x", [word for key in keys for word in (key, False)])
+    card = model_card(cfg, CLASSES, parameters=1)
+    assert "# K-Net: panoptic, instance and semantic segmentation of" in card
+
+
 @pytest.mark.parametrize(
     ("license", "head", "said"),
     [("", {"license": "unknown"}, "not known"),

@@ -85,7 +85,7 @@ def model_card(
         "instance": (test.INSTANCE_ON and not semantic, "instances"),
         "semantic": (test.SEMANTIC_ON or semantic, "sem_seg"),
     }
-    tasks = [task for task, (is_on, _) in on.items() if is_on]
+    tasks = [task for task, (is_on, _) in on.items() if is_on] or list(on)
     data = ", ".join(map(_plain, cfg.DATASETS.TRAIN))
     return _CARD.format(
         head=yaml.safe_dump(_head(tasks, license), sort_keys=False, allow_unicode=True),
