@@ -117,7 +117,7 @@ def _download(url: str, path: Path, digits: str) -> None:
     if not found.startswith(digits):
         part.unlink()
         raise ValueError(
-            f"{url}: what came is not the published file: its SHA-256 begins with "
+            f"{path.name}: what came is not the published file: its SHA-256 begins with "
             f"{found[: len(digits)]}, not with {digits}. Try again, or {by_hand}"
         )
     os.replace(part, path)
@@ -143,8 +143,8 @@ def _complete(url: str, part: Path, by_hand: str) -> bool:
             # no connection at all is no interruption
             if not tries or (isinstance(error, urllib.error.URLError) and now == before):
                 raise OSError(
-                    f"{url}: cannot be downloaded ({_reason(error)}): try again, which goes on "
-                    f"where it stopped, or {by_hand}"
+                    f"{part.stem}: cannot be downloaded ({_reason(error)}): try again, which goes "
+                    f"on where it stopped, or {by_hand}"
                 ) from error
             logger.warning("%s: %s, going on at %s", url, _reason(error), _megabytes(now))
             time.sleep(_PAUSE)
