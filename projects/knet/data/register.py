@@ -24,7 +24,7 @@ from knet.data.categories import (
 from knet.data.coco_instances import scan_coco_instances
 from knet.data.coco_panoptic import scan_coco_panoptic
 from knet.data.on_error import Scan, check_on_error, usable_records
-from knet.data.semantic_folders import pair_images_with_labels, scan_sem_seg
+from knet.data.semantic_folders import pair_images_with_labels, read_pairs, scan_sem_seg
 from knet.modeling.targets import IGNORE_LABEL
 
 logger = logging.getLogger(__name__)
@@ -170,13 +170,14 @@ def register_sem_seg(
     classes: Sequence[str] | PathLike,
     colors: Sequence[Sequence[int]] | None = None,
     ignore_label: int = IGNORE_LABEL,
+    pairs_file: PathLike | None = None,
     max_images: int | None = None,
     on_error: str = "raise",
 ) -> None:
     """Registers a data set of pictures and semantic label PNGs.
 
-    Files are listed here and paired by their relative paths without suffix; sizes are read from
-    the pictures' headers when the records are first asked for.
+    Files are listed here and paired by their relative paths without suffix, unless a file of pairs
+    is given; sizes are read from the pictures' headers when the records are first asked for.
 
     Args:
         name: for ``cfg.DATASETS``.
@@ -187,6 +188,9 @@ def register_sem_seg(
         colors: RGB in 0 … 255 of each class, for drawings; by default those of the JSON file,
             else generated.
         ignore_label: value of pixels without a label, 0 to 255.
+        pairs_file: text with one pair a line: the path of a picture below ``image_root``, a tab,
+            and that of its label PNG below ``sem_seg_root``; for a part of the folders, or names
+            that differ.
         max_images: keep only the first so many, in the order of their paths.
         on_error: what happens to pictures without labels, labels without a picture and pictures
             that cannot be read: ``raise`` (a DataError that names the file and the mend) or
@@ -215,9 +219,15 @@ def register_sem_seg(
     meta: dict[str, Any] = {**paths, "stuff_classes": names, "stuff_colors": own_colors}
     meta["ignore_label"] = ignore_label
     arguments = {**meta, "max_images": max_images}
+    if pairs_file is not None:
+        arguments["pairs_file"] = _file(pairs_file, "the pairs of pictures and labels", name)
     if _is_registered(name, arguments, on_error):
         return
-    pairing = pair_images_with_labels(Path(meta["image_root"]), Path(meta["sem_seg_root"]), where)
+    roots = Path(meta["image_root"]), Path(meta["sem_seg_root"])
+    if pairs_file is None:
+        pairing = pair_images_with_labels(*roots, where)
+    else:
+        pairing = read_pairs(Path(pairs_file), *roots, where)
     if pairing.error is not None and on_error == "raise":
         raise pairing.error
     for message in pairing.left_out:

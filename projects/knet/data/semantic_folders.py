@@ -1,4 +1,4 @@
-"""Reads a semantic data set: a folder of pictures and a folder of label PNGs, paired by name."""
+"""Reads a semantic data set: pictures and label PNGs, paired by name or by a file of pairs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from knet.data.defects import DataError, Defect, failure, make_defect
 from knet.data.folders import SUFFIXES, by_stem, files_below, is_read, label_png_paths, left_out
 from knet.data.images import read_header
 from knet.data.on_error import Scan
+from knet.files import read_text
 
 
 @dataclass(frozen=True)
@@ -70,11 +71,41 @@ def pair_images_with_labels(image_root: Path, sem_seg_root: Path, where: str) ->
     return Pairing(pairs, defects, error, unread)
 
 
+def read_pairs(pairs_file: Path, image_root: Path, sem_seg_root: Path, where: str) -> Pairing:
+    """The pairs that a file lists, one a line: picture, _, label PNG, relative to the folders.
+
+    The files themselves are looked for when they are read.
+
+    Raises:
+        ValueError: a DataError if a line is no pair, a picture comes twice (but for the suffix), or
+            there is no pair; or the file is not UTF-8.
+    """
+    file, found = str(pairs_file), dict[str, tuple[Path, Path]]()
+    for number, line in enumerate(read_text(pairs_file).splitlines(), start=1):
+        picture, _, label = line.partition("\t")
+        if not line.strip():
+            continue
+        if not picture or not label or "\t" in label:
+            problem = f"{line!r} is no pair"
+            mend = "write the path of a picture, a tab, and the path of its label PNG"
+            raise failure("bad-value", file, f"line {number}", problem, mend=mend)
+        stem = Path(picture).with_suffix("").as_posix()
+        if stem in found:
+            problem = f"{stem} is also that of {found[stem][0]}: a picture's name, without suffix, "
+            problem += "is its id"
+            raise failure("shared-name", file, f"line {number}", problem)
+        found[stem] = (image_root / picture, sem_seg_root / label)
+    if not found:
+        raise failure("no-images", file, "", f"{where}: it lists no pair", mend="list one a line")
+    pairs = [(stem, *paths) for stem, paths in sorted(found.items())]
+    return Pairing(pairs, [], None, [])
+
+
 def scan_sem_seg(pairing: Pairing, max_images: int | None) -> Scan:
     """Reads the records of a semantic data set.
 
     Args:
-        pairing: of its folders.
+        pairing: of its pictures and labels.
         max_images: only the first so many are read; None: all.
 
     Returns:

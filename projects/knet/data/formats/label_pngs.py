@@ -1,0 +1,145 @@
+"""Pictures with label PNGs: of classes, of colours, or with a number for each object."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+from knet.data.defects import DataError, failure
+from knet.data.formats.class_list import LabelClass, find_classes
+from knet.data.formats.found import Found
+from knet.data.formats.label_values import LabelMapSource, read_codes, read_values
+from knet.data.formats.maps import BACKGROUND
+from knet.data.formats.objects import Object, ObjectSource, Size
+from knet.data.formats.pairs import find_pairs
+from knet.data.formats.split import Item
+from knet.data.formats.tree import Tree, chosen_task, spread
+
+CLASSES, OBJECTS, COLORS = "label PNGs", "instance-id PNGs", "colour masks"
+_SAMPLE = 40  # maps that recognition decodes
+_FOLDER = re.compile(r"instance|(?<![a-z])inst(?![a-z])|object|pedmask")
+_SHARE = 0.9  # of maps, numbers or pixels that have to say `objects`
+_VARIED = 3  # objects in the fullest map, at least
+_OBJECT = "object"  # the class of objects without a name
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a sample of maps says: ``objects``, ``classes`` or ``open``, and why."""
+
+    kind: str
+    reason: str
+
+
+def find(tree: Tree, task: str | None) -> Found | None:
+    """The folder as one of these formats; None if no label maps are to be found."""
+    pairs = find_pairs(tree) if len(tree.pictures) > 1 else None
+    if pairs is None:
+        return None
+    if not pairs.items:
+        raise DataError(
+            f"{tree.root} holds label maps (such as {pairs.lone[0]}) and pictures (such as "
+            f"{pairs.bare[0]}), but no two have one name; a label map is called as its picture"
+        )
+    listed = find_classes(tree)
+    file, classes = listed if listed else ("", None)
+    colored = bool(classes) and any(c.color for c in classes or [])
+    evidence = _evidence(tree, pairs.items, colored=colored, classes=classes)
+    what = f"{tree.root}: {evidence.reason}, which"
+    if evidence.kind == "open":
+        chosen = chosen_task(task, ("semantic", "instance"), what)
+    else:
+        only = "instance" if evidence.kind == "objects" else "semantic"
+        chosen = chosen_task(task, (only,), what)
+    items = pairs.items
+    notes = []
+    source: Any
+    if chosen == "instance":
+        name = next((c.name for c in classes or [] if _is_object(c)), _OBJECT)
+        form, source = OBJECTS, InstanceIdSource(tree, name)
+        means = f"each number a {name!r}" if name != _OBJECT else "each number an object"
+    else:
+        form, source = COLORS if colored else CLASSES, LabelMapSource(tree, classes, file)
+        means = f"classes from {file}" if classes else "each value a class"
+    notes.append(
+        f"{tree.root} was taken for {form}: {len(items)} pictures with a label map, {means}; "
+        f"{evidence.reason}"
+    )
+    if pairs.bare:
+        notes.append(f"{len(pairs.bare)} pictures have no label map and are not used")
+    if pairs.lone:
+        notes.append(
+            f"{len(pairs.lone)} label maps have no picture and are not used, first {pairs.lone[0]}"
+        )
+    return Found(form, chosen, items, source, notes)
+
+
+def _is_object(entry: LabelClass) -> bool:
+    return not entry.is_void and entry.name.lower() != BACKGROUND
+
+
+def _evidence(
+    tree: Tree, items: list[Item], *, colored: bool, classes: list[LabelClass] | None
+) -> Evidence:
+    """Whether the maps number objects or classes."""
+    if colored:
+        return Evidence("classes", "a file gives the colour of each class")
+    if classes and len([c for c in classes if _is_object(c)]) > 1:
+        return Evidence("classes", "a file names several classes")
+    found = _FOLDER.search(" ".join(re.split(r"[/]", items[0].label.lower())[:-1]))
+    if found:
+        return Evidence("objects", f"their folder is named so ({found[0]!r})")
+    counts, whole, numbers, dense, wide = [], 0, 0, 0, False
+    sample = spread([item.label for item in items], _SAMPLE)
+    for path in sample:
+        mode, values = read_values(tree.root / path)
+        if values.ndim == 3:
+            return Evidence("classes", "the maps are colours")
+        shown = np.unique(values)
+        wide |= mode.startswith("I") and int(shown.max()) > 255
+        numbered = shown[shown > 0]
+        counts.append(len(numbered))
+        dense += bool(0 in shown and (numbered == np.arange(1, len(numbered) + 1)).all())
+        whole += sum(_is_one_piece(values == number) for number in numbered[:50])
+        numbers += min(len(numbered), 50)
+    if wide:
+        return Evidence("objects", "values above 255 are too many for classes")
+    text = f"of {len(sample)} maps looked at, {dense} hold 0 and the numbers 1 to n"
+    if dense < _SHARE * len(sample) or not numbers:
+        return Evidence("classes", f"{text}, so that the values are classes")
+    if whole < _SHARE * numbers:
+        text += f", but {numbers - whole} of {numbers} numbers fall into several pieces"
+        return Evidence("classes", f"{text}, so that the values are classes")
+    if len(set(counts)) > 1 and max(counts) >= _VARIED:
+        text += f" (n from {min(counts)} to {max(counts)}), each in one piece"
+        return Evidence("objects", f"{text}, so that the values number objects")
+    text += f" (n at most {max(counts)}), which may be classes or objects"
+    return Evidence("open", f"{text}; the task decides, by default classes")
+
+
+def _is_one_piece(mask: np.ndarray) -> bool:
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    crop = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    pieces, _ = ndimage.label(crop, np.ones((3, 3)))
+    return bool(np.bincount(pieces[crop]).max() >= _SHARE * crop.sum())
+
+
+class InstanceIdSource(ObjectSource):
+    """Maps with a number for each object, 0 for the background; all objects are of one class."""
+
+    def __init__(self, tree: Tree, name: str) -> None:
+        super().__init__(tree, [name])
+        self.name = name
+
+    def objects(self, item: Item) -> tuple[Size, list[Object]]:
+        """As of :class:`ObjectSource`."""
+        path = self.tree.root / item.label
+        codes, size = read_codes(path), self.tree.size(item.image)
+        if codes.shape != size:
+            problem = f"is {codes.shape[1]}x{codes.shape[0]}, its picture {size[1]}x{size[0]}"
+            raise failure("png-size", str(path), "", f"{problem} (width x height)")
+        return size, [Object(self.name, codes == number) for number in np.unique(codes) if number]
