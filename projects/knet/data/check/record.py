@@ -213,7 +213,7 @@ class _Inspection:
             if crowd and drawn:
                 found.add("crowd-polygon", "a crowd (iscrowd 1) with polygons")
             if area:
-                _check_measures(annotation, rle, area, found, drawn=drawn)
+                check_measures(annotation, rle, area, found, drawn=drawn)
             else:
                 found.add("zero-area", "the mask has no pixel")
             summary.defects += found
@@ -230,7 +230,7 @@ class _Inspection:
             summary.defects += masks[one][0]
 
 
-def _check_measures(
+def check_measures(
     annotation: Mapping[str, Any], rle: dict[str, Any], area: int, found: Defects, *, drawn: bool
 ) -> None:
     """Adds where ``area`` and ``bbox`` disagree with the mask.
