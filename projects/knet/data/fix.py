@@ -165,7 +165,7 @@ def _mend_measures(
     annotation: Content, size: tuple[int, int], path: str, changes: Counter[str]
 ) -> None:
     """Area and box of a mask that can be read."""
-    mask = annotation.get("segmentation")
+    mask: Any = annotation.get("segmentation")
     if segmentation_errors(mask, size, path, ""):
         return
     measured = measure(mask, size)

@@ -79,7 +79,7 @@ def test_a_folder_for_validation(tmp_path):
     register(data)
     assert [len(DatasetCatalog.get(name)) for name in ("a_train", "a_val")] == [6, 6]
     (tmp_path / "b" / "classes.txt").write_text("cross\nwheel\n")
-    with pytest.raises(DataError, match="other classes than .*: wheel is not among cross, square"):
+    with pytest.raises(DataError, match=r"other classes than .*: wheel is not among cross, square"):
         recognise(tmp_path / "a", val=tmp_path / "b").prepare(tmp_path / "out")
     makers.labelme(tmp_path / "c")
     with pytest.raises(DataError, match=r"YOLO segmentation, but .*c, .* is labelme JSON"):

@@ -78,14 +78,23 @@ class CocoFile:
                 raise DataError(f"{tree.root}: none of the PNGs that {path} names lies in a folder")
             self.png_root = taken
         self.image_root = _common_root(tree, names, path, ("image",), other_than=taken)
-        if self.image_root is not None:
-            self.images = {name: _join(self.image_root, name) for name in names}
-            missing = [name for name in names if self.images[name] not in tree]
-            if missing:
-                text = f"{len(missing)} of {len(names)} pictures that {path} names are missing"
-                self.notes.append(f"{text}: {first_of(missing, 3)}")
-        else:
-            self.images = self._search(names, taken)
+        start = self.image_root or ""
+        rest = [name for name in names if _join(start, name) not in tree]
+        elsewhere = self._search(rest, taken) if rest else {}
+        missing = [name for name in rest if name not in elsewhere]
+        if len(missing) == len(names) > 0:
+            raise DataError(
+                f"{tree.root}: none of the {len(names)} pictures that {path} names is there "
+                f"(first {names[0]}); put the pictures into the folder"
+            )
+        if elsewhere:
+            self.image_root = None
+            text = f"the names of {len(elsewhere)} pictures in {path} were corrected"
+            self.notes.append(f"{text} to where they are")
+        if missing:
+            text = f"{len(missing)} of {len(names)} pictures that {path} names are missing"
+            self.notes.append(f"{text}: {first_of(missing, 3)}")
+        self.images = {name: elsewhere.get(name) or _join(start, name) for name in names}
 
     def _search(self, names: list[str], png_root: str | None) -> dict[str, str]:
         """Pictures by their bare names, wherever they are."""
@@ -93,10 +102,9 @@ class CocoFile:
         for picture in self.tree.pictures:
             if png_root is None or not picture.startswith(f"{png_root}/"):
                 places[PurePosixPath(picture).name].append(picture)
-        images, missing = {}, []
+        images, part = {}, part_of(self.path, name=True)
         for name in names:
             found = places.get(name.replace("\\", "/").rpartition("/")[2], [])
-            part = part_of(self.path, name=True)
             found = [p for p in found if part_of(p) == part] or found
             if len(found) > 1:
                 raise DataError(
@@ -105,17 +113,6 @@ class CocoFile:
                 )
             if found:
                 images[name] = found[0]
-            else:
-                missing.append(name)
-        if not images:
-            raise DataError(
-                f"{self.tree.root}: none of the {len(names)} pictures that {self.path} names is "
-                f"there (first {first_of(names, 1)}); put the pictures into the folder"
-            )
-        if missing:
-            text = f"{len(missing)} of {len(names)} pictures that {self.path} names are missing "
-            self.notes.append(f"{text}and left out: {first_of(missing, 3)}")
-        self.notes.append(f"the names of pictures in {self.path} were corrected to where they are")
         return images
 
 

@@ -37,7 +37,8 @@ def find(tree: Tree, task: str | None) -> Found | None:
     sample = spread(sorted(labels.values()), _SAMPLE)
     lines = [line for path in sample for line in read_text(tree.root / path).splitlines()]
     rows = [line.split() for line in lines if line.strip()]
-    if not rows or not all(_is_number(word) for row in rows for word in row):
+    numeric = all(_is_number(word) for row in rows for word in row)
+    if not rows or not (numeric or config):
         return None
     if all(len(row) == _BOX for row in rows):
         raise DataError(
