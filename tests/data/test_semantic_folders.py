@@ -226,3 +226,39 @@ def test_one_folder_for_both(own, tmp_path):
     for root in (own["image_root"], own["image_root"] / "a", tmp_path):
         with pytest.raises(ValueError, match="must be in two folders"):
             register_sem_seg("own", **{**own, "sem_seg_root": root})
+
+
+def pairs_file(own, text):
+    path = own["image_root"].parent / "pairs.txt"
+    path.write_text(text, encoding="utf-8")
+    return {**own, "pairs_file": path}
+
+
+def test_a_file_of_pairs_names_a_part(own):
+    register_sem_seg(
+        "own", **pairs_file(own, "b/im.1.JPEG\tb/im.3.png\n\na/im.0.jpg\ta/im.0.png\n")
+    )
+    found = [(r["image_id"], r["sem_seg_file_name"]) for r in DatasetCatalog.get("own")]
+    root = own["sem_seg_root"]
+    assert found == [("a/im.0", str(root / "a/im.0.png")), ("b/im.1", str(root / "b/im.3.png"))]
+    with pytest.raises(ValueError, match="registered already, with other arguments .pairs_file"):
+        register_sem_seg("own", **own)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a/im.0.jpg a/im.0.png", r"pairs.txt: line 1: 'a/im.0.jpg a/im.0.png' is no pair"),
+        ("a.jpg\tb.png\na.png\tb.png", "line 2: a is also that of .*: a picture's name"),
+        ("\n", "it lists no pair; list one a line"),
+    ],
+)
+def test_a_broken_file_of_pairs_is_named(text, message, own):
+    with pytest.raises(ValueError, match=message):
+        register_sem_seg("own", **pairs_file(own, text))
+
+
+def test_a_pair_that_is_missing_is_named(own):
+    register_sem_seg("own", **pairs_file(own, "a/none.jpg\ta/im.0.png\n"))
+    with pytest.raises(FileNotFoundError, match=r"no picture at .*none.jpg"):
+        DatasetCatalog.get("own")

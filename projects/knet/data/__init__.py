@@ -9,6 +9,9 @@ map       ``mapper``: record → picture and targets (with ``augmentation``); wh
 load      ``loader``: batches of a training that can be continued
 check     ``check/``: what ``tools/check_dataset.py`` reports of a whole data set
 
+make      ``formats/``: entries of ``DATASETS.CUSTOM`` from a folder of any known format; ``fix``:
+          mechanical mends of a COCO JSON
+
 ``defects`` are the kinds and messages of all that can be wrong, ``derive`` makes instance and
 semantic annotations from panoptic ones, ``shapes/`` draws the toy data set.
 """

@@ -59,6 +59,11 @@ def test_what_comes_twice_is_named(tmp_path):
         read_classes(path)
 
 
+def test_a_table_of_pictures_is_no_list(tmp_path):
+    (tmp_path / "labels.csv").write_text("filename,label\na.jpg,road\nb.jpg,road\n")
+    assert find_classes(Tree(tmp_path)) is None
+
+
 def test_no_file(tmp_path):
     (tmp_path / "readme.txt").write_text("road")
     assert find_classes(Tree(tmp_path)) is None

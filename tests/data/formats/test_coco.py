@@ -97,7 +97,7 @@ def test_pictures_without_annotation_are_counted(tmp_path):
     content["annotations"] = [a for a in content["annotations"] if a["image_id"] == 1]
     path.write_text(json.dumps(content))
     notes = recognise(tmp_path / "data").prepare(tmp_path / "out").notes
-    assert "data_val: 1 of 2 pictures have no annotation; they show background" in notes
+    assert "data_val: pictures without an annotation: 1 of 2; they show background" in notes
 
 
 @pytest.mark.parametrize(

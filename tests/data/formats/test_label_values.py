@@ -61,6 +61,16 @@ def test_masks_of_two_values(tmp_path):
     assert "value 255 of the maps is the foreground, 0 the background" in data.notes
 
 
+@pytest.mark.parametrize("foreground", [1, 255])
+@pytest.mark.parametrize("listed", ["leaf", "ground\nleaf"])
+def test_masks_of_two_values_with_names(foreground, listed, tmp_path):
+    maps(tmp_path / "data", lambda x: np.where(x > 0, foreground, 0).astype(np.uint8))
+    (tmp_path / "data" / "classes.txt").write_text(listed)
+    data, entry = prepared(tmp_path / "data")
+    assert data.classes == [*(listed.split() if "\n" in listed else ["background", "leaf"])]
+    assert (written(entry) == (labels(STEMS[0]) > 0)).all()
+
+
 @pytest.mark.parametrize(
     "change",
     [

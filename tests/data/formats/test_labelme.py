@@ -83,7 +83,7 @@ def test_pictures_elsewhere_and_none(tmp_path):
     picture(tmp_path / "data" / "photos" / "bare_00.jpg", STEMS[0])
     found = recognise(tmp_path / "data")
     assert found.num_images == 7
-    assert "1 pictures have no JSON file; they count as background" in found.notes
+    assert "pictures without a JSON file: 1; they count as background" in found.notes
     for path in (tmp_path / "data" / "photos").glob("*.jpg"):
         path.unlink()
     with pytest.raises(DataError, match="holds 6 files of labelme JSON, but not their pictures"):

@@ -58,6 +58,13 @@ def test_cityscapes(make, task, tmp_path):
     assert score(cfg, "data_val", task, tmp_path / "scores") == pytest.approx(100)
 
 
+def test_converted_files_beside_a_tree_change_nothing(tmp_path):
+    makers.cityscapes(tmp_path)
+    content = makers.coco_content(makers.STEMS)
+    makers.write_json(tmp_path / "gtFine" / "cityscapes_panoptic_train.json", content)
+    assert recognise(tmp_path).format == "Cityscapes"
+
+
 def test_task_decides_on_numbers_that_may_be_both(tmp_path):
     for stem in makers.STEMS:
         makers.picture(tmp_path / "images" / f"{stem}.png", stem)

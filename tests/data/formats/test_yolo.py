@@ -41,8 +41,8 @@ def test_pictures_without_a_file_are_background_and_counted(tmp_path):
     (tmp_path / "data" / "labels" / "train" / f"{STEMS[0]}.txt").unlink()
     (tmp_path / "data" / "labels" / "train" / f"{STEMS[1]}.txt").write_text("")
     data, content = prepared(tmp_path / "data")
-    assert "1 pictures have no label file; they count as background" in data.notes
-    assert "data_train: 2 of 4 pictures have no object; they show background" in data.notes
+    assert "pictures without a label file: 1; they count as background" in data.notes
+    assert "data_train: pictures without an object: 2 of 4; they show background" in data.notes
     assert len(content["images"]) == 4
 
 

@@ -74,7 +74,7 @@ def find(tree: Tree, task: str | None) -> Found | None:
     notes = [f"{tree.root} was taken for {NAME}: {len(items)} pictures with *_{end}, 19 classes"]
     bare = len(pictures) - len(own)
     if bare:
-        notes.append(f"{bare} pictures have no file in {truth} and are not used")
+        notes.append(f"pictures without a file in {truth}: {bare}, not used")
     return Found(NAME, chosen, items, source, notes)
 
 

@@ -114,6 +114,8 @@ def _from_csv(text: str) -> Iterable[LabelClass]:
         "value": _place(head, r"(?:pixel )?value|index|id|pixel"),
         **{color: _place(head, rf"{color}|{color[0]}") for color in ("red", "green", "blue")},
     }
+    if any(re.search(r"file|image|path", cell) for cell in head):
+        return  # a table of pictures
     if places["name"] is None:  # no header
         for row in rows:
             yield _from_line(",".join(row))

@@ -239,7 +239,7 @@ class CocoSource(ObjectSource):
         notes = absent_notes(name, [str(c["name"]) for c in categories if c["id"] not in shown])
         bare = sum(not one for one in labels)
         if bare:
-            text = f"{name}: {bare} of {len(labels)} pictures have no annotation"
+            text = f"{name}: pictures without an annotation: {bare} of {len(labels)}"
             notes.append(f"{text}; they show background" if not self.is_panoptic else text)
         return notes
 

@@ -70,11 +70,10 @@ def find(tree: Tree, task: str | None) -> Found | None:
         f"{evidence.reason}"
     )
     if pairs.bare:
-        notes.append(f"{len(pairs.bare)} pictures have no label map and are not used")
+        notes.append(f"pictures without a label map: {len(pairs.bare)}, not used")
     if pairs.lone:
-        notes.append(
-            f"{len(pairs.lone)} label maps have no picture and are not used, first {pairs.lone[0]}"
-        )
+        first = f"first {pairs.lone[0]}"
+        notes.append(f"label maps without a picture: {len(pairs.lone)}, not used, {first}")
     return Found(form, chosen, items, source, notes)
 
 
@@ -98,7 +97,7 @@ def _evidence(
     for path in sample:
         mode, values = read_values(tree.root / path)
         if values.ndim == 3:
-            return Evidence("classes", "the maps are colours")
+            return Evidence("open", "the maps are colours, of classes or of objects")
         shown = np.unique(values)
         wide |= mode.startswith("I") and int(shown.max()) > 255
         numbered = shown[shown > 0]

@@ -14,13 +14,15 @@ from knet.data.formats.class_list import LabelClass
 from knet.data.formats.maps import BACKGROUND, MOST_CLASSES, MapSource, lookup
 from knet.data.formats.objects import absent_notes, each
 from knet.data.formats.split import Item
-from knet.data.formats.tree import Tree
+from knet.data.formats.tree import Tree, spread
 from knet.data.images import BROKEN_FILE, open_image, unreadable
 from knet.data.label_png import open_label_png
 from knet.errors import first_of
 from knet.modeling.targets import IGNORE_LABEL
 
 _EXACT = ("PNG", "BMP", "GIF", "TIFF", "PPM")  # formats that keep values
+_SAMPLE = 20  # maps whose palettes are looked at
+_VOC_VOID = (224, 224, 192)  # of pixels without a label, in the palette of Pascal VOC
 _MOST_UNNAMED = 100  # values of label maps without a list of classes
 _MOST_UNKNOWN = 0.5  # of the pixels, in colours of no class
 
@@ -96,10 +98,14 @@ class LabelMapSource(MapSource):
 
     def class_names(self, items: list[Item]) -> list[str]:
         """The classes; reads every map once."""
+        colors = bool(self.classes and self.classes[0].color) and all(
+            self._is_colored(self.tree.root / path)
+            for path in spread([item.label for item in items], _SAMPLE)
+        )
         for item in each(items, "read"):
             if item.label not in self._found:
                 path = self.tree.root / item.label
-                mode, values = read_values(path, colors=self._is_colored(path))
+                mode, values = read_values(path, colors=colors)
                 codes = values if values.ndim == 2 else pack(values)
                 found, counts = np.unique(codes, return_counts=True)
                 pixels = dict(zip(found.tolist(), counts.tolist()))
@@ -124,13 +130,9 @@ class LabelMapSource(MapSource):
 
     def _is_colored(self, path: Path) -> bool:
         """Whether the colours of a map, not its values, name its classes."""
-        if not self.classes or self.classes[0].color is None:
-            return False
         try:
             with open_image(path) as image:
-                if image.mode != "P":
-                    return image.mode in ("RGB", "RGBA")
-                return _fits(image, self.classes)
+                return _fits(image, self.classes or [])
         except BROKEN_FILE as error:
             raise _unreadable(path, error) from error
 
@@ -144,13 +146,12 @@ class LabelMapSource(MapSource):
                 if colored and entry.color is not None:
                     code = int(pack(np.array(entry.color)))
                 named[code] = None if entry.is_void else entry.name
-            if set(total) == {0, 255} and set(named) == {0, 1}:  # a mask of two values
-                named[255] = named.pop(1)
-            return named
+            return _two_valued(named, set(total))
         if any(mode == "RGB" for mode, _ in self._found.values()):
             raise DataError(
                 f"{self.tree.root}: the label maps are colours, and no file says which class each "
-                f"is; add classes.txt with a line `name R G B` for each"
+                f"is; add classes.txt with a line `name R G B` for each, or take the instance task "
+                f"if every object has a colour of its own"
             )
         values = sorted(total)
         if len(values) > _MOST_UNNAMED:
@@ -207,11 +208,25 @@ class LabelMapSource(MapSource):
         return lookup(codes, {c: classes.index(n) for c, n in names.items() if n is not None})
 
 
+def _two_valued(named: dict[int, str | None], shown: set[int]) -> dict[int, str | None]:
+    """The classes of masks of 0 and 255 or 1, which are listed with or without the background."""
+    foreground = 255 if shown == {0, 255} else 1
+    if shown - {IGNORE_LABEL} | {0, foreground} != {0, foreground}:
+        return named
+    if set(named) == {0} and BACKGROUND not in named.values():
+        return {0: BACKGROUND, foreground: named[0]}
+    if set(named) == {0, 1}:
+        return {0: named[0], foreground: named[1]}
+    return named
+
+
 def _fits(image: Image.Image, classes: Sequence[LabelClass]) -> bool:
-    """Whether all colours that a palette image shows are those of classes."""
+    """Whether a map has colours: those that a palette image shows have to be of classes."""
+    if image.mode != "P":
+        return image.mode in ("RGB", "RGBA")
     palette = np.array(image.getpalette() or [], np.uint8).reshape(-1, 3)
     shown = np.unique(np.array(image))
-    known = {c.color for c in classes}
+    known = {_VOC_VOID, *(c.color for c in classes)}
     return all(i < len(palette) and tuple(map(int, palette[i])) in known for i in shown)
 
 

@@ -58,9 +58,9 @@ def find(tree: Tree, task: str | None) -> Found | None:
         source = PaintedSource(source)
     notes = [f"{tree.root} was taken for {NAME}: {len(labelled)} files with their pictures"]
     if bare:
-        notes.append(f"{len(bare)} pictures have no JSON file; they count as background")
+        notes.append(f"pictures without a JSON file: {len(bare)}; they count as background")
     if lone:
-        notes.append(f"{len(lone)} JSON files have no picture and are not used, first {lone[0]}")
+        notes.append(f"JSON files without a picture: {len(lone)}, not used, first {lone[0]}")
     return Found(NAME, chosen, sorted(items, key=lambda i: i.image), source, notes)
 
 

@@ -120,9 +120,11 @@ def object_notes(name: str, images: int, bare: int, lost: int) -> list[str]:
     """Sentences on pictures without an object, and objects without a pixel."""
     notes = []
     if bare:
-        notes.append(f"{name}: {bare} of {images} pictures have no object; they show background")
+        notes.append(
+            f"{name}: pictures without an object: {bare} of {images}; they show background"
+        )
     if lost:
-        notes.append(f"{name}: {lost} objects without a pixel were left out")
+        notes.append(f"{name}: objects without a pixel: {lost}, left out")
     return notes
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import Optional
 
 from knet.data.defects import DataError
 from knet.data.formats import cityscapes, coco, label_pngs, labelme, voc, yolo
@@ -12,14 +13,11 @@ from knet.data.formats.tree import Tree
 from knet.errors import UserError
 
 TASKS = ("instance", "panoptic", "semantic")
-# Those that a folder cannot be at once; label maps are in folders of these formats, too.
-_FORMATS: tuple[Callable[[Tree, str | None], Found | None], ...] = (
-    cityscapes.find,
-    voc.find,
-    coco.find,
-    yolo.find,
-    labelme.find,
-)
+_Find = Callable[[Tree, Optional[str]], Optional[Found]]
+# told by their folders, whatever else lies there: converted annotations, say
+_TREES: tuple[_Find, ...] = (cityscapes.find, voc.find)
+# that a folder cannot be at once; label maps are in folders of these formats, too
+_FORMATS: tuple[_Find, ...] = (coco.find, yolo.find, labelme.find)
 _KNOWN = (
     "COCO instances or panoptic (JSON), YOLO segmentation (data.yaml and labels/*.txt), labelme "
     "JSON, Pascal VOC, Cityscapes' tree, and pictures with label PNGs, instance-id PNGs or colour "
@@ -67,6 +65,10 @@ def recognise(
 
 
 def _recognise(tree: Tree, task: str | None) -> Found:
+    for find in _TREES:
+        found = find(tree, task)
+        if found is not None:
+            return found
     matches, errors = [], []
     for find in _FORMATS:
         try:

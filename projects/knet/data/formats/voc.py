@@ -49,7 +49,7 @@ def find(tree: Tree, task: str | None) -> Found | None:
     notes = [f"{tree.root} was taken for {NAME}: {len(items)} pictures with labels; {where}"]
     bare = len(pictures) - len(items)
     if bare:
-        notes.append(f"{bare} pictures without a PNG in SegmentationClass are not used")
+        notes.append(f"pictures without a PNG in SegmentationClass: {bare}, not used")
     maps_source = LabelMapSource(tree, classes, listed[0] if listed else "")
     if not objects or chosen == "semantic":
         return Found(NAME, chosen, items, maps_source, notes)

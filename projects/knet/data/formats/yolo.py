@@ -61,7 +61,7 @@ def find(tree: Tree, task: str | None) -> Found | None:
     bare = sum(not item.label for item in items)
     notes = [f"{tree.root} was taken for {NAME}: {len(items)} pictures, {where}"]
     if bare:
-        notes.append(f"{bare} pictures have no label file; they count as background")
+        notes.append(f"pictures without a label file: {bare}; they count as background")
     return Found(NAME, chosen, items, source, notes)
 
 
