@@ -241,7 +241,7 @@ def test_a_file_of_pairs_names_a_part(own):
     found = [(r["image_id"], r["sem_seg_file_name"]) for r in DatasetCatalog.get("own")]
     root = own["sem_seg_root"]
     assert found == [("a/im.0", str(root / "a/im.0.png")), ("b/im.1", str(root / "b/im.3.png"))]
-    with pytest.raises(ValueError, match="registered already, with other arguments .pairs_file"):
+    with pytest.raises(ValueError, match=r"registered already, with other arguments .pairs_file"):
         register_sem_seg("own", **own)
 
 

@@ -8,7 +8,6 @@ map       ``mapper``: record → picture and targets (with ``augmentation``); wh
           PNG or a mask is: ``images``, ``label_png``, ``panoptic_png``, ``masks``
 load      ``loader``: batches of a training that can be continued
 check     ``check/``: what ``tools/check_dataset.py`` reports of a whole data set
-
 make      ``formats/``: entries of ``DATASETS.CUSTOM`` from a folder of any known format; ``fix``:
           mechanical mends of a COCO JSON
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ def test_a_list_of_one_class_names_the_objects(tmp_path):
     (tmp_path / "data" / "classes.txt").write_text("nucleus\n")
     data = recognise(tmp_path / "data").prepare(tmp_path / "out")
     assert data.classes == ["nucleus"]
-    content = json.loads(open(data.train["JSON_FILE"], encoding="utf-8").read())
+    content = json.loads(Path(data.train["JSON_FILE"]).read_text())
     assert content["categories"] == [{"id": 1, "name": "nucleus"}]
 
 
@@ -76,8 +77,7 @@ def test_a_colour_for_each_object(tmp_path):
     write(tmp_path / "data", lambda stem: palette[numbers(stem)])
     data = recognise(tmp_path / "data", task="instance").prepare(tmp_path / "out")
     contents = [
-        json.loads(open(entry["JSON_FILE"], encoding="utf-8").read())
-        for entry in (data.train, data.val)
+        json.loads(Path(entry["JSON_FILE"]).read_text()) for entry in (data.train, data.val)
     ]
     objects = sum(int(numbers(stem).max()) for stem in STEMS)
     assert sum(len(content["annotations"]) for content in contents) == objects

@@ -47,7 +47,7 @@ def test_pictures_without_masks_are_counted_or_refused(tmp_path):
     assert "pictures without a PNG in SegmentationClass: 1, not used" in recognise(tmp_path).notes
     for path in tmp_path.rglob("SegmentationClass/*.png"):
         path.rename(path.with_name(f"other_{path.name}"))
-    with pytest.raises(DataError, match="no picture of JPEGImages .7. has a PNG of its name"):
+    with pytest.raises(DataError, match=r"no picture of JPEGImages .7. has a PNG of its name"):
         recognise(tmp_path)
 
 

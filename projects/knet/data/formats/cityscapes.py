@@ -104,10 +104,9 @@ class CityscapesSource(SegmentSource):
         """As of :class:`SegmentSource`; things without a number are crowds."""
         path = self.tree.root / item.label
         size = self.tree.size(item.image)
-        codes = _painted(str(path)) if path.suffix == ".json" else read_codes(path)
+        codes = _painted(str(path), size) if path.suffix == ".json" else read_codes(path)
         if codes.shape != size:
-            problem = f"is of {codes.shape[1]}x{codes.shape[0]} pixels, its picture of "
-            raise failure("png-size", str(path), "", f"{problem}{size[1]}x{size[0]}")
+            raise _size_failure(str(path), codes.shape, size)
         ids, segments = np.zeros(size, np.uint32), list[Segment]()
         for code in np.unique(codes).tolist():
             label = code // _DIVISOR if code >= _DIVISOR else code
@@ -118,17 +117,25 @@ class CityscapesSource(SegmentSource):
         return ids, segments
 
 
-def _painted(path: str) -> np.ndarray:
-    """(H, W) instance ids of a file of polygons."""
+def _size_failure(path: str, found: tuple[Any, ...], size: tuple[int, int]) -> DataError:
+    problem = f"is of {found[1]}x{found[0]} pixels, its picture of {size[1]}x{size[0]}"
+    return failure("png-size", path, "", problem)
+
+
+def _painted(path: str, size: tuple[int, int]) -> np.ndarray:
+    """(H, W) instance ids of a file of polygons; `size` is that of its picture."""
     content = load_json(path)
+    stated = content.get("imgHeight"), content.get("imgWidth")
+    if stated != size:
+        raise _size_failure(path, stated, size)
+    canvas, numbers = Image.new("I", size[::-1]), dict.fromkeys(_THINGS, 0)
     try:
-        size = int(content["imgWidth"]), int(content["imgHeight"])
         objects = [(o["label"], o["polygon"]) for o in content["objects"] if not o.get("deleted")]
+        outlines = [(str(name), [(float(x), float(y)) for x, y in p]) for name, p in objects]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         problem = f"is no file of Cityscapes' polygons ({type(error).__name__}: {error})"
         raise failure("json-invalid", path, "", problem) from error
-    canvas, numbers = Image.new("I", size), dict.fromkeys(_THINGS, 0)
-    for name, polygon in objects:
+    for name, outline in outlines:
         group = name not in _IDS and name.endswith(_GROUP)
         label = _IDS.get(name.removesuffix(_GROUP) if group else name)
         if label is None:
@@ -138,6 +145,6 @@ def _painted(path: str) -> np.ndarray:
         if label in numbers and not group:
             code = label * _DIVISOR + numbers[label]
             numbers[label] += 1
-        if len(polygon) > 1:
-            ImageDraw.Draw(canvas).polygon([tuple(point) for point in polygon], fill=code)
+        if len(outline) > 1:
+            ImageDraw.Draw(canvas).polygon(outline, fill=code)
     return np.array(canvas)

@@ -57,8 +57,9 @@ def _contents(tree: Tree) -> dict[str, Content]:
 
 
 def _is_panoptic(content: Content) -> bool:
-    annotations = content.get("annotations") or [{}]
-    return isinstance(annotations[0], dict) and "segments_info" in annotations[0]
+    annotations = content.get("annotations")
+    first = annotations[0] if isinstance(annotations, list) and annotations else None
+    return isinstance(first, dict) and "segments_info" in first
 
 
 def _found(
@@ -153,9 +154,9 @@ class CocoSource(ObjectSource):
 
     def objects(self, item: Item) -> tuple[Size, list[Object]]:
         """As of :class:`ObjectSource`, from the file."""
-        image, annotations = self._by_image(item.label)[item.image]
+        annotations = self._by_image(item.label)[item.image][1]
         path = str(self.tree.root / item.label)
-        size = (int(image["height"]), int(image["width"]))
+        size = self.tree.size(item.image)
         names = {c["id"]: str(c["name"]) for c in self._categories[item.label]}
         objects = []
         for annotation in annotations:
@@ -237,6 +238,9 @@ class CocoSource(ObjectSource):
             labels = [[s for a in one for s in a["segments_info"]] for one in labels]
         shown = {label.get("category_id") for one in labels for label in one}
         notes = absent_notes(name, [str(c["name"]) for c in categories if c["id"] not in shown])
+        crowds = sum(label.get("iscrowd") == 1 for one in labels for label in one)
+        if crowds:
+            notes.append(f"{name}: crowds (iscrowd 1), which are not learned: {crowds}")
         bare = sum(not one for one in labels)
         if bare:
             text = f"{name}: pictures without an annotation: {bare} of {len(labels)}"

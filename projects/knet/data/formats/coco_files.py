@@ -7,12 +7,27 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from knet.data.coco_file import IMAGE_RULES, check_keys, check_values, entries
+from knet.data.coco_file import (
+    IMAGE_RULES,
+    Rules,
+    check_keys,
+    check_values,
+    entries,
+    is_id,
+    is_text,
+)
 from knet.data.defects import DataError, Defects, raise_first
 from knet.data.formats.tree import Tree, part_of
 from knet.errors import first_of
 
 Content = dict[str, Any]
+
+
+_TEXT = (lambda value: value is None or is_text(value), "a text")
+_SEGMENTS = (
+    lambda value: isinstance(value, list) and all(isinstance(v, dict) for v in value),
+    "a list of objects",
+)
 
 
 def empty_roots(contents: Sequence[Content]) -> list[dict[str, Any]]:
@@ -40,13 +55,19 @@ def check_entries(path: str, content: Content, is_panoptic: bool) -> None:
         "annotations": ("image_id", "file_name", "segments_info") if is_panoptic else ("image_id",),
     }
     content.setdefault("annotations", [])
+    number = (is_id, "a whole number")
+    text = {"file_name": IMAGE_RULES["file_name"], "image_id": IMAGE_RULES["id"]}
     for key, keys in needed.items():
+        rules: Rules = {**text, "segments_info": _SEGMENTS, "category_id": number}
+        if key == "images":
+            rules = {**text, "id": IMAGE_RULES["id"]}
+        elif key == "categories":
+            rules = {"id": number, "name": (is_text, "a text"), "supercategory": _TEXT}
         found = Defects(path)
         for position, entry in entries(content, key, found):
             at = found.at(f"{key}[{position}]")
             check_keys(entry, keys, at)
-            if "file_name" in keys:
-                check_values(entry, {"file_name": IMAGE_RULES["file_name"]}, at)
+            check_values(entry, rules, at)
             found += at
         raise_first(found)
 

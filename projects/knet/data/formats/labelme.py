@@ -108,8 +108,10 @@ class LabelmeSource(ObjectSource):
             raise failure("size-mismatch", path, "", f"{problem}{size[1]}x{size[0]}")
         parts: dict[Any, list[Mask]] = {}
         for number, shape in enumerate(content["shapes"], start=1):
-            name, kind = shape.get("label"), shape.get("shape_type") or "polygon"
             where = f"shape {number}"
+            if not isinstance(shape, dict):
+                raise failure("bad-value", path, where, f"is {shape!r}, not an object")
+            name, kind = shape.get("label"), shape.get("shape_type") or "polygon"
             if not isinstance(name, str) or not name.strip():
                 raise failure("bad-value", path, where, f"its label is {name!r}", mend="name it")
             if name in _NO_CLASS or kind not in _DRAWN:

@@ -120,9 +120,8 @@ def object_notes(name: str, images: int, bare: int, lost: int) -> list[str]:
     """Sentences on pictures without an object, and objects without a pixel."""
     notes = []
     if bare:
-        notes.append(
-            f"{name}: pictures without an object: {bare} of {images}; they show background"
-        )
+        text = f"{name}: pictures without an object: {bare} of {images}"
+        notes.append(f"{text}; they show background")
     if lost:
         notes.append(f"{name}: objects without a pixel: {lost}, left out")
     return notes

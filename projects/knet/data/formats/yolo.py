@@ -97,7 +97,7 @@ def _read_yaml(tree: Tree) -> tuple[str, dict[str, Any]]:
 def _names(tree: Tree, content: dict[str, Any], config: str) -> tuple[list[str] | None, str]:
     names = content.get("names")
     if isinstance(names, dict):
-        if sorted(names) != list(range(len(names))):
+        if set(names) != set(range(len(names))):
             raise DataError(
                 f"{tree.root / config}: `names` must number the classes from 0 to "
                 f"{len(names) - 1}, it has {sorted(names, key=str)}"
