@@ -88,6 +88,10 @@ def test_another_order_of_classes_is_brought_in_line(tmp_path):
     assert [c["name"] for c in found["categories"]] == CLASSES
     classes = [a["category_id"] for a in found["annotations"]]
     assert classes == [a["category_id"] for a in expected["annotations"]]
+    content["annotations"][0]["category_id"] = 1  # of no class, but of one after the change
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"annotation 1: category_id 1 is unknown; add the"):
+        recognise(tmp_path / "data").prepare(tmp_path / "out")
 
 
 def test_pictures_without_annotation_are_counted(tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from knet.data.coco_file import load_json
-from knet.data.defects import DataError
+from knet.data.defects import DataError, failure
 from knet.data.formats.coco_files import CocoFile, Content, empty_roots
 from knet.data.formats.found import Found
 from knet.data.formats.maps import PaintedSource
@@ -120,7 +120,7 @@ class CocoSource(ObjectSource):
     def __init__(self, tree: Tree, files: dict[str, CocoFile], *, is_panoptic: bool) -> None:
         super().__init__(tree)
         self.files, self.is_panoptic = files, is_panoptic
-        self._entries: dict[str, dict[str, tuple[Content, list[Content]]]] = {}
+        self._annotations: dict[str, dict[str, list[Content]]] = {}
 
     @functools.cached_property
     def _categories(self) -> dict[str, list[Content]]:
@@ -154,7 +154,7 @@ class CocoSource(ObjectSource):
 
     def objects(self, item: Item) -> tuple[Size, list[Object]]:
         """As of :class:`ObjectSource`, from the file."""
-        annotations = self._by_image(item.label)[item.image][1]
+        annotations = self._by_image(item.label)[item.image]
         path = str(self.tree.root / item.label)
         size = self.tree.size(item.image)
         names = {c["id"]: str(c["name"]) for c in self._categories[item.label]}
@@ -169,16 +169,17 @@ class CocoSource(ObjectSource):
             objects.append(Object(names[annotation["category_id"]], mask, crowd))
         return size, objects
 
-    def _by_image(self, path: str) -> dict[str, tuple[Content, list[Content]]]:
-        if path not in self._entries:
+    def _by_image(self, path: str) -> dict[str, list[Content]]:
+        """picture → its annotations in a file."""
+        if path not in self._annotations:
             file = self.files[path]
-            known = [e for e in file.content["images"] if e["file_name"] in file.images]
-            by_id = {e["id"]: (e, list[Content]()) for e in known}
+            by_id: dict[Any, list[Content]] = {e["id"]: [] for e in file.content["images"]}
             for annotation in file.content["annotations"]:
                 if annotation["image_id"] in by_id:
-                    by_id[annotation["image_id"]][1].append(annotation)
-            self._entries[path] = {file.images[e["file_name"]]: by_id[e["id"]] for e in known}
-        return self._entries[path]
+                    by_id[annotation["image_id"]].append(annotation)
+            names = {file.images[e["file_name"]]: e["id"] for e in file.content["images"]}
+            self._annotations[path] = {name: by_id[key] for name, key in names.items()}
+        return self._annotations[path]
 
     def entry(self, name: str, items: list[Item], classes: list[str], folder: Path) -> dict:
         """The file itself, or a part of it that is written with its names and classes corrected."""
@@ -221,7 +222,11 @@ class CocoSource(ObjectSource):
         if [c["name"] for c in categories] != classes:  # the other file's order
             by_name = {c["name"]: c for c in categories}
             numbers = {by_name[n]["id"]: k for k, n in enumerate(classes, 1) if n in by_name}
-            annotations = [_renumbered(annotation, numbers) for annotation in annotations]
+            where = str(self.tree.root / file.path)
+            if self.is_panoptic and len(numbers) < len(classes):  # things or not, nobody says
+                lacking = first_of([n for n in classes if n not in by_name])
+                raise DataError(f"{where} lacks {lacking}; give both files the same categories")
+            annotations = [_renumbered(annotation, numbers, where) for annotation in annotations]
             categories = [
                 {**by_name.get(n, {"name": n}), "id": k} for k, n in enumerate(classes, 1)
             ]
@@ -231,9 +236,7 @@ class CocoSource(ObjectSource):
     def _notes(
         self, name: str, file: CocoFile, categories: list[Content], chosen: set[str]
     ) -> list[str]:
-        labels = [
-            labels for path, (_, labels) in self._by_image(file.path).items() if path in chosen
-        ]
+        labels = [labels for path, labels in self._by_image(file.path).items() if path in chosen]
         if self.is_panoptic:
             labels = [[s for a in one for s in a["segments_info"]] for one in labels]
         shown = {label.get("category_id") for one in labels for label in one}
@@ -248,10 +251,12 @@ class CocoSource(ObjectSource):
         return notes
 
 
-def _renumbered(annotation: Content, numbers: dict[int, int]) -> Content:
+def _renumbered(annotation: Content, numbers: dict[int, int], path: str) -> Content:
     if "segments_info" in annotation:
-        segments = [_renumbered(segment, numbers) for segment in annotation["segments_info"]]
+        segments = [_renumbered(segment, numbers, path) for segment in annotation["segments_info"]]
         return {**annotation, "segments_info": segments}
-    category = annotation.get("category_id")
-    # an unknown one is left for the reader to name
-    return {**annotation, "category_id": numbers.get(category, category)}  # type: ignore[arg-type]
+    category: Any = annotation.get("category_id")
+    if category not in numbers:
+        where = f"annotation {annotation.get('id')}"
+        raise failure("unknown-category", path, where, f"category_id {category!r} is unknown")
+    return {**annotation, "category_id": numbers[category]}
