@@ -63,6 +63,13 @@ def test_panoptic_part_is_split_off(tmp_path):
     assert sorted(len(content["annotations"]) for content in images) in ([1, 3], [2, 2])
 
 
+@pytest.mark.parametrize("task", ["instance", "semantic"])
+def test_panoptic_labels_do_for_every_task(task, tmp_path):
+    panoptic(tmp_path)
+    data = recognise(tmp_path, task=task).prepare(tmp_path / "out")
+    assert (data.task, data.val["FORMAT"]) == (task, "coco_panoptic")
+
+
 def test_names_without_their_folder_are_corrected(tmp_path):
     content = coco_content(STEMS, "C:\\label\\")
     write_json(tmp_path / "data" / "labels.json", content)
