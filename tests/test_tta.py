@@ -6,7 +6,7 @@ from detectron2.modeling import build_model
 
 from knet.modeling.predictions import Frame, MaskPredictions, PixelPredictions
 from knet.modeling.task import SemanticTask
-from knet.tta import KNetWithTTA, View, finest_first, mean_probabilities, merge_views
+from knet.tta import KNetWithTTA, PixelViews, View, finest_first, merge_views
 
 
 def picture(height=65, width=65):
@@ -71,9 +71,9 @@ def test_semantic_views_are_averaged():
         View(PixelPredictions(a.flip(-1), whole), flipped=True),
         View(PixelPredictions(b.flip(-1), Frame((96, 128), (96, 128))), flipped=True),
     ]
-    merged = mean_probabilities(views[:2], (48, 64))
+    merged = PixelViews(views[:2]).probabilities((48, 64))
     torch.testing.assert_close(merged, first, rtol=0, atol=1e-6)
-    merged = mean_probabilities(views, (48, 64))
+    merged = PixelViews(views).probabilities((48, 64))
     torch.testing.assert_close(merged, (2 * first + second) / 3, rtol=0, atol=1e-6)
 
 

@@ -27,7 +27,7 @@ def draw_kernel_rounds(image: np.ndarray, trace: KernelTrace) -> np.ndarray:
     """A row a kernel: the image with the final outline, then the mask before and after each round.
 
     Args:
-        image: (H, W, 3) uint8 RGB, that of the trace.
+        image: (H, W, 3) uint8 RGB, that of the trace, at the size of its masks.
         trace: of `trace_kernels`.
     """
     stages, rows = trace.masks.shape[:2]

@@ -35,7 +35,7 @@ class KernelTrace:
         kernels: (n,) their numbers in the model, by descending last score.
         num_things: kernels below this number find things, the others are one stuff class each.
         num_thing_classes: the first so many classes are things.
-        masks: (S + 1, n, H, W) float32 probabilities at the image's size.
+        masks: (S + 1, n, H, W) float32 probabilities.
         scores: (S + 1, n) of their classes; NaN before the first round, where kernels have no
             class. In a semantic model the share of the image that the class wins.
         labels: (S + 1, n) the best class, -1 where there is none.
@@ -90,7 +90,11 @@ class KernelAverages:
 
 @torch.no_grad()
 def trace_kernels(
-    predictor: KNetPredictor, image: np.ndarray, *, num_kernels: int = 8
+    predictor: KNetPredictor,
+    image: np.ndarray,
+    *,
+    num_kernels: int = 8,
+    size: Sequence[int] | None = None,
 ) -> KernelTrace:
     """Follow the kernels with the best last scores through the rounds.
 
@@ -98,11 +102,12 @@ def trace_kernels(
         predictor: the model.
         image: (H, W, 3) uint8 RGB.
         num_kernels: how many; all, if the model has fewer.
+        size: (height, width) of the masks; the image's by default.
 
     Raises:
         ValueError: the model looks at an image more than once (TEST.AUG, TEST.WINDOW).
     """
-    stages, size = _stages(predictor, image), image.shape[:2]
+    stages, size = _stages(predictor, image), image.shape[:2] if size is None else tuple(size)
     names, num_stuff = _classes(predictor)
     best_classes = [_best_classes(stage, len(names), num_stuff, size) for stage in stages]
     scores, labels = (torch.stack(values) for values in zip(*best_classes))

@@ -4,14 +4,20 @@
     results = predictor("photo.jpg")
     id_map, segments = results["panoptic_seg"]
 
+The network runs once for results under several thresholds:
+
+    prediction = predictor.predict("photo.jpg")
+    results = predictor.results(prediction, score_threshold=0.5)
+
 A folder holds `model.safetensors`, `config.yaml` and `classes.json`; its README.md is for people.
 """
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Union
 
@@ -62,10 +68,25 @@ from knet.model_folder import (
     write_classes,
 )
 from knet.modeling.build import is_semantic
-from knet.tta import KNetWithTTA
+from knet.modeling.postprocess import InferenceOptions
+from knet.modeling.predictions import MaskPredictions, PixelPredictions
+from knet.tta import KNetWithTTA, PixelViews
 from knet.zoo.models import MODELS
 
 Picture = Union[str, "os.PathLike[str]", np.ndarray, Image.Image]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model's network says of one image, out of which `KNetPredictor.results` makes results.
+
+    Attributes:
+        found: masks or logits on the network's grid.
+        size: (H, W) of the image.
+    """
+
+    found: MaskPredictions | PixelPredictions | PixelViews
+    size: tuple[int, int]
 
 
 class KNetPredictor:
@@ -212,8 +233,55 @@ class KNetPredictor:
                 than INPUT.MAX_PIXELS, or results that the machine has no memory for.
         """
         prepared = self.prepare(image)
-        self._require_memory(prepared["height"], prepared["width"])
+        # before the network's work is lost
+        self._require_memory(self.options, prepared["height"], prepared["width"])
         return self.model([prepared])[0]
+
+    @torch.no_grad()
+    def predict(self, image: Picture) -> Prediction:
+        """Run the network on one image; arguments and errors as above."""
+        prepared = self.prepare(image)
+        return Prediction(
+            self.model.predict([prepared])[0], (prepared["height"], prepared["width"])
+        )
+
+    @torch.no_grad()
+    def results(
+        self,
+        prediction: Prediction,
+        *,
+        size: Sequence[int] | None = None,
+        **options: Any,
+    ) -> dict[str, Any]:
+        """Results of a prediction, without the network.
+
+        Args:
+            prediction: of `predict`.
+            size: (height, width) of the results; the image's by default.
+            options: fields of `InferenceOptions` that differ from the model's, in this call only:
+                `instance`, `panoptic`, `semantic`, `score_threshold`, …
+
+        Raises:
+            ValueError: options for a semantic model, which has none, or results that the machine
+                has no memory for.
+        """
+        task: Any = self._plain.task
+        if options:
+            if self.options is None:
+                raise ValueError(
+                    f"a semantic model gives one result, without options: {', '.join(options)}"
+                )
+            task = copy.copy(task)  # others may use the model at the same time
+            task.options = replace(self.options, **options)
+        height, width = prediction.size if size is None else size
+        self._require_memory(getattr(task, "options", None), height, width)
+        return task.results(prediction.found, (height, width))
+
+    @property
+    def options(self) -> InferenceOptions | None:
+        """Which results the model gives, under which thresholds; None of a semantic model."""
+        task: Any = self._plain.task
+        return getattr(task, "options", None)
 
     @property
     def categories(self) -> list[Category]:
@@ -227,16 +295,15 @@ class KNetPredictor:
             task: "panoptic", "instance" or "semantic", which the model gives.
         """
         model_task: Any = self._plain.task
-        if hasattr(model_task, "options"):  # semantic models have no choice
+        if self.options is not None:  # semantic models have no choice
             kinds = {kind: kind == task for kind in ("panoptic", "instance", "semantic")}
-            model_task.options = replace(model_task.options, **kinds)
+            model_task.options = replace(self.options, **kinds)
 
-    def _require_memory(self, height: int, width: int) -> None:
+    def _require_memory(self, options: InferenceOptions | None, height: int, width: int) -> None:
         """Refuse results that memory cannot hold, which would end the process."""
         if self._plain.device.type != "cpu":  # a GPU raises an error of its own
             return
         ids = _class_ids(self.cfg)
-        options = getattr(self._plain.task, "options", None)
         parts = {}  # bytes a pixel, no more than there will be
         if options is None or options.semantic:
             parts["SEMANTIC_ON"] = 4 * (len(ids.things) + len(ids.stuff))

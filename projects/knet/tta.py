@@ -98,16 +98,26 @@ def merge_views(views: Sequence[View], *, num_stuff_classes: int) -> MaskPredict
     )
 
 
-def mean_probabilities(views: Sequence[View], output_size: Sequence[int]) -> Tensor:
-    """(K, H, W) of views of `PixelPredictions`."""
-    total: Tensor | None = None
-    for view in views:
-        probabilities = view.predictions.probabilities(output_size)
-        if view.flipped:
-            probabilities = probabilities.flip(-1)
-        total = probabilities if total is None else total.add_(probabilities)
-    assert total is not None  # there is at least one view
-    return total.div_(len(views))
+@dataclass
+class PixelViews:
+    """All views of one image by a semantic model, in the place of its `PixelPredictions`.
+
+    Attributes:
+        views: of `PixelPredictions`, one at least.
+    """
+
+    views: Sequence[View]
+
+    def probabilities(self, output_size: Sequence[int]) -> Tensor:
+        """(K, H, W) at `output_size`: the mean of the views'."""
+        total: Tensor | None = None
+        for view in self.views:
+            probabilities = view.predictions.probabilities(output_size)
+            if view.flipped:
+                probabilities = probabilities.flip(-1)
+            total = probabilities if total is None else total.add_(probabilities)
+        assert total is not None  # there is at least one view
+        return total.div_(len(self.views))
 
 
 def _grid_masks(predictions: MaskPredictions) -> Tensor:
@@ -198,19 +208,30 @@ class KNetWithTTA(nn.Module):
     @torch.no_grad()
     def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """As `KNet.forward` in inference; `image` may have the original or any other size."""
-        results = []
-        for x in batched_inputs:
-            height, width = x["image"].shape[-2:]
-            size = (x.get("height", height), x.get("width", width))
-            views = []
-            for view in self.mapper({**x, "height": size[0], "width": size[1]}):
-                flips = sum(isinstance(t, HFlipTransform) for t in view["transforms"].transforms)
-                (predictions,) = self.model.predict([view])
-                views.append(View(predictions, flipped=flips % 2 == 1))
-            if isinstance(views[0].predictions, MaskPredictions):
-                stuff = len(self.model.task.class_ids.stuff)
-                merged = merge_views(finest_first(views), num_stuff_classes=stuff)
-                results.append(self.model.task.results(merged, size))
-            else:
-                results.append({"sem_seg": mean_probabilities(views, size)})
-        return results
+        predicted = zip(batched_inputs, self.predict(batched_inputs))
+        return [self.model.task.results(found, _size(x)) for x, found in predicted]
+
+    @torch.no_grad()
+    def predict(
+        self, batched_inputs: Sequence[Mapping[str, Any]]
+    ) -> list[MaskPredictions | PixelViews]:
+        """As `KNet.predict`: what all views of each image say together."""
+        return [self._predict(x) for x in batched_inputs]
+
+    def _predict(self, x: Mapping[str, Any]) -> MaskPredictions | PixelViews:
+        height, width = _size(x)
+        views = []
+        for view in self.mapper({**x, "height": height, "width": width}):
+            flips = sum(isinstance(t, HFlipTransform) for t in view["transforms"].transforms)
+            (predictions,) = self.model.predict([view])
+            views.append(View(predictions, flipped=flips % 2 == 1))
+        if not isinstance(views[0].predictions, MaskPredictions):
+            return PixelViews(views)
+        stuff = len(self.model.task.class_ids.stuff)
+        return merge_views(finest_first(views), num_stuff_classes=stuff)
+
+
+def _size(x: Mapping[str, Any]) -> tuple[int, int]:
+    """(H, W) of the original image."""
+    height, width = x["image"].shape[-2:]
+    return x.get("height", height), x.get("width", width)
