@@ -288,3 +288,22 @@ def test_results_that_no_memory_holds_are_refused(predictor, monkeypatch):
     assert set(found) == {"panoptic_seg"}
     assert torch.equal(found["panoptic_seg"][0], everything["panoptic_seg"][0])
     predictor(picture(51))
+
+
+def test_results_of_a_prediction_under_options_of_one_call(predictor, semantic_cfg):
+    prediction = predictor.predict(picture())
+    plain, results = predictor(picture()), predictor.results(prediction)
+    assert plain.keys() == results.keys() == {"instances", "panoptic_seg", "sem_seg"}
+    assert torch.equal(plain["sem_seg"], results["sem_seg"])
+    assert torch.equal(plain["instances"].pred_masks, results["instances"].pred_masks)
+    only = predictor.results(prediction, size=(31, 47), panoptic=False, semantic=False)
+    assert only.keys() == {"instances"} and only["instances"].image_size == (31, 47)
+    cut = plain["instances"].scores[3]
+    few = predictor.results(prediction, score_threshold=float(cut))["instances"]
+    assert len(few) == (plain["instances"].scores >= cut).sum()
+    assert predictor.results(prediction).keys() == plain.keys()
+    semantic = KNetPredictor(
+        semantic_cfg, build_model(semantic_cfg), MetadataCatalog.get("tiny_val")
+    )
+    with pytest.raises(ValueError, match="without options: score_threshold"):
+        semantic.results(semantic.predict(picture()), score_threshold=0.5)

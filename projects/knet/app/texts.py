@@ -1,0 +1,77 @@
+"""Words and small pieces of HTML of the page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from knet.app.views import KERNELS, Found, Photo
+from knet.classes import Category
+
+LABELS = {
+    "panoptic": "Panoptic",
+    "instance": "Instance",
+    "semantic": "Semantic",
+    KERNELS: "Kernels, round by round",
+}
+SAID = {
+    "panoptic": "A class for every pixel, and things one by one.",
+    "instance": "Every object by itself.",
+    "semantic": "A class for every pixel.",
+    KERNELS: "How the masks of the best kernels form.",
+}
+EMPTY = "Drop a photo, and what the model sees in it appears here."
+
+
+def header(title: str, categories: Sequence[Category]) -> str:
+    """The head of the page: the model's name and its classes."""
+    kinds = {"things": True, "stuff": False}
+    names = {k: [c.name for c in categories if c.is_thing == v] for k, v in kinds.items()}
+    rows = "".join(
+        f"<p><b>{len(found)} {kind}</b> {escape(', '.join(found))}</p>"
+        for kind, found in names.items()
+        if found
+    )
+    count = len(categories)
+    return (
+        f"<header id='head'><h1>{escape(title)}</h1>"
+        "<p>K-Net: every object and every region is found by a kernel of its own.</p>"
+        f"<details><summary>{count} {'class' if count == 1 else 'classes'}</summary>{rows}"
+        "</details></header>"
+    )
+
+
+def notice(*texts: str, wrong: bool = False) -> str:
+    """A line for each text; `wrong`: an error, which screen readers speak at once."""
+    role, kind = ("alert", "wrong") if wrong else ("status", "said")
+    lines = "".join(f"<p>{escape(text)}</p>" for text in texts)
+    return f"<div class='notice {kind}' role='{role}'>{lines}</div>"
+
+
+def summary(photo: Photo, view: str, found: Sequence[Found]) -> str:
+    """What a view shows, in one line."""
+    height, width = photo.prediction.size
+    size = f"{photo.name}, {width} × {height} pixels"
+    if view == KERNELS:
+        return f"{size}: a row a kernel, those with the best scores."
+    if not found:
+        return f"{size}: nothing found. Lower thresholds may show more."
+    word = {"panoptic": "segment", "instance": "object", "semantic": "class"}[view]
+    plural = "" if len(found) == 1 else "es" if word.endswith("s") else "s"
+    return f"{size}: {len(found)} {word}{plural} found."
+
+
+def table_rows(found: Sequence[Found]) -> dict[str, Any]:
+    """What was found, as gradio's tables take it."""
+    scored = any(f.score is not None for f in found)
+    head = ["class", *(["score"] if scored else []), "area (pixels)", "area (%)"]
+    rows = [
+        [f.name, *([round(f.score or 0.0, 3)] if scored else []), f.pixels, _percent(f.share)]
+        for f in found
+    ]
+    return {"headers": head, "data": rows}
+
+
+def _percent(share: float) -> float:
+    return round(100 * share, 2)
