@@ -31,7 +31,9 @@ def undrawn(monkeypatch):
     monkeypatch.setattr("knet.app.views.draw_result", lambda image, *_, **__: image)
 
 
-def test_thresholds_act_without_the_network_and_leave_the_model_alone(predictor, scene, runs, undrawn):
+def test_thresholds_act_without_the_network_and_leave_the_model_alone(
+    predictor, scene, runs, undrawn
+):
     before = predictor.options
     photo = look(predictor, scene)
     assert runs == [1] and views_of(predictor) == ["panoptic", "instance", "semantic", "kernels"]
@@ -101,7 +103,10 @@ def test_semantic_models_have_no_thresholds(semantic, scene, tmp_path):
         }  # fmt: skip
         with packed.open(f"semantic/{scene.stem}.png") as file:
             assert (np.asarray(Image.open(file)) == labels.numpy()).all()
-        assert json.loads(packed.read("settings.json")) == {"view": "semantic", "results": "semantic"}
+        assert json.loads(packed.read("settings.json")) == {
+            "view": "semantic",
+            "results": "semantic",
+        }
 
 
 def test_several_looks_at_a_photo(tiny_cfg, semantic_cfg, make, scene, runs, undrawn):
@@ -163,7 +168,9 @@ def test_odd_pictures(predictor, tmp_path):
     clear = rgb.convert("RGBA")
     clear.putalpha(100)
     clear.save(tmp_path / "clear.png")
-    rgb.save(tmp_path / "moving.gif", save_all=True, append_images=[rgb.rotate(90), rgb.rotate(180)])
+    rgb.save(
+        tmp_path / "moving.gif", save_all=True, append_images=[rgb.rotate(90), rgb.rotate(180)]
+    )
     expected = {
         "turned.jpg": [],
         "opaque.png": [],

@@ -1,4 +1,4 @@
-"""The page: a photo goes in, views of it come out. Built with gradio; what it shows is in `views`."""
+"""The page, built with gradio: a photo goes in, views of it come out, see `views`."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from knet.app.texts import EMPTY, LABELS, SAID, header, notice, summary, table_rows
-from knet.app.views import KERNELS, Photo, Thresholds, look, show, shrunk, views_of, write_zip
+from knet.app.views import Photo, Thresholds, look, show, shrunk, views_of, write_zip
 from knet.data.images import read_picture
 from knet.errors import MEANT, UserError, one_line
 from knet.predictor import KNetPredictor
@@ -82,18 +81,22 @@ def build_app(
                 )
                 sliders = _sliders(Thresholds.of(predictor), views[0])
             with gr.Column(scale=3, min_width=320):
-                status = gr.HTML(notice(EMPTY), elem_id="status")
+                status = gr.HTML(notice(EMPTY, kind="empty"), elem_id="status")
                 pair = gr.ImageSlider(
-                    label="Photo and result", buttons=["fullscreen"], max_height=640,
-                    visible=False, elem_id="pair",
+                    label="photo and result", show_label=False, buttons=["fullscreen"],
+                    max_height=640, visible=False, elem_id="pair",
                 )  # fmt: skip
                 sheet = gr.Image(
-                    label="Kernels", buttons=["fullscreen"], visible=False, elem_id="sheet"
-                )
+                    label="kernels", show_label=False, buttons=["fullscreen"], visible=False,
+                    elem_id="sheet",
+                )  # fmt: skip
                 found = gr.Dataframe(
                     interactive=False, max_height=320, visible=False, elem_id="found"
                 )
-                pack = gr.Button("Download", variant="primary", visible=False, elem_id="pack")
+                pack = gr.Button(
+                    "Download drawing and result files", variant="primary", visible=False,
+                    elem_id="pack",
+                )  # fmt: skip
                 packed = gr.DownloadButton(visible="hidden", elem_id="packed")
         parts = (pair, sheet, found, pack)
         hidden = {part: gr.update(visible=False) for part in parts}
@@ -110,7 +113,7 @@ def build_app(
             return {**hidden, **new, pack: gr.update(visible=True)}
 
         def failed(error: BaseException) -> dict[Any, Any]:
-            return {**hidden, status: notice(one_line(error), wrong=True)}
+            return {**hidden, status: notice(one_line(error), kind="wrong")}
 
         def take(path: str, view: str, *values: float) -> dict[Any, Any]:
             try:
@@ -123,7 +126,7 @@ def build_app(
             return {upload: None, **take(os.fspath(examples[event.index]), view, *values)}
 
         def clear() -> dict[Any, Any]:
-            return {photo: None, **hidden, status: notice(EMPTY)}
+            return {photo: None, **hidden, status: notice(EMPTY, kind="empty")}
 
         def change(seen: Photo | None, view: str, *values: float) -> dict[Any, Any]:
             if seen is None:  # nothing to show yet
@@ -137,12 +140,13 @@ def build_app(
             of_view = [gr.update(visible=_SLIDERS[s.elem_id][0] == view) for s in sliders]
             return [gr.update(info=SAID[view]), *of_view]
 
-        def write(seen: Photo | None, view: str, *values: float) -> str:
+        def write(seen: Photo | None, view: str, *values: float) -> str | None:
             try:
                 if seen is None:
                     raise UserError("the photo is no longer there: drop it again")
-                folder = tempfile.mkdtemp(dir=_cache(packed))
-                return str(write_zip(predictor, seen, view, _thresholds(values), folder))
+                with tempfile.TemporaryDirectory() as folder:
+                    path = write_zip(predictor, seen, view, _thresholds(values), folder)
+                    return packed.move_resource_to_block_cache(path)  # which deletes it in time
             except _EXPECTED as error:
                 raise gr.Error(one_line(error), print_exception=False) from error
 
@@ -159,14 +163,15 @@ def build_app(
             "show_progress": "hidden",
             "api_visibility": "private",
         }
-        upload.upload(take, [upload, *settings], output, **queue)
+        waits: dict[str, Any] = {**queue, "show_progress_on": status}
+        upload.upload(take, [upload, *settings], output, **waits)
         upload.clear(clear, None, output, **at_once)
         if samples is not None:
-            samples.select(take_sample, settings, [upload, *output], **queue)
+            samples.select(take_sample, settings, [upload, *output], **waits)
         view.change(explain, view, settings, **at_once)
         gr.on(
             [part.change for part in settings], change, [photo, *settings], output[1:],
-            trigger_mode="always_last", **queue,
+            trigger_mode="always_last", **waits,
         )  # fmt: skip
         written = pack.click(write, [photo, *settings], packed, show_progress_on=pack, **queue)
         written.success(None, js=_CLICK, api_visibility="private")
@@ -189,23 +194,15 @@ def _thresholds(values: Sequence[float]) -> Thresholds | None:
     return Thresholds(*values) if values else None
 
 
-def _samples(
-    predictor: KNetPredictor, examples: Sequence[str | os.PathLike[str]]
-) -> gr.Gallery:
+def _samples(predictor: KNetPredictor, examples: Sequence[str | os.PathLike[str]]) -> gr.Gallery:
     """Small pictures to choose from."""
+    gr.HTML("<p class='label'>or try one of these</p>")
     limit = predictor.cfg.INPUT.MAX_PIXELS
     small = []
     for path in map(os.fspath, examples):
         pixels = read_picture({"file_name": path}, image_format="RGB", max_pixels=limit)
-        small.append((shrunk(pixels, _SAMPLE_SIDE), Path(path).stem))
+        small.append(shrunk(pixels, _SAMPLE_SIDE))
     return gr.Gallery(
-        small, label="Or one of these", columns=3, height="auto", allow_preview=False,
+        small, label="samples", show_label=False, columns=3, height="auto", allow_preview=False,
         buttons=[], interactive=False, elem_id="samples",
     )  # fmt: skip
-
-
-def _cache(part: gr.DownloadButton) -> Path:
-    """The folder whose files gradio gives out and deletes."""
-    folder = Path(part.GRADIO_CACHE)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder

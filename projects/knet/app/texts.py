@@ -13,13 +13,13 @@ LABELS = {
     "panoptic": "Panoptic",
     "instance": "Instance",
     "semantic": "Semantic",
-    KERNELS: "Kernels, round by round",
+    KERNELS: "Kernels",
 }
 SAID = {
     "panoptic": "A class for every pixel, and things one by one.",
     "instance": "Every object by itself.",
     "semantic": "A class for every pixel.",
-    KERNELS: "How the masks of the best kernels form.",
+    KERNELS: "How masks form, round by round.",
 }
 EMPTY = "Drop a photo, and what the model sees in it appears here."
 
@@ -42,9 +42,9 @@ def header(title: str, categories: Sequence[Category]) -> str:
     )
 
 
-def notice(*texts: str, wrong: bool = False) -> str:
-    """A line for each text; `wrong`: an error, which screen readers speak at once."""
-    role, kind = ("alert", "wrong") if wrong else ("status", "said")
+def notice(*texts: str, kind: str = "said") -> str:
+    """A line for each text. Of a kind: "said", "empty", or "wrong", which is spoken at once."""
+    role = "alert" if kind == "wrong" else "status"
     lines = "".join(f"<p>{escape(text)}</p>" for text in texts)
     return f"<div class='notice {kind}' role='{role}'>{lines}</div>"
 
@@ -52,7 +52,7 @@ def notice(*texts: str, wrong: bool = False) -> str:
 def summary(photo: Photo, view: str, found: Sequence[Found]) -> str:
     """What a view shows, in one line."""
     height, width = photo.prediction.size
-    size = f"{photo.name}, {width} × {height} pixels"
+    size = f"{photo.name}, {width}x{height} pixels"
     if view == KERNELS:
         return f"{size}: a row a kernel, those with the best scores."
     if not found:

@@ -1,4 +1,4 @@
-"""What the page shows of a photo: the network runs once, every view and threshold follows from it."""
+"""What the page shows of a photo. The network runs once; views and thresholds follow from that."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ KERNELS = "kernels"  # the view of the rounds, beside those of `TASKS`
 _LONG_SIDE = 1280  # of what is shown, in pixels
 _NUM_KERNELS = 6
 _ROUNDS_SIDE = 480  # of the masks in the view of the rounds
+# defects of files that can be mended; the mends of others are meant for data sets
+_MENDED = ("image-depth", "image-too-large")
 
 
 @dataclass(frozen=True)
@@ -123,15 +125,16 @@ def look(predictor: KNetPredictor, path: str | os.PathLike[str]) -> Photo:
     try:
         pixels = read_picture(record, image_format="RGB", max_pixels=max_pixels)
         defects = check_picture(record, max_pixels=max_pixels)[1]
-    except DataError as error:  # the folder is the server's, not the user's
-        raise ValueError(str(error).replace(os.fspath(path), name)) from error
+    except DataError as error:
+        defect = error.defects[0]
+        mend = defect.mend if defect.kind in _MENDED else "choose another picture"
+        # the folder is the server's, not the user's
+        raise ValueError(f"{defect.problem.replace(os.fspath(path), name)}; {mend}") from error
     notes = [f"{name} {d.problem}" for d in defects if d.kind == "image-mode"]
     return Photo(name, pixels, notes, predictor.predict(pixels))
 
 
-def show(
-    predictor: KNetPredictor, photo: Photo, view: str, thresholds: Thresholds | None
-) -> Shown:
+def show(predictor: KNetPredictor, photo: Photo, view: str, thresholds: Thresholds | None) -> Shown:
     """Draw a view of a photo, at 1280 pixels at most, and list what it shows.
 
     Args:
