@@ -74,7 +74,10 @@ setup(
         "hub": ["huggingface_hub>=0.23", "safetensors>=0.4"],
         # For tools/export.py; tools/run_onnx.py needs onnxruntime, numpy and Pillow alone.
         "export": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"],
-        # For the tests of tools/report.py in a browser: it drives a Chromium that is there.
+        # For the page of `knet.app`, which asks nothing of other hosts with this gradio. It needs a
+        # Pillow below 13.
+        "app": ["gradio>=6.31,<7; python_version >= '3.10'"],
+        # For the tests of both pages in a browser: it drives a Chromium that is there.
         "browser": ["playwright>=1.48"],
         "dev": [
             "pytest>=7.4",

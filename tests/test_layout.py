@@ -8,7 +8,8 @@ PACKAGE = TESTS.parent / "projects" / "knet"
 OTHERS = {"benchmarks", "datasets", "fuzz", "parity", "tools"}
 # of a script, a page, the whole program, or one question to many modules
 WHOLE = {
-    "checkpoint/test_damaged.py", "checkpoint/test_full_size.py", "data/shapes/test_shapes.py",
+    "app/test_browser.py", "checkpoint/test_damaged.py", "checkpoint/test_full_size.py",
+    "data/shapes/test_shapes.py",
     "data/test_fuzz.py", "demo/test_demo.py", "demo/test_run_demo.py",
     "export/test_export_tool.py", "export/test_run_onnx.py", "modeling/test_imports.py",
     "report/test_browser.py", "report/test_report_errors.py", "test_build_detectron2_wheel.py",

@@ -240,10 +240,10 @@ class KNetPredictor:
     @torch.no_grad()
     def predict(self, image: Picture) -> Prediction:
         """Run the network on one image; arguments and errors as above."""
+        model: Any = self.model
         prepared = self.prepare(image)
-        return Prediction(
-            self.model.predict([prepared])[0], (prepared["height"], prepared["width"])
-        )
+        (found,) = model.predict([prepared])
+        return Prediction(found, (prepared["height"], prepared["width"]))
 
     @torch.no_grad()
     def results(
@@ -296,7 +296,9 @@ class KNetPredictor:
         """
         model_task: Any = self._plain.task
         if self.options is not None:  # semantic models have no choice
-            kinds = {kind: kind == task for kind in ("panoptic", "instance", "semantic")}
+            kinds: dict[str, Any] = {
+                kind: kind == task for kind in ("panoptic", "instance", "semantic")
+            }
             model_task.options = replace(self.options, **kinds)
 
     def _require_memory(self, options: InferenceOptions | None, height: int, width: int) -> None:

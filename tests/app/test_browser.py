@@ -31,6 +31,8 @@ if CHROMIUM is None:
         allow_module_level=True,
     )
 
+DECODED_SIZE = "async i => { await i.decode(); return [i.naturalWidth, i.naturalHeight]; }"
+
 
 @pytest.fixture(scope="module")
 def model(tiny_shapes):
@@ -150,7 +152,7 @@ def test_a_photo_from_drop_to_download(open_page, model, scenes, tmp_path):
     wait_for_status(page, size + said)
     before, after = page.locator("#pair img").all()
     for picture in (before, after):
-        assert picture.evaluate("i => i.complete && [i.naturalWidth, i.naturalHeight]") == [384] * 2
+        assert picture.evaluate(DECODED_SIZE) == [384, 384]
 
     # another view, another threshold
     page.get_by_label("Instance").check()
@@ -201,7 +203,7 @@ def test_files_that_cannot_be_shown_are_named(open_page, scenes, tmp_path):
     (tmp_path / "half.png").write_bytes(whole[: len(whole) // 2])
     texts = {
         "notes.txt": "notes.txt cannot be read as a picture: it is of no known format; choose",
-        "deep.png": "has more than 8 bit a channel",
+        "deep.png": "deep.png: has more than 8 bit a channel",
         "half.png": "half.png cannot be read as a picture: image file is truncated",
     }
     for name, text in texts.items():
@@ -228,7 +230,7 @@ def test_a_photo_of_20_megapixels(open_page, scenes, tmp_path):
     wait_for_status(page, "large.jpg, 5472x3648 pixels")
     picture = page.locator("#pair img").first
     picture.wait_for()
-    assert picture.evaluate("i => [i.naturalWidth, i.naturalHeight]") == [1280, 853]
+    assert picture.evaluate(DECODED_SIZE) == [1280, 853]
     total = sum(int(row[1]) for row in found(page))
     assert total == pytest.approx(5472 * 3648, abs=10)
 
@@ -260,6 +262,9 @@ def test_narrow_windows(open_page, scenes, scheme):
     page.set_viewport_size({"width": 375, "height": 700})
     page.locator("#samples button").first.click()
     wait_for_status(page, scenes[0].name)
+    page.locator("#found [role=gridcell]").first.wait_for()
+    page.locator("#pair img").first.evaluate(DECODED_SIZE)
+    page.wait_for_timeout(300)  # it has been laid out
     assert page.evaluate("document.documentElement.scrollWidth") <= 375
     background = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0]")
     assert (int(background) > 128) == (scheme == "light")

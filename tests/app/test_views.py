@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+pytest.importorskip("gradio", reason="no gradio: pip install -e '.[app]'")
+
 from knet.app.views import Thresholds, look, show, shrunk, views_of, write_zip
 from knet.data.panoptic_png import read_panoptic_png
 from knet.modeling.knet import KNet
@@ -194,7 +196,7 @@ def test_files_that_are_no_pictures_are_named_without_their_folder(predictor, tm
     (tmp_path / "half.jpg").write_bytes(half[: len(half) // 2])
     messages = {
         "notes.jpg": "notes.jpg cannot be read as a picture: it is of no known format",
-        "deep.png": "deep.png.* has more than 8 bit a channel",
+        "deep.png": "deep.png: has more than 8 bit a channel",
         "half.jpg": "half.jpg cannot be read as a picture: image file is truncated",
         "gone.jpg": "no picture at gone.jpg",
     }

@@ -199,8 +199,8 @@ def _samples(predictor: KNetPredictor, examples: Sequence[str | os.PathLike[str]
     gr.HTML("<p class='label'>or try one of these</p>")
     limit = predictor.cfg.INPUT.MAX_PIXELS
     small = []
-    for path in map(os.fspath, examples):
-        pixels = read_picture({"file_name": path}, image_format="RGB", max_pixels=limit)
+    for path in examples:
+        pixels = read_picture({"file_name": os.fspath(path)}, image_format="RGB", max_pixels=limit)
         small.append(shrunk(pixels, _SAMPLE_SIDE))
     return gr.Gallery(
         small, label="samples", show_label=False, columns=3, height="auto", allow_preview=False,

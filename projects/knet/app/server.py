@@ -15,7 +15,9 @@ from knet.predictor import KNetPredictor
 
 _MAX_UPLOAD = "500mb"
 _STYLE = """
-.gradio-container { max-width: 1500px !important; margin: 0 auto !important; }
+.gradio-container { max-width: min(1500px, 100vw) !important; margin: 0 auto !important; }
+.gradio-container main, .gradio-container .column { min-width: 0; max-width: 100%; }
+#found { max-width: 100%; overflow-x: auto; }
 #head h1 { font-size: 1.7rem; margin: 0; }
 #head p { margin: 0.15rem 0 0.4rem; color: var(--body-text-color-subdued); }
 #head summary { cursor: pointer; color: var(--link-text-color); }
@@ -95,7 +97,8 @@ def _listener(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family)
     except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
+        # Python adds the address, which is said already
+        reason = str(getattr(error, "strerror", None) or error).partition(" (while")[0]
         raise UserError(
             f"the page cannot be served at {host}, port {port} ({reason}): choose another host "
             "or port; port 0 is any free one"

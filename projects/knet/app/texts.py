@@ -26,13 +26,15 @@ EMPTY = "Drop a photo, and what the model sees in it appears here."
 
 def header(title: str, categories: Sequence[Category]) -> str:
     """The head of the page: the model's name and its classes."""
-    kinds = {"things": True, "stuff": False}
-    names = {k: [c.name for c in categories if c.is_thing == v] for k, v in kinds.items()}
-    rows = "".join(
-        f"<p><b>{len(found)} {kind}</b> {escape(', '.join(found))}</p>"
-        for kind, found in names.items()
-        if found
-    )
+    rows = ""
+    for singular, plural, is_thing in (
+        ("thing", "things", True),
+        ("stuff class", "stuff classes", False),
+    ):
+        names = [c.name for c in categories if c.is_thing == is_thing]
+        if names:
+            kind = singular if len(names) == 1 else plural
+            rows += f"<p><b>{len(names)} {kind}</b> {escape(', '.join(names))}</p>"
     count = len(categories)
     return (
         f"<header id='head'><h1>{escape(title)}</h1>"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from knet.data.defects import DataError
+from knet.data.defects import DataError, Defect
 from knet.data.images import check_picture, read_picture, save_image
 from knet.files import whole_file, write_json
 from knet.kernel_pictures import draw_kernel_rounds
@@ -129,7 +129,8 @@ def look(predictor: KNetPredictor, path: str | os.PathLike[str]) -> Photo:
         defect = error.defects[0]
         mend = defect.mend if defect.kind in _MENDED else "choose another picture"
         # the folder is the server's, not the user's
-        raise ValueError(f"{defect.problem.replace(os.fspath(path), name)}; {mend}") from error
+        problem = defect.problem.replace(os.fspath(path), name)
+        raise ValueError(Defect(defect.kind, name, "", problem, mend, "error")) from error
     notes = [f"{name} {d.problem}" for d in defects if d.kind == "image-mode"]
     return Photo(name, pixels, notes, predictor.predict(pixels))
 
