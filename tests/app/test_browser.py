@@ -75,9 +75,13 @@ def server(model, scenes, hold, tmp_path_factory):
         line = process.stdout.readline()
         found = re.fullmatch(r"The page is at (http://127\.0\.0\.1:\d+/) .*\n", line)
         assert found, line + Path(log.name).read_text("utf-8")
-        yield found[1]
-        process.send_signal(signal.SIGINT)
-        rest, _ = process.communicate(timeout=30)
+        try:
+            yield found[1]
+            hold.unlink(missing_ok=True)
+            process.send_signal(signal.SIGINT)
+            rest, _ = process.communicate(timeout=30)
+        finally:
+            process.kill()
         assert rest == ""  # no connection to the outside was tried
         said = Path(log.name).read_text("utf-8")
         assert (process.returncode, said) == (130, "driver: interrupted\n")
@@ -246,7 +250,9 @@ def test_users_wait_for_each_other_and_share_nothing(open_page, model, scenes, h
     first.get_by_label("Instance").check()
     set_slider(first, "Score", 0.8)
     drop(first, slow)
-    while not hold.exists():
+    for _ in range(600):
+        if hold.exists():
+            break
         first.wait_for_timeout(50)
     second.get_by_label("Instance").check()
     drop(second, scenes[0])

@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,9 +19,12 @@ from knet.predictor import KNetPredictor
 
 try:
     import gradio as gr
-except ImportError as error:
+except ModuleNotFoundError as error:
+    if error.name != "gradio":
+        raise
     raise ImportError(
-        "the page needs gradio, on Python 3.10 or newer: run `pip install 'gradio>=6.31,<7'`"
+        "the page needs gradio, on Python 3.10 or newer: run `pip install -e .[app]` in the "
+        "repository root"
     ) from error
 
 _SAMPLE_SIDE = 200  # pixels
@@ -57,14 +61,14 @@ def build_app(
 
     Args:
         predictor: the model.
-        name: of the model, in the title; that of its class names by default.
+        name: of the model, in the title; that of its folder or data set by default.
         examples: picture files to try it with.
 
     Raises:
         ImportError: gradio is not installed.
         ValueError: an example cannot be read.
     """
-    title = name or str(predictor.metadata.name)
+    title = name or Path(str(predictor.metadata.name)).name  # it may be a folder's path
     views = views_of(predictor)
     with gr.Blocks(
         title=f"{title}: K-Net", analytics_enabled=False, delete_cache=(_KEPT, _KEPT)
