@@ -1,10 +1,11 @@
 """What is free is the least of the machine's and of every control group's rest."""
 
 import math
+from pathlib import Path
 
 import pytest
 
-from knet.free_memory import free_memory
+from knet.free_memory import free_memory, peak_memory
 
 GB = 1 << 30
 
@@ -50,5 +51,23 @@ def test_a_group_beyond_its_limit_has_nothing_left(tmp_path):
     assert free_memory(tmp_path) == 0
 
 
+def test_the_address_space_may_be_limited(tmp_path, monkeypatch):
+    resource = pytest.importorskip("resource")
+    pages = 2 * GB // resource.getpagesize()
+    write(tmp_path, {**MACHINE, "proc/self/statm": f"{pages} 17 5\n"})
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (3 * GB, 8 * GB))
+    assert free_memory(tmp_path) == GB
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY,) * 2)
+    assert free_memory(tmp_path) == 8 * GB
+
+
 def test_this_machine_has_some():
     assert 0 < free_memory() < math.inf
+
+
+def test_the_most_that_was_held():
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        pytest.skip("nobody else says")
+    words = status.read_text().split()
+    assert peak_memory() == pytest.approx(1024 * int(words[words.index("VmHWM:") + 1]), rel=0.1)

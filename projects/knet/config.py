@@ -24,6 +24,7 @@ def add_knet_config(cfg: CN) -> None:
     add_data_config(cfg)
     _add_model_config(cfg)
     _add_solver_config(cfg)
+    _add_evaluation_config(cfg)
 
 
 def _add_model_config(cfg: CN) -> None:
@@ -226,6 +227,13 @@ def _add_solver_config(cfg: CN) -> None:
     cfg.SOLVER.AMP.DTYPE = "auto"
     # the images of a step pass in this many parts, for less memory; must divide IMS_PER_BATCH
     cfg.SOLVER.ACCUMULATION_STEPS = 1
+    # the batch that BASE_LR is meant for: where IMS_PER_BATCH is another one, the rate is scaled by
+    # the square root of their ratio, as suits AdamW. 0: the rate as it stands
+    cfg.SOLVER.REFERENCE_BATCH = 0
+    # decay of a moving average of the weights, such as 0.999: d * average + (1 - d) * weights after
+    # each step, where d is at most (1 + t) / (10 + t) after t steps. The average is what gets
+    # evaluated, and what `model` in checkpoints holds; resuming goes on with both. 0: none
+    cfg.SOLVER.EMA = 0.0
     # besides CHECKPOINT_PERIOD, a checkpoint is written after so many minutes without one; of these
     # the newest two are kept. 0: none
     cfg.SOLVER.CHECKPOINT_MINUTES = 10.0
@@ -233,6 +241,23 @@ def _add_solver_config(cfg: CN) -> None:
     cfg.SOLVER.POLY_LR_POWER = 0.9
     # "full_model", the only kind there is: the norm of all gradients together, as published
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "full_model"
+
+
+def _add_evaluation_config(cfg: CN) -> None:
+    # the score by which `model_best.pth` is chosen, of the first test data set: "segm/AP50", say.
+    # Empty: the first that there is of panoptic_seg/PQ, segm/AP and sem_seg/mIoU. Higher is better
+    cfg.TEST.BEST_METRIC = ""
+    # after so many evaluations in a row without a better score, training ends. 0: never
+    cfg.TEST.PATIENCE = 0
+    # images of the first test data set that each evaluation draws (photo, truth, prediction), to
+    # OUTPUT_DIR/pictures and TensorBoard; always the same ones. 0: none
+    cfg.TEST.PICTURES = 4
+    # services that get the metrics of a training, besides files and TensorBoard
+    cfg.TRACKING = CN()
+    # "wandb" (Weights & Biases), "mlflow"; their packages have to be installed
+    cfg.TRACKING.WRITERS = []
+    # the project, or experiment, that the run belongs to
+    cfg.TRACKING.PROJECT = "knet"
 
 
 def get_cfg_from_file(

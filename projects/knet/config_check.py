@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -176,6 +177,8 @@ _RULES: dict[str, Rule] = {
     "SOLVER.WARMUP_METHOD": _choice("linear", "constant"),
     "SOLVER.IMS_PER_BATCH": _whole(1, 2**20),
     "SOLVER.REFERENCE_WORLD_SIZE": _whole(0),
+    "SOLVER.REFERENCE_BATCH": _whole(0, 2**20),
+    "SOLVER.EMA": _DROP,
     "SOLVER.ACCUMULATION_STEPS": _whole(1),
     "SOLVER.CHECKPOINT_PERIOD": _whole(1),
     "SOLVER.CHECKPOINT_MINUTES": _number(0),
@@ -195,6 +198,14 @@ _RULES: dict[str, Rule] = {
     "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA": _number(0, 1, above=True),
     "TEST.DETECTIONS_PER_IMAGE": _whole(1),
     "TEST.EVAL_PERIOD": _whole(0),
+    "TEST.BEST_METRIC": Rule(
+        "task/score, such as segm/AP50, or empty",
+        lambda v: isinstance(v, str) and (not v or bool(re.fullmatch(r"[^/]+(/[^/]+)+", v))),
+    ),
+    "TEST.PATIENCE": _whole(0),
+    "TEST.PICTURES": _whole(0, 100),
+    "TRACKING.WRITERS": _list(_choice("wandb", "mlflow")),
+    "TRACKING.PROJECT": _NAME,
     "TEST.AUG.MIN_SIZES": _list(_SIDE),
     "TEST.AUG.MAX_SIZE": _SIDE,
 }
@@ -239,6 +250,8 @@ def _relations(cfg: CfgNode) -> Iterator[tuple[str, str]]:
     crop = _list(_SIDE if pixels else _number(0, 1, above=True), count=2)
     if not crop.holds(inputs.CROP.SIZE):
         yield "INPUT.CROP.SIZE", f"with CROP.TYPE {inputs.CROP.TYPE} it must be {crop.text}"
+    if solver.REFERENCE_BATCH and solver.REFERENCE_WORLD_SIZE:
+        yield "SOLVER.REFERENCE_BATCH", "with REFERENCE_WORLD_SIZE, which scales the rate, it is 0"
     clip = solver.CLIP_GRADIENTS
     for key, value in (("CLIP_TYPE", "full_model"), ("NORM_TYPE", 2.0)):
         if clip.ENABLED and clip[key] != value:

@@ -1,9 +1,11 @@
-"""How much memory this process can still get, on Linux also under the limits of a container."""
+"""How much memory this process has held and can still get, also under limits of a container."""
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,15 +13,27 @@ from pathlib import Path
 def free_memory(root: str | os.PathLike[str] = "/") -> float:
     """Bytes that can be used without swapping or ending the process; infinite where nobody says.
 
-    It is the smallest of what the machine has available and of what the control groups of this
-    process leave (version 1 or 2). Caches of files count as free, since they make room.
+    It is the smallest of what the machine has available, of what the control groups of this process
+    leave (version 1 or 2), and of the rest of its address space (`ulimit -v`). Caches of files
+    count as free, since they make room.
 
     Args:
         root: where /proc and /sys are.
     """
     base = Path(root)
     kilobytes = _number(base / "proc/meminfo", "MemAvailable:")
-    return min([1024 * kilobytes if kilobytes < math.inf else _installed(), *_group_rests(base)])
+    machine = 1024 * kilobytes if kilobytes < math.inf else _installed()
+    return min([machine, _address_rest(base), *_group_rests(base)])
+
+
+def peak_memory() -> int:
+    """Bytes of the machine's memory that this process has held at most; 0 where nobody says."""
+    try:
+        resource = importlib.import_module("resource")
+    except ImportError:  # not on Windows
+        return 0
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else largest * 1024
 
 
 def _installed() -> float:
@@ -28,6 +42,19 @@ def _installed() -> float:
         return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     except (AttributeError, OSError, ValueError):
         return math.inf
+
+
+def _address_rest(base: Path) -> float:
+    """What the limit of the address space leaves to this process."""
+    try:
+        resource = importlib.import_module("resource")
+    except ImportError:  # not on Windows
+        return math.inf
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    pages = _number(base / "proc/self/statm")
+    if limit == resource.RLIM_INFINITY or pages == math.inf:
+        return math.inf
+    return max(limit - pages * resource.getpagesize(), 0)
 
 
 def _group_rests(base: Path) -> Iterator[float]:

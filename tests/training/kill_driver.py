@@ -155,7 +155,7 @@ def tiny_config(root: Path) -> CfgNode:
         "MODEL.FPN.IN_FEATURES", "['res2', 'res3', 'res4', 'res5']",
         "MODEL.KNET.HIDDEN_DIM", "16", "MODEL.KNET.FFN_DIM", "32", "MODEL.KNET.NORM_GROUPS", "4",
         "MODEL.KNET.NUM_HEADS", "4", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", str(STEPS),
-        "SOLVER.CHECKPOINT_PERIOD", "3",
+        "SOLVER.CHECKPOINT_PERIOD", "3", "TEST.PICTURES", "1",
         "SOLVER.CHECKPOINT_MINUTES", "1e-6",  # at every step
     ]  # fmt: skip
     return get_cfg_from_file(str(ROOT / "configs/shapes/panoptic.yaml"), opts)

@@ -20,7 +20,8 @@ def test_the_terminal_of_a_training(tiny_opts, tiny_shapes, tmp_path):
     root = tmp_path / "data"
     root.mkdir()
     (root / "shapes").symlink_to(tiny_shapes)
-    opts = [*tiny_opts, "SOLVER.MAX_ITER", "21", "SOLVER.WARMUP_ITERS", "2"]
+    opts = [*tiny_opts, "SOLVER.MAX_ITER", "21", "SOLVER.WARMUP_ITERS", "2",
+            "SOLVER.ACCUMULATION_STEPS", "2", "SOLVER.REFERENCE_BATCH", "16"]  # fmt: skip
     command = [sys.executable, "train_net.py", "--config-file", "configs/shapes/panoptic.yaml"]
     done = subprocess.run(
         [*command, *opts], capture_output=True, text=True, timeout=120,
@@ -33,10 +34,12 @@ def test_the_terminal_of_a_training(tiny_opts, tiny_shapes, tmp_path):
     steps = [i for i, line in enumerate(lines) if "] step " in line]
     assert len(steps) == 4 and steps[0] <= 8  # after steps 1, 5, 20 and 21
     start = "\n".join(lines[: steps[0]])
-    for part in ("shapes_train", "12 images", "parameters", "steps 1 to 21", "CPU", "float32",
+    for part in ("shapes_train", "12 images an epoch; all steps are 7.0 epochs", "parameters",
+                 "steps 1 to 21, of 4 images (2 a pass x 2 passes), on CPU", "float32",
+                 "learning rate 0.0005, scaled from 0.001 for the batch of 16; of the backbone",
                  str(tmp_path / "out")):  # fmt: skip
         assert part in start
-    line = r"step 20 of 21  \d:\d\d:\d\d left  loss [\d.]+  rate [\d.e-]+  [\d.e-]+ s a step  "
+    line = r"step 20 of 21  epoch 6\.7  \d:\d\d:\d\d left  loss [\d.]+  rate [\d.e-]+  "
     assert re.search(line + r"[\d.e+]+ images/s  [\d.]+ GB$", lines[steps[2]])
     scores = "\n".join(lines[steps[-1] :])
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text().splitlines()[-1])

@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from knet.config import get_cfg_from_file
-from knet.training.optimizer import build_optimizer, resume_optimizer, scale_to_processes
+from knet.training.optimizer import (
+    build_optimizer,
+    rate_origin,
+    resume_optimizer,
+    scale_to_batch,
+    scale_to_processes,
+    scaled_rate,
+)
 from knet.training.trainer import Trainer
 
 
@@ -147,3 +154,19 @@ def test_numbers_that_are_multiplied_are_said(caplog):
     cfg.SOLVER.REFERENCE_WORLD_SIZE, cfg.SOLVER.IMS_PER_BATCH = 8, 4
     with pytest.raises(ValueError, match=r"IMS_PER_BATCH is 4.*REFERENCE_WORLD_SIZE"):
         scale_to_processes(cfg, 1)
+
+
+def test_the_rate_goes_with_the_square_root_of_the_batch(tiny_cfg):
+    assert scaled_rate(1e-4, 16, 4) == pytest.approx(5e-5)
+    assert scale_to_batch(tiny_cfg) is tiny_cfg  # the rate as it stands
+    tiny_cfg.merge_from_list(["SOLVER.REFERENCE_BATCH", 16, "SOLVER.BASE_LR", 1e-4])
+    tiny_cfg.freeze()
+    scaled = scale_to_batch(tiny_cfg)
+    assert pytest.approx(5e-5) == scaled.SOLVER.BASE_LR and scaled.is_frozen()
+    assert tiny_cfg.SOLVER.BASE_LR == 1e-4
+    assert rate_origin(tiny_cfg, scaled) == ", scaled from 0.0001 for the batch of 16"
+    assert scale_to_batch(scaled) is scaled and rate_origin(scaled, scaled) == ""
+    trainer = Trainer(tiny_cfg)
+    assert {group["initial_lr"] for group in trainer.optimizer.param_groups} == {
+        scaled.SOLVER.BASE_LR
+    }

@@ -9,8 +9,9 @@ import torch
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
+from knet.training.distribute import distribute
 from knet.training.launch import launch
-from knet.training.trainer import Trainer, distribute
+from knet.training.trainer import Trainer
 
 
 def unwrap(trainer):
@@ -101,7 +102,9 @@ def _distributed_steps(cfg, path):
         torch.set_default_dtype(torch.float32)
     assert all(p.dtype == torch.float64 for p in weights(trainer).values())
     if comm.is_main_process():
+        averages, _ = trainer.checkpointer.average.split(unwrap(trainer).state_dict())
         saved = {"weights": weights(trainer), "losses": history, "gradients": gradients}
+        saved["averages"] = {name: averages[name] for name in saved["weights"]}
         torch.save(saved, path)
 
 
@@ -121,6 +124,7 @@ def test_two_processes_compute_what_one_does(tiny_cfg, semantic_cfg, tiny_shapes
     for name, cfg in [("panoptic", tiny_cfg), ("sparse", sparse), ("semantic", semantic_cfg)]:
         cfg.DATALOADER.NUM_WORKERS = 0
         cfg.SOLVER.WARMUP_FACTOR = 1.0
+        cfg.SOLVER.EMA = 0.9
         cfg.SOLVER.BASE_LR = 1e-4  # three steps move weights by up to 3e-4
         cfg.MODEL.KNET.FREEZE_NORM_STATS = True  # batch statistics are a process's own
         initial = Trainer.build_model(cfg)
@@ -147,6 +151,8 @@ def _compare(job, one, two):
             close(b[name], gradient, msg=f"{job}, step {step}, gradient of {name}")
     for name, value in one["weights"].items():
         close(two["weights"][name], value, msg=f"{job}, {name}")
+        close(two["averages"][name], one["averages"][name], msg=f"{job}, average of {name}")
+        assert not torch.equal(value, one["averages"][name]), name
 
 
 class _Worker:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
@@ -26,6 +26,9 @@ from knet.checkpoint.recognise import recognise
 from knet.checkpoint.write_file import write_torch
 from knet.files import write_text
 from knet.zoo.handlers import register_handlers
+
+if TYPE_CHECKING:
+    from knet.training.average import WeightAverage
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +54,8 @@ class KNetCheckpointer(DetectionCheckpointer):
             kernels to this one, see `knet.checkpoint.finetune`; "strict" refuses them
             (MODEL.KNET.FINETUNE). Without meaning if `strict`.
         classes: names of the model's classes, which are saved with its weights.
+        average: of the weights. Files have it as `model`, which every reader takes for inference,
+            and the weights as trained as `trained`, which resuming goes on with.
         checkpointables: further objects with a state.
 
     Attributes:
@@ -66,6 +71,7 @@ class KNetCheckpointer(DetectionCheckpointer):
         trust: bool = False,
         finetune: str = "strict",
         classes: ClassNames | None = None,
+        average: WeightAverage | None = None,
         **checkpointables: Any,
     ) -> None:
         super().__init__(model, save_dir, **checkpointables)
@@ -75,6 +81,7 @@ class KNetCheckpointer(DetectionCheckpointer):
         self.trust = trust
         self.finetune = finetune
         self.classes = classes
+        self.average = average
         self.resumed = ""
         self._run: int | None = None
 
@@ -106,17 +113,40 @@ class KNetCheckpointer(DetectionCheckpointer):
         """
         if not self.save_dir or not self.save_to_disk:
             return
-        path = os.path.join(self.save_dir, f"{name}.pth")
-        data = {"model": self.model.state_dict()}
-        data.update({key: part.state_dict() for key, part in self.checkpointables.items()})
-        require_finite_state(data, path)
         if self._run is None:
             self._run = last_run(self.save_dir, trust=self.trust) + 1
+        data: dict[str, Any] = {"model": self.model.state_dict()}
+        if self.average is not None:
+            data["model"], data["trained"] = self.average.split(data["model"])
+        data.update({key: part.state_dict() for key, part in self.checkpointables.items()})
+        path = self._write(name, {**data, "run": self._run, **kwargs})
+        self.tag_last_checkpoint(os.path.basename(path))
+
+    def save_weights(self, name: str, **kwargs: Any) -> None:
+        """Weights alone, for inference (the average, if there is one), and the names of classes.
+
+        Args:
+            name: of the file, without `.pth`.
+            kwargs: further entries.
+
+        Raises:
+            FloatingPointError, OSError: as `save`.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        state = self.model.state_dict()
+        if self.average is not None:
+            state, _ = self.average.split(state)
+        self._write(name, {"model": state, **kwargs})
+
+    def _write(self, name: str, data: dict[str, Any]) -> str:
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        require_finite_state(data, path)
         if self.classes is not None:
             data["classes"] = self.classes.to_dict()
         logger.info("Saving checkpoint to %s", path)
-        write_torch(path, {**data, "run": self._run, **kwargs})
-        self.tag_last_checkpoint(os.path.basename(path))
+        write_torch(path, data)
+        return path
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """As in Detectron2, written whole."""
@@ -170,8 +200,31 @@ class KNetCheckpointer(DetectionCheckpointer):
         saved = found.saved
         if saved is None:  # not the main process, which has read it
             saved = read_file(found.path, trust=self.trust)
-        rest = self._take(found.path, saved, None, strict=True)
+        rest = self._resume(found.path, saved)
         self._run = rest.get("run", 0)
+        return rest
+
+    def _resume(self, path: str, saved: dict[str, Any]) -> dict[str, Any]:
+        """Load weights as they were trained, their average, and all parts.
+
+        Without parts no training goes on: then the average is what is wanted.
+        """
+        trained = saved.get("trained") if self.checkpointables else None
+        if trained is None:
+            if self.average is not None:
+                logger.info("%s has no average of the weights: it starts from these", path)
+            return self._take(path, saved, None, strict=True)
+        averages = saved["model"]
+        try:
+            weights = {**averages, **trained["weights"]}
+            steps = int(trained["steps"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: its entry `trained` is damaged ({error!r})") from error
+        rest = self._take(path, {**saved, "model": weights}, None, strict=True)
+        if self.average is None:
+            logger.info("%s: its average of the weights is dropped (SOLVER.EMA is 0)", path)
+        else:
+            self.average.load(averages, steps)
         return rest
 
     def _take(
@@ -189,6 +242,8 @@ class KNetCheckpointer(DetectionCheckpointer):
         else:
             self._require_same_order(path, weights.classes)
         misfits = load_weights(self.model, weights.state)
+        if self.average is not None:
+            self.average.restart()
         require_fit(misfits, weights, self.model, strict=strict, name=path)
         log = logger.warning if misfits.missing or misfits.surplus else logger.info
         log("%s: %s", path, describe(misfits, weights, len(ours)))

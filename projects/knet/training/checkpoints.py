@@ -27,7 +27,7 @@ _KEPT = 2
 # What becomes of a new value of a key that training depends on: patterns of keys. None: not
 # recorded, since it changes no weight, or says no more than other keys. The first that fits counts.
 _EFFECTS: dict[str | None, str] = {
-    None: "SOLVER.CHECKPOINT_* SOLVER.REFERENCE_WORLD_SIZE INPUT.*_TEST",
+    None: "SOLVER.CHECKPOINT_* SOLVER.REFERENCE_* INPUT.*_TEST",
     "kept: another order of the data would show images twice in an epoch": "SEED",
     "from this step on": "SOLVER.ACCUMULATION_STEPS SOLVER.CLIP_GRADIENTS.* INPUT.* "
     "MODEL.KNET.FREEZE_NORM_STATS MODEL.KNET.LOSS.* MODEL.KNET.COST.*",
@@ -41,6 +41,7 @@ _EFFECTS: dict[str | None, str] = {
     "SOLVER.BASE_LR_END SOLVER.NUM_DECAYS SOLVER.RESCALE_INTERVAL",
     "from this step on; the seed and the step say which images come": "SOLVER.IMS_PER_BATCH "
     "DATASETS.TRAIN DATALOADER.FILTER_EMPTY_ANNOTATIONS DATALOADER.ASPECT_RATIO_GROUPING",
+    "from this step on; a new average starts from the weights": "SOLVER.EMA",
     "from this step on; the scale of float16 gradients is found anew": "SOLVER.AMP.*",
     "from this step on; parameters that were not trained start without moments": (
         "MODEL.BACKBONE.FREEZE_AT"

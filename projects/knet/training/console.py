@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import importlib
 import logging
 import os
 import sys
@@ -22,6 +21,7 @@ from detectron2.utils.logger import setup_logger
 from torch import Tensor
 
 from knet.errors import is_shown
+from knet.free_memory import peak_memory
 
 __all__ = ["Progress", "is_reported", "set_up"]
 
@@ -95,10 +95,13 @@ class Progress(HookBase):
     Args:
         cfg: of the training.
         dtype: of mixed precision; None for float32.
+        rate_from: what the learning rate was scaled from, as the end of a line; empty if it was
+            not.
     """
 
-    def __init__(self, cfg: CfgNode, dtype: torch.dtype | None) -> None:
+    def __init__(self, cfg: CfgNode, dtype: torch.dtype | None, rate_from: str = "") -> None:
         self.cfg = cfg
+        self.rate_from = rate_from
         self.precision = "float32" if dtype is None else f"{str(dtype).rpartition('.')[2]}, mixed"
 
     def before_train(self) -> None:
@@ -113,7 +116,9 @@ class Progress(HookBase):
         for line in (
             f"training K-Net with {cfg.MODEL.BACKBONE.NAME} on {', '.join(cfg.DATASETS.TRAIN)}",
             f"  {_numbers(parameters):,} parameters, {trained:,} of them trained, {self.precision}",
-            f"  steps {first:,} to {last:,}, of {cfg.SOLVER.IMS_PER_BATCH} images each, on {where}",
+            f"  steps {first:,} to {last:,}, of {_batch(cfg.SOLVER, processes)}, on {where}",
+            f"  learning rate {cfg.SOLVER.BASE_LR:.3g}{self.rate_from}; of the backbone "
+            f"{cfg.SOLVER.BASE_LR * cfg.SOLVER.BACKBONE_MULTIPLIER:.3g}",
             f"  to {cfg.OUTPUT_DIR}, where log.txt has all details",
         ):
             logger.info("%s", line)
@@ -132,17 +137,26 @@ class Progress(HookBase):
     def _line(self, step: int, last: int) -> str:
         histories = self.trainer.storage.histories()
         loss, rate = histories["total_loss"].median(_PERIOD), histories["lr"].latest()
-        parts = [f"step {step:,} of {last:,}", f"loss {loss:.4g}", f"rate {rate:.3g}"]
+        epoch = step / self.trainer.steps_an_epoch
+        parts = [f"step {step:,} of {last:,}", f"epoch {epoch:.1f}"]
+        parts += [f"loss {loss:.4g}", f"rate {rate:.3g}"]
         if "time" in histories:  # not of the first steps, which are slow
             seconds = histories["time"].median(1000)
             left = datetime.timedelta(seconds=round(seconds * (last - step)))
-            parts.insert(1, f"{left} left")
-            parts.append(f"{seconds:.3g} s a step")
+            parts.insert(2, f"{left} left")
             parts.append(f"{self.cfg.SOLVER.IMS_PER_BATCH / seconds:.3g} images/s")
-        memory = _largest_memory()
+        memory = torch.cuda.max_memory_allocated() or peak_memory()  # 0 without a GPU
         if memory:
             parts.append(f"{memory / 2**30:.1f} GB")
         return "  ".join(parts)
+
+
+def _batch(solver: CfgNode, processes: int) -> str:
+    """How many images make a step, and how they share it out."""
+    images, passes = solver.IMS_PER_BATCH, solver.ACCUMULATION_STEPS
+    parts = [f"{images // (passes * processes)} a pass"]
+    parts += [f"{passes} passes"] * (passes > 1) + [f"{processes} processes"] * (processes > 1)
+    return f"{images} image{'s' * (images > 1)}" + (f" ({' x '.join(parts)})" * (len(parts) > 1))
 
 
 def _numbers(parameters: Iterable[Tensor]) -> int:
@@ -154,16 +168,3 @@ def _name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
     return f"{device.type.upper()} ({threads} thread{'s' * (threads > 1)})"
-
-
-def _largest_memory() -> int:
-    """Bytes that this process has had so far, on its GPU or else of the machine; 0: unknown."""
-    on_gpu = torch.cuda.max_memory_allocated()  # 0 without one
-    if on_gpu:
-        return on_gpu
-    try:
-        resource = importlib.import_module("resource")
-    except ImportError:  # not on Windows
-        return 0
-    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return largest if sys.platform == "darwin" else largest * 1024

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -123,6 +124,43 @@ def scale_to_processes(cfg: CfgNode, processes: int) -> CfgNode:
             ", ".join(changes),
         )
     return scaled
+
+
+def scaled_rate(base_lr: float, base_batch: int, batch: int) -> float:
+    """The learning rate for another batch: AdamW's goes with the square root of its size.
+
+    Then the noise of an epoch stays what it was (Malladi, Lyu, Panigrahi, Arora: *On the SDEs and
+    Scaling Rules for Adaptive Gradient Algorithms*, NeurIPS 2022).
+
+    Args:
+        base_lr: right for batches of `base_batch` images.
+        batch: images of a step.
+    """
+    return base_lr * math.sqrt(batch / base_batch)
+
+
+def scale_to_batch(cfg: CfgNode) -> CfgNode:
+    """The config with the rate for its batch, if SOLVER.REFERENCE_BATCH names another one."""
+    solver = cfg.SOLVER
+    if solver.REFERENCE_BATCH in (0, solver.IMS_PER_BATCH):
+        return cfg
+    scaled = cfg.clone()
+    scaled.defrost()
+    rate = scaled_rate(solver.BASE_LR, solver.REFERENCE_BATCH, solver.IMS_PER_BATCH)
+    scaled.SOLVER.BASE_LR = rate
+    scaled.SOLVER.REFERENCE_BATCH = solver.IMS_PER_BATCH  # so that nobody scales it again
+    if cfg.is_frozen():
+        scaled.freeze()
+    return scaled
+
+
+def rate_origin(given: CfgNode, scaled: CfgNode) -> str:
+    """What a learning rate was scaled from, as the end of a sentence; empty if it was not."""
+    solver = given.SOLVER
+    if solver.BASE_LR == scaled.SOLVER.BASE_LR:
+        return ""
+    batch = solver.REFERENCE_BATCH or solver.IMS_PER_BATCH
+    return f", scaled from {solver.BASE_LR:g} for the batch of {batch}"
 
 
 def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from knet.data.loader import seed_everything
+from knet.training.average import WeightAverage
 from knet.training.optimizer import resume_optimizer
 
 logger = logging.getLogger(__name__)
@@ -57,6 +58,9 @@ class TrainStep(SimpleTrainer):
         accumulation_steps: batches a step; their losses are averaged.
         autocast_dtype: None for float32.
         clip_norm: largest L2 norm of all gradients together; None for no limit.
+        average: of the weights, which follows each step that is taken.
+        keep_broken: called with the first step of this process that is not finite, `seed` and
+            the number of its `parts`, before its error; returns a sentence that goes into that.
     """
 
     def __init__(
@@ -69,18 +73,23 @@ class TrainStep(SimpleTrainer):
         accumulation_steps: int = 1,
         autocast_dtype: torch.dtype | None = None,
         clip_norm: float | None = None,
+        average: WeightAverage | None = None,
+        keep_broken: Callable[..., str] | None = None,
     ) -> None:
         super().__init__(model, (), optimizer)  # the true loader starts with the first step
         self.seed = seed
         self.accumulation_steps = accumulation_steps
         self.autocast_dtype = autocast_dtype
         self.clip_norm = clip_norm
+        self.average = average
         self.device = next(model.parameters()).device
         # only float16 has too small a range for gradients
         self.grad_scaler = torch.amp.GradScaler(
             self.device.type, enabled=autocast_dtype == torch.float16
         )
         self._make_loader = make_loader
+        self._keep_broken = keep_broken
+        self._kept: str | None = None
         self._batches: Iterator | None = None
         self._broken = torch.zeros((), dtype=torch.bool, device=self.device)
         # of the steps since the last flush: iteration, data time, names of the losses, values
@@ -150,6 +159,8 @@ class TrainStep(SimpleTrainer):
             del self.optimizer.grad_scale, self.optimizer.found_inf
         elif not skip:
             self.optimizer.step()
+        if self.average is not None:
+            self.average.update(~skip)
         self.grad_scaler.update()
         return torch.cat([losses, torch.stack([norm.float(), hopeless.float()])])
 
@@ -203,9 +214,12 @@ class TrainStep(SimpleTrainer):
             what = f"the gradient norm became {step.grad_norm} although all losses are finite"
             if np.isfinite(step.grad_norm):
                 what = "losses of another process became infinite or NaN"
+        if self._kept is None and self._keep_broken is not None:
+            self._kept = self._keep_broken(step, seed=self.seed, parts=self.accumulation_steps)
         raise FloatingPointError(
-            f"{what}, at step {step.iteration + 1}; the weights are as before this step. Go on "
-            "from the last checkpoint with --resume and a lower SOLVER.BASE_LR"
+            f"{what}, at step {step.iteration + 1}; the weights are as before this step."
+            f"{self._kept or ''} Go on from the last checkpoint with --resume and a lower "
+            "SOLVER.BASE_LR"
         )
 
     def _read(self) -> list[Metrics]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
 import signal
 import weakref
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from typing import Any
 
@@ -16,10 +15,10 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks
-from detectron2.evaluation import DatasetEvaluators
+from detectron2.evaluation import DatasetEvaluators, verify_results
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter, JSONWriter
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from knet.accel import accelerate_as_configured
 from knet.checkpoint.checkpointer import KNetCheckpointer
@@ -32,53 +31,18 @@ from knet.evaluation.scores import format_classes, format_scores
 from knet.files import UNFINISHED, remove_unfinished
 from knet.modeling.knet import KNet
 from knet.training import optimizer
+from knet.training.average import WeightAverage
+from knet.training.bad_batches import keep_broken
 from knet.training.checkpoints import Checkpoints, format_changes, training_keys
 from knet.training.console import Progress, is_reported
+from knet.training.distribute import check_batch_norm, distribute
+from knet.training.evaluations import Evaluations, PatienceEnded
 from knet.training.step import TrainStep, autocast_dtype
 from knet.training.stop import Stopped, StopSignals, folder_lock, spare_workers, stop_at_once
+from knet.training.trackers import Tracker, build_trackers
 from knet.tta import KNetWithTTA
 
 logger = logging.getLogger(__name__)
-
-
-def distribute(model: nn.Module) -> nn.Module:
-    """Wrap a model for several processes, on GPUs or CPUs; one process keeps it as it is."""
-    if comm.get_world_size() == 1:
-        return model
-    on_gpu = next(model.parameters()).is_cuda
-    if not on_gpu and any(isinstance(m, nn.SyncBatchNorm) for m in model.modules()):
-        raise ValueError(
-            "SyncBN needs GPUs: for several processes on CPUs set MODEL.RESNETS.NORM and "
-            "MODEL.KNET.SEMANTIC.NORM to BN or GN"
-        )
-    devices = [torch.cuda.current_device()] if on_gpu else None
-    # the newer name first: PyTorch warns of the other
-    known = inspect.signature(DistributedDataParallel).parameters
-    sync = next(n for n in ("forward_sync_buffers", "broadcast_buffers") if n in known)
-    options: dict[str, Any] = {"device_ids": devices, sync: False}
-    return DistributedDataParallel(model, **options)
-
-
-def check_batch_norm(model: nn.Module, images: int) -> None:
-    """Refuse batch norms over a single value, which PyTorch would report without the remedy.
-
-    Args:
-        model: to be trained.
-        images: that pass at a time in one process.
-    """
-    pooled = any(isinstance(m, nn.AdaptiveAvgPool2d) for m in model.modules())
-    apart = comm.get_world_size() == 1  # SyncBN of several processes sees several images
-    single = any(
-        isinstance(m, nn.modules.batchnorm._BatchNorm) and name.startswith("heads")
-        for name, m in model.named_modules()
-        if apart or not isinstance(m, nn.SyncBatchNorm)
-    )
-    if images < 2 and pooled and single:
-        raise ValueError(
-            "batch norm behind a pooling to one pixel needs two images a process: raise "
-            "SOLVER.IMS_PER_BATCH, lower SOLVER.ACCUMULATION_STEPS, or set "
-            "MODEL.KNET.SEMANTIC.NORM to GN"
-        )
 
 
 def _mapped(mapper: Callable[..., Any], prepare: Callable[..., Any], record: Any) -> Any:
@@ -94,12 +58,15 @@ class Trainer(DefaultTrainer):
 
     def __init__(self, cfg: CfgNode) -> None:
         TrainerBase.__init__(self)
+        given = cfg
         cfg = optimizer.scale_to_processes(cfg, comm.get_world_size())
+        cfg = optimizer.scale_to_batch(cfg)
         model = self.build_model(cfg)
         passes = comm.get_world_size() * cfg.SOLVER.ACCUMULATION_STEPS
         check_batch_norm(model, cfg.SOLVER.IMS_PER_BATCH // passes)
         self._prepare = model.task.prepare if isinstance(model, KNet) else None
         adamw = self.build_optimizer(cfg, model)
+        average = WeightAverage(model, cfg.SOLVER.EMA) if cfg.SOLVER.EMA else None
         model = distribute(model)
         seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         clip = cfg.SOLVER.CLIP_GRADIENTS
@@ -112,15 +79,20 @@ class Trainer(DefaultTrainer):
             accumulation_steps=cfg.SOLVER.ACCUMULATION_STEPS,
             autocast_dtype=autocast_dtype(cfg),
             clip_norm=clip.CLIP_VALUE if clip.ENABLED else None,
+            average=average,
+            keep_broken=partial(keep_broken, cfg.OUTPUT_DIR, self._remake),
         )
         self.scheduler = self.build_lr_scheduler(cfg, adamw)
         self.checkpointer = KNetCheckpointer.from_config(
-            cfg, model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+            cfg, model, cfg.OUTPUT_DIR, average=average, trainer=weakref.proxy(self)
         )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
+        self._rate_from = optimizer.rate_origin(given, cfg)
         self._signals = StopSignals()
+        self._writers: list[EventWriter] = []
+        self._trackers: dict[str, Tracker] = {}
         self.register_hooks(self.build_hooks())
 
     def _open_loader(self, seed: int, step: int) -> SkipReport:
@@ -128,12 +100,23 @@ class Trainer(DefaultTrainer):
             self.cfg, seed=seed, start_step=step, prepare=self._prepare
         )
         images = self._batches.epoch_size * comm.get_world_size()
-        epochs = self.max_iter * self.cfg.SOLVER.IMS_PER_BATCH / images
-        logger.info("  %s images, which all steps see %.1f times", f"{images:,}", epochs)
+        self.steps_an_epoch = images / self.cfg.SOLVER.IMS_PER_BATCH
+        epochs = self.max_iter / self.steps_an_epoch
+        logger.info("  %s images an epoch; all steps are %.1f epochs", f"{images:,}", epochs)
         return self._batches
 
+    def _remake(self, seed: int, step: int) -> Iterable[list[dict[str, Any]]]:
+        """The batches from a step on as the mapper gives them, in Detectron2's format."""
+        cfg = self.cfg.clone()
+        cfg.defrost()
+        cfg.DATALOADER.NUM_WORKERS = 0
+        return self.build_train_loader(cfg, seed=seed, start_step=step)
+
     def train(self) -> Any:
-        """As in Detectron2; SIGTERM, SIGINT or SIGHUP ends it after a step, with a checkpoint.
+        """As in Detectron2; returns the results of the last evaluation.
+
+        SIGTERM, SIGINT or SIGHUP ends it after a step, with a checkpoint; so do TEST.PATIENCE
+        evaluations without a better score, with `model_final.pth`.
 
         Raises:
             Stopped: by a signal; an exit of the program with its status, if nobody catches it.
@@ -141,7 +124,8 @@ class Trainer(DefaultTrainer):
         """
         with self._alone(), self._signals:
             try:
-                return super().train()
+                with suppress(PatienceEnded):
+                    TrainerBase.train(self, self.start_iter, self.max_iter)
             except Stopped as stop:
                 logger.warning(
                     "Stopped by %s after step %d of %d; --resume goes on from %s",
@@ -151,6 +135,10 @@ class Trainer(DefaultTrainer):
                     self.checkpointer.get_checkpoint_file(),
                 )
                 raise
+        results = getattr(self, "_last_eval_results", None)
+        if self.cfg.TEST.EXPECTED_RESULTS and comm.is_main_process():
+            verify_results(self.cfg, results)
+        return results
 
     def run_step(self) -> None:
         """One step; nothing waits for its metrics but the steps that are shown or written."""
@@ -168,6 +156,8 @@ class Trainer(DefaultTrainer):
     def state_dict(self) -> dict[str, Any]:
         """Adds the step's state (optimiser, seed), which Detectron2 v0.6 leaves out, and config."""
         state = {"_trainer": self._trainer.state_dict(), "config": training_keys(self.cfg)}
+        if self._trackers:
+            state["runs"] = {name: tracker.run_id for name, tracker in self._trackers.items()}
         return {**super().state_dict(), **state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -184,6 +174,8 @@ class Trainer(DefaultTrainer):
             )
         self._trainer.load_state_dict(state["_trainer"])
         optimizer.resume_schedule(self.scheduler, self.optimizer)
+        for name, tracker in self._trackers.items():
+            tracker.run_id = state.get("runs", {}).get(name, "")
         # unknown in checkpoints of before it was recorded
         changes = format_changes(state.get("config", {}), training_keys(self.cfg))
         if changes:
@@ -204,8 +196,8 @@ class Trainer(DefaultTrainer):
         with self._alone():
             folder = self.cfg.OUTPUT_DIR
             if comm.is_main_process():
-                for pattern in (f"*{UNFINISHED}*", f"inference*/**/*{UNFINISHED}*"):
-                    remove_unfinished(folder, pattern)
+                for place in ("", "inference*/**/", "pictures/", "bad_batches/"):
+                    remove_unfinished(folder, f"{place}*{UNFINISHED}*")
                 if not resume and holds_training(folder, trust=self.checkpointer.trust):
                     logger.warning(
                         "%s holds checkpoints of an earlier training, which this one replaces. To "
@@ -228,27 +220,47 @@ class Trainer(DefaultTrainer):
         return folder_lock(self.cfg.OUTPUT_DIR) if comm.is_main_process() else nullcontext()
 
     def build_hooks(self) -> list[HookBase | None]:
-        """With K-Net's checkpoints, short lines of progress, and the scores of TEST.AUG.ENABLED."""
+        """With K-Net's checkpoints, evaluations and short lines of progress."""
         built = super().build_hooks()
         built = [h for h in built if not isinstance(h, hooks.PeriodicCheckpointer)]
-        evaluations = [i for i, h in enumerate(built) if isinstance(h, hooks.EvalHook)]
-        checkpoints = Checkpoints(self.cfg, self.checkpointer, self._signals)
-        built.insert(evaluations[0], checkpoints)
+        (place,) = (i for i, h in enumerate(built) if isinstance(h, hooks.EvalHook))
+        this = weakref.proxy(self)
+        built[place : place + 1] = [
+            Checkpoints(self.cfg, self.checkpointer, self._signals),
+            Evaluations(
+                self.cfg,
+                self.checkpointer,
+                score=lambda: this._score(),
+                score_views=(lambda: this._score_views()) if self.cfg.TEST.AUG.ENABLED else None,
+                write=lambda: this._write(),
+            ),
+        ]
         if comm.is_main_process():
             # after the hook that measures the time and the one that knows the rate
-            built.insert(2, Progress(self.cfg, self._trainer.autocast_dtype))
-        if self.cfg.TEST.AUG.ENABLED:
-
-            def test_with_tta() -> dict[str, Any]:
-                results = self.test_with_tta(self.cfg, self.model)
-                # the plain scores of the last step are there by now
-                self._last_eval_results.update(results)
-                return results
-
-            writers = [i for i, h in enumerate(built) if isinstance(h, hooks.PeriodicWriter)]
-            # before the writers, which close with the training
-            built.insert(min(writers, default=len(built)), hooks.EvalHook(0, test_with_tta))
+            dtype = self._trainer.autocast_dtype
+            built.insert(2, Progress(self.cfg, dtype, rate_from=self._rate_from))
         return built
+
+    def build_writers(self) -> list[EventWriter]:
+        """Detectron2's, and those of TRACKING.WRITERS."""
+        trackers = build_trackers(self.cfg)
+        self._trackers = {tracker.package: tracker for tracker in trackers}
+        self._writers = [*super().build_writers(), *trackers]
+        return self._writers
+
+    def _write(self) -> None:
+        for writer in self._writers:
+            if isinstance(writer, JSONWriter):  # others do it when their time comes
+                writer.write()
+
+    def _score(self) -> dict[str, Any]:
+        self._last_eval_results = self.test(self.cfg, self.model)
+        return self._last_eval_results
+
+    def _score_views(self) -> dict[str, Any]:
+        results = self.test_with_tta(self.cfg, self.model)
+        self._last_eval_results.update(results)  # the plain scores are there by now
+        return results
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
