@@ -137,9 +137,16 @@ def make_report(args: argparse.Namespace) -> Path:
         title=f"Evaluation on {name}",
         facts=facts,
         max_pixels=cfg.INPUT.MAX_PIXELS,
+        metrics=_metrics_beside(cfg.MODEL.WEIGHTS),
     )
     write_text(output, page)
     return output
+
+
+def _metrics_beside(weights: str) -> Path | None:
+    """The `metrics.json` of the training that the weights come from, if they lie in its folder."""
+    path = Path(weights).parent / "metrics.json"
+    return path if weights and path.is_file() else None
 
 
 def _results(

@@ -1,5 +1,6 @@
 """What a report says: the evaluators' numbers, of every kind of model, and nothing from outside."""
 
+import base64
 import json
 import re
 
@@ -14,6 +15,7 @@ from knet.checkpoint.write_file import write_weights
 from knet.classes import categories_of
 from knet.data import register_coco_panoptic
 from knet.evaluation import build_evaluator, pq_compute
+from knet.training.curves import curves_png
 
 from . import results
 from .page_reader import PageReader
@@ -175,12 +177,17 @@ def test_models_of_one_task(tiny_shapes, tiny_opts, tmp_path, kinds, task, measu
 def test_a_semantic_model_is_run(semantic_cfg, tiny_opts, tmp_path):
     weights, path = tmp_path / "model.pth", tmp_path / "report.html"
     write_weights(weights, build_model(semantic_cfg).state_dict())
+    trained = {"iteration": 19, "total_loss": 2.5, "lr": 0.1, "sem_seg/mIoU": 30.0}
+    (tmp_path / "metrics.json").write_text(json.dumps(trained))
     opts = [*tiny_opts, "MODEL.KNET.SEMANTIC.AUX_DIM", 16, "MODEL.WEIGHTS", weights]
     arguments = results.arguments(opts, "--output", path, "--images", 3, config="semantic")
     assert tool.main(arguments) == 0
     page = path.read_text(encoding="utf-8")
     assert "The 2 worst and 1 best of 4 images" in " ".join(page.split())
     assert "mIoU" in metrics(page) and page.count('class="card"') == 3
+    # curves of the training in whose folder the weights are
+    (png,) = re.findall(r'<img src="data:image/png;base64,([^"]+)" alt="Total loss', page)
+    assert base64.b64decode(png) == curves_png(tmp_path / "metrics.json")
 
 
 def test_names_are_escaped(tiny_shapes, tiny_opts, tmp_path):

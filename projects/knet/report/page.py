@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from knet.data.images import MAX_PIXELS
 from knet.evaluation.panoptic_quality import CategoryStatistics
 from knet.report.collect import MEASURES, ReportCollector
 from knet.report.outlines import draw_image
+from knet.training.curves import curves_png
 from knet.visualization import with_colors
 
 _TASKS = {
@@ -155,6 +157,7 @@ def render_report(
     title: str,
     facts: Mapping[str, str],
     max_pixels: int = MAX_PIXELS,
+    metrics: Path | None = None,
 ) -> str:
     """The page.
 
@@ -166,6 +169,7 @@ def render_report(
         title: of the page.
         facts: what was scored and how, in the order that they are shown.
         max_pixels: a larger picture is refused.
+        metrics: `metrics.json` of the training, whose curves are shown; None for none.
 
     Raises:
         ValueError: there is no image.
@@ -209,6 +213,7 @@ def render_report(
         best=collector.score_counts.best() if scored else None,
         usual_f1=collector.score_counts.at(threshold),
         num_seen=collector.num_seen,
+        curves=None if metrics is None else base64.b64encode(curves_png(metrics)).decode(),
         style=_asset("style.css"),
         script=_asset("report.js"),
     )
