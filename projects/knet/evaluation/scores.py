@@ -10,7 +10,10 @@ from typing import Any
 from detectron2.evaluation import DatasetEvaluators
 from tabulate import tabulate
 
-__all__ = ["Evaluators", "format_classes", "format_scores"]
+# of each task, by importance; in percent, higher is better
+MAIN_SCORES = ("panoptic_seg/PQ", "segm/AP", "sem_seg/mIoU")
+
+__all__ = ["MAIN_SCORES", "Evaluators", "format_classes", "format_scores"]
 
 logger = logging.getLogger(__name__)
 

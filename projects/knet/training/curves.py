@@ -10,13 +10,13 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from knet.evaluation.scores import MAIN_SCORES
 from knet.files import whole_file
 
 __all__ = ["curves_png", "draw_curves", "read_curves"]
 
-# what is drawn: the losses' sum, the rate, and the main score of each task
+# what is drawn beside the main scores: the losses' sum and the rate
 _LOSS, _RATE = "total_loss", "lr"
-_SCORES = ("panoptic_seg/PQ", "segm/AP", "sem_seg/mIoU")
 
 Curves = dict[str, dict[int, float]]
 
@@ -71,7 +71,9 @@ def curves_png(metrics_json: str | os.PathLike[str]) -> bytes:
     text = Path(metrics_json).read_text(encoding="utf-8", errors="replace")
     curves = read_curves(text.splitlines())
     scores = {
-        name: curve for name, curve in curves.items() if name.endswith(_SCORES) and "-" not in name
+        name: curve
+        for name, curve in curves.items()
+        if name.endswith(MAIN_SCORES) and "-" not in name
     }
     figure = Figure(figsize=(12, 3.4), dpi=80, layout="constrained")
     for axes, title, shown in zip(

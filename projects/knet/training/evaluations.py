@@ -16,6 +16,7 @@ from detectron2.utils import comm
 
 from knet.checkpoint.checkpointer import KNetCheckpointer
 from knet.data.images import save_image
+from knet.evaluation.scores import MAIN_SCORES
 from knet.training.average import averaged
 from knet.training.curves import draw_curves
 from knet.training.pictures import ValidationPictures
@@ -23,9 +24,6 @@ from knet.training.pictures import ValidationPictures
 __all__ = ["Evaluations", "PatienceEnded", "main_score"]
 
 logger = logging.getLogger(__name__)
-
-# by importance; in percent, higher is better
-_MAIN = ("panoptic_seg/PQ", "segm/AP", "sem_seg/mIoU")
 
 
 class PatienceEnded(BaseException):
@@ -206,7 +204,7 @@ def main_score(
     """
     first = results if len(test_sets) == 1 else results[test_sets[0]]
     scores = flatten_results_dict(first)
-    name = next((name for name in ([metric] if metric else _MAIN) if name in scores), None)
+    name = next((name for name in ([metric] if metric else MAIN_SCORES) if name in scores), None)
     if name is not None:
         return name, float(scores[name])
     if metric:

@@ -1,0 +1,140 @@
+"""How long a training is: epochs that are asked for, or what fits into the time, measured."""
+
+from __future__ import annotations
+
+import logging
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils.events import EventStorage
+
+from knet.recipe.choose import Choice, Data, Machine
+from knet.training.trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+_WARM, _TIMED = 3, 6  # steps
+_PICTURES = 4  # predicted, for the time of an evaluation
+_START_SECONDS = 25.0  # until the first step: libraries, checks, weights
+_RESERVE = 0.06  # of the time, for what is slower than measured
+_EVALUATIONS = 4  # in a training, if they take little of its time
+_EVALUATION_SHARE = 0.12
+_EPOCHS, _MIN_STEPS, _MAX_STEPS = 50, 3000, 60_000
+CPU_MINUTES = 20.0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of a training step, and of the evaluation of a picture."""
+
+    step: float
+    picture: float
+
+
+def measure(cfg: CfgNode) -> Cost:
+    """Train and predict a little, with the data and the model of a config; nothing is kept.
+
+    Args:
+        cfg: whose data sets are registered, and whose weights can be read.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    with tempfile.TemporaryDirectory() as folder, EventStorage(0) as storage:
+        cfg.OUTPUT_DIR = folder
+        trainer = Trainer(cfg)
+        trainer.checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=[])
+        times = []
+        trainer.model.train()
+        try:
+            for step in range(_WARM + _TIMED):
+                start = time.perf_counter()
+                trainer.iter = trainer._trainer.iter = storage.iter = step
+                trainer._trainer.run_step()
+                _wait(cfg)
+                times.append(time.perf_counter() - start)
+        finally:
+            if trainer._batches is not None:
+                trainer._batches.close()
+        trainer.model.eval()
+        name = cfg.DATASETS.TEST[0]
+        evaluator = trainer.build_evaluator(cfg, name, folder)
+        evaluator.reset()
+        start, number = time.perf_counter(), 0
+        with torch.no_grad():
+            for inputs in islice(trainer.build_test_loader(cfg, name), _PICTURES):
+                evaluator.process(inputs, trainer.model(inputs))
+                number += len(inputs)
+        _wait(cfg)
+        picture = (time.perf_counter() - start) / max(number, 1)
+    return Cost(statistics.median(times[_WARM:]), picture)
+
+
+def _wait(cfg: CfgNode) -> None:
+    if cfg.MODEL.DEVICE.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def choose_steps(
+    data: Data,
+    machine: Machine,
+    *,
+    batch: int,
+    epochs: float | None = None,
+    minutes: float | None = None,
+    cost: Cost | None = None,
+) -> Iterator[Choice]:
+    """SOLVER.MAX_ITER and what follows from it.
+
+    Args:
+        data: of the training.
+        machine: that trains.
+        batch: pictures of a step.
+        epochs: how often every picture is seen; None: by the time, or by a rule on a GPU.
+        minutes: of the whole command; None: CPU_MINUTES on a CPU without `epochs`, else no limit.
+        cost: measured; needed for `minutes`.
+
+    Raises:
+        ValueError: the time is too short for a training.
+    """
+    pictures = len(data.sizes)
+    if minutes is None and epochs is None and machine.device == "cpu":
+        minutes = CPU_MINUTES
+    evaluations = _EVALUATIONS
+    if epochs is not None:
+        steps = max(1, round(epochs * pictures / batch))
+        reason = f"{epochs:g} epochs of {pictures:,} pictures, {batch} a step"
+    elif minutes is None:
+        steps = round(_EPOCHS * pictures / batch)
+        reason = f"{_EPOCHS} epochs of {pictures:,} pictures, {batch} a step"
+        if not _MIN_STEPS <= steps <= _MAX_STEPS:
+            steps = min(max(steps, _MIN_STEPS), _MAX_STEPS)
+            reason += f"; at least {_MIN_STEPS:,}, at most {_MAX_STEPS:,}"
+    else:
+        assert cost is not None
+        seconds = 60 * minutes * (1 - _RESERVE) - _START_SECONDS
+        scoring = cost.picture * data.test_pictures
+        if scoring:
+            evaluations = int(min(_EVALUATIONS, max(_EVALUATION_SHARE * seconds / scoring, 1)))
+        steps = int((seconds - evaluations * scoring) / cost.step)
+        if steps < 1:
+            raise ValueError(
+                f"{minutes:g} minutes are too short: the start takes {_START_SECONDS:.0f} s, a step "
+                f"{cost.step:.2g} s, scoring {data.test_pictures:,} pictures {scoring:.0f} s"
+            )
+        reason = (
+            f"{minutes:g} minutes at {cost.step:.2g} s a step, as measured, with {evaluations} "
+            f"evaluation{'s' * (evaluations > 1)} of {scoring:.0f} s"
+        )
+    yield Choice("SOLVER.MAX_ITER", steps, reason)
+    period = math.ceil(steps / evaluations)
+    yield Choice("TEST.EVAL_PERIOD", period, f"{evaluations} times in the training")
+    yield Choice("SOLVER.CHECKPOINT_PERIOD", period, "with each evaluation, and every 10 minutes")
+    warmup = max(1, min(100, steps // 20))
+    yield Choice("SOLVER.WARMUP_ITERS", warmup, "a twentieth of the steps, 100 at most")
