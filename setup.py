@@ -32,6 +32,8 @@ setup(
     package_dir={"": "projects"},
     packages=find_packages("projects"),
     cmdclass={"build_py": BuildWithConfigs},
+    py_modules=["knet_command"],  # see there why it is not in the package
+    entry_points={"console_scripts": ["knet = knet_command:main"]},
     package_data={"knet.report": ["templates/*"]},
     python_requires=">=3.9",
     # Ranges only; constraints.txt holds the tested set that `make install` uses.
@@ -51,7 +53,7 @@ setup(
         "filelock>=3.9",
         # For checking polygons; fvcore and Detectron2 crop masks with it, and neither declares it.
         "shapely>=2.0",
-        # For the page of tools/report.py; torch needs it as well.
+        # For the page of `knet report`; torch needs it as well.
         "jinja2>=3.1",
     ],
     extras_require={
@@ -72,7 +74,7 @@ setup(
         ],
         # For weights in safetensors files and on the Hugging Face Hub.
         "hub": ["huggingface_hub>=0.23", "safetensors>=0.4"],
-        # For tools/export.py; tools/run_onnx.py needs onnxruntime, numpy and Pillow alone.
+        # For `knet export`; tools/run_onnx.py needs onnxruntime, numpy and Pillow alone.
         "export": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"],
         # For the page of `knet.app`, which asks nothing of other hosts with this gradio. It needs a
         # Pillow below 13.

@@ -113,3 +113,21 @@ def semantic_cfg(tiny_opts, tiny_shapes):
     opts = ["DATASETS.TRAIN", "('tiny_train',)", "DATASETS.TEST", "('tiny_val',)",
             "MODEL.KNET.SEMANTIC.AUX_DIM", 16]  # fmt: skip
     return get_cfg_from_file("configs/shapes/semantic.yaml", [*tiny_opts, *opts])
+
+
+@pytest.fixture
+def predictor(tiny_cfg):
+    """A tiny panoptic model with random weights."""
+    from detectron2.modeling import build_model
+
+    from knet.predictor import KNetPredictor
+
+    tiny_cfg.MODEL.KNET.TEST.OVERLAP_THRESH = 0.0
+    return KNetPredictor(tiny_cfg, build_model(tiny_cfg), MetadataCatalog.get("tiny_val"))
+
+
+@pytest.fixture
+def model_folder(predictor, tmp_path):
+    """The same as its users have it."""
+    predictor.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"

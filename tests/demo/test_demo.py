@@ -15,9 +15,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from knet.data.panoptic_png import read_panoptic_png
-from knet.demo.video import VideoReader, VideoWriter
 from knet.evaluation import build_evaluator
 from knet.evaluation.panoptic_quality import pq_compute
+from knet.predict.video import VideoReader, VideoWriter
 from knet.visualization import draw_result
 
 pytestmark = pytest.mark.slow
@@ -296,7 +296,7 @@ def test_without_output_a_window_shows_every_picture(scenes, model_folder, monke
             shown.append((image.shape, milliseconds))
             return len(shown) < 2  # the user ends it at the second
 
-    monkeypatch.setattr(demo, "Window", Window)
+    monkeypatch.setattr("knet.predict.run.Window", Window)
     words = ("--predictor", model_folder, "--task", "semantic", "--input", scenes / "images")
     assert run(*words) == 0
     assert shown == [((384, 384, 3), 0)] * 2 + ["closed"]

@@ -41,7 +41,7 @@ def left_out(folder: str | os.PathLike[str], files: Iterable[Path]) -> list[str]
     for suffix, count in sorted(counts.items()):
         kind = (mimetypes.guess_type(f"x{suffix}")[0] or "").partition("/")[0]
         if kind == "video":
-            reason = "videos are given one by one, with demo.py --video-input"
+            reason = "videos are given one by one"
         elif suffix in _PLUGINS:
             reason = f"Pillow reads them with a plug-in: pip install {_PLUGINS[suffix]}"
         elif suffix in SUFFIXES:

@@ -5,8 +5,8 @@ import resource
 import numpy as np
 import pytest
 
-from knet.demo.video import VideoReader, VideoWriter
 from knet.errors import UserError
+from knet.predict.video import VideoReader, VideoWriter
 
 
 def write(path, shades, size=(48, 64), rate=12.0):

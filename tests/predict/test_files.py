@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from knet.demo.files import find_pictures, output_files, require_unique_stems, writable_folder
 from knet.errors import UserError
+from knet.predict.files import find_pictures, output_files, require_unique_stems, writable_folder
 
 
 @pytest.fixture

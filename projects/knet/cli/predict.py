@@ -1,0 +1,182 @@
+"""Find objects and scenes in pictures or a video, and draw them.
+
+    knet predict photo.jpg --model panoptic_r50_3x
+    knet predict photos 'more/*.png' --config-file my.yaml --weights model_final.pth --results found
+    knet predict --dataset coco_2017_val_panoptic --images 139 285 --model FOLDER
+
+The last form draws photo, ground truth and prediction side by side. The exit status is 1 if a
+picture could not be read, 2 if what was asked for cannot be done or written, 130 after Ctrl-C;
+what was finished until then is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import mimetypes
+from collections.abc import Callable
+from pathlib import Path
+
+from detectron2.data import DatasetCatalog
+
+from knet.cli.model_arguments import add_model_arguments, load_predictor, model_opts
+from knet.cli.parser import Parser, show_news
+from knet.data.custom import register_builtin
+from knet.data.folders import is_read
+from knet.errors import UserError
+from knet.predict.run import (
+    Predicted,
+    predict_pictures,
+    predict_video,
+    prediction_opts,
+    richest_task,
+    tell,
+)
+from knet.predict.video import CODECS
+from knet.predictor import KNetPredictor
+from knet.visualization import DRAWN_SCORE, TASKS, write_sheets
+
+_SHOWN = 8  # pictures whose contents are told
+
+
+def add_arguments(parser: Parser) -> None:
+    """The flags."""
+    parser.add_inputs("PICTURE", "files, folders, globs in quotes, or one video")
+    add_model_arguments(parser)
+    add_prediction_arguments(parser, output="predictions")
+    parser.add_argument("--webcam", action="store_true", help="the first camera, in a window")
+    parser.add_argument(
+        "--dataset", metavar="NAME", help="draw pictures of a data set beside their ground truth"
+    )
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--images", nargs="+", metavar="ID", help="of the data set: image ids, or positions from 0"
+    )
+    which.add_argument(
+        "--num", type=int, metavar="N", help="pictures from the start of the data set (8)"
+    )
+
+
+def add_prediction_arguments(parser: argparse.ArgumentParser, *, output: str | None) -> None:
+    """What is drawn and written, as `demo/demo.py` takes it too."""
+    parser.add_argument(
+        "--output",
+        metavar="PATH",
+        default=output,
+        help="a folder for the drawings, or the one file; pictures are replaced, a video is not. "
+        f"Codecs of videos are tried in the order {', '.join(CODECS)}; mp4 is the default"
+        + (" (%(default)s)" if output else ""),
+    )
+    parser.add_argument(
+        "--results",
+        metavar="FOLDER",
+        help="write results as files: COCO panoptic PNGs and JSON, COCO results JSON, label PNGs",
+    )
+    parser.add_argument(
+        "--task",
+        choices=list(TASKS),
+        help="what to find; by default the richest that the model gives is drawn, and --results "
+        "has everything",
+    )
+    parser.add_argument(
+        "--confidence-threshold",
+        type=_score,
+        metavar="SCORE",
+        help="instances, and things of panoptic scenes, with a lower score are left out of "
+        "drawings and results (default: as configured, and instances below "
+        f"{DRAWN_SCORE} are not drawn)",
+    )
+
+
+def loader(args: argparse.Namespace) -> Callable[[], KNetPredictor]:
+    """A function that loads the model of the arguments, which gives what they ask for."""
+    threshold = prediction_opts(threshold=args.confidence_threshold)
+    task = prediction_opts(task=args.task)
+
+    def load() -> KNetPredictor:
+        predictor = load_predictor(args, [*threshold, *model_opts(args), *task])
+        if not args.results:
+            predictor.only(richest_task(predictor))
+        return predictor
+
+    return load
+
+
+def drawn_score(args: argparse.Namespace) -> float:
+    """With a threshold the model has left out what is below."""
+    return DRAWN_SCORE if args.confidence_threshold is None else 0.0
+
+
+def run(args: argparse.Namespace) -> int:
+    """Predict; returns the exit status."""
+    show_news()
+    if sum(map(bool, (args.inputs, args.webcam, args.dataset))) != 1:
+        raise UserError("name pictures or a video, --webcam or --dataset, one of them")
+    if args.dataset:
+        return _draw_dataset(args)
+    if args.images or args.num:
+        raise UserError("--images and --num are of a --dataset: name pictures without a flag")
+    videos = [name for name in args.inputs if _is_video(name)]
+    if videos and len(args.inputs) > 1:
+        raise UserError(f"{videos[0]} is a video: it is an input by itself")
+    options = {
+        "output": None if args.webcam else args.output,
+        "results": args.results,
+        "score_threshold": drawn_score(args),
+        "say": lambda text: tell(f"knet predict: {text}"),
+    }
+    if videos or args.webcam:
+        done = predict_video(loader(args), videos[0] if videos else 0, **options)
+    else:
+        done = predict_pictures(loader(args), args.inputs, **options)
+    _tell(done, args)
+    return 1 if done.problems else 0
+
+
+def _draw_dataset(args: argparse.Namespace) -> int:
+    if args.results:
+        raise UserError("--results are of pictures: name the data set's folder of pictures")
+    predictor = loader(args)()
+    register_builtin([args.dataset])
+    if args.dataset not in DatasetCatalog:
+        raise UserError(
+            f"--dataset {args.dataset} is not registered: name one of the config's data sets or "
+            "of Detectron2's"
+        )
+    paths = write_sheets(
+        predictor,
+        args.dataset,
+        args.output,
+        args.images or args.num or 8,
+        task=args.task or richest_task(predictor),
+        score_threshold=drawn_score(args),
+    )
+    print("\n".join(paths))
+    return 0
+
+
+def _tell(done: Predicted, args: argparse.Namespace) -> None:
+    for path, text in list(done.found.items())[:_SHOWN]:
+        print(f"{path.name}: {text}")
+    if len(done.found) > _SHOWN:
+        print(f"… and {len(done.found) - _SHOWN} more")
+    what = f"{done.count} frames" if done.total is None else f"{done.count} of {done.total}"
+    if done.total is not None:
+        what += " picture" + "s" * (done.total != 1)
+    where = str(next(iter(done.files.values()))) if len(done.files) == 1 else args.output
+    places = " and ".join(filter(None, (None if args.webcam else where, args.results)))
+    codec = f" (codec {done.codec}, no audio)" if done.codec else ""
+    problems = f"; {done.problems} could not be read" if done.problems else ""
+    print(f"{what}{codec} -> {places or 'window'}{problems}")
+
+
+def _is_video(name: str) -> bool:
+    kind = mimetypes.guess_type(name)[0] or ""
+    return kind.startswith("video/") and not is_read(name) and not Path(name).is_dir()
+
+
+def _score(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 <= float(text) <= 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text}: scores are 0 to 1")
