@@ -1,8 +1,7 @@
-"""Data sets that lack what most have: trained, evaluated and drawn by the command line tools."""
+"""Data sets that lack what most have: trained, evaluated and drawn."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 from pathlib import Path
@@ -10,10 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import visualize_results
 import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.engine import default_argument_parser
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from PIL import Image
@@ -25,7 +22,9 @@ from knet.data.derive import panoptic_to_instances
 from knet.data.panoptic_png import write_panoptic_png
 from knet.evaluation import build_evaluator
 from knet.predictor import KNetPredictor
+from knet.training.run import evaluate, train
 from knet.training.trainer import Trainer
+from knet.visualization import write_sheets
 
 pytestmark = pytest.mark.slow
 
@@ -115,15 +114,6 @@ def config(tmp_path, tiny_opts):
             catalog.remove(name)
 
 
-def train_net(path: str, opts: list, *arguments: str) -> dict:
-    """What train_net.py does in its process."""
-    spec = importlib.util.spec_from_file_location("train_net", ROOT / "train_net.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    words = ["--config-file", path, *arguments, *map(str, opts)]
-    return module.main(default_argument_parser().parse_args(words))
-
-
 def logged(out: Path) -> dict:
     """The last value of everything that was logged; all numbers must be finite."""
     values: dict = {}
@@ -138,8 +128,9 @@ def flat(results: dict) -> dict:
 
 
 def draw(path: str, opts: list, task: str, folder: Path) -> None:
-    words = ["--config-file", path, "--images", 30, 29, "--task", task, "--output", folder, *opts]
-    sheets = visualize_results.main(list(map(str, words)))
+    cfg = get_cfg_from_file(path, opts)
+    predictor = KNetPredictor.from_config(cfg)
+    sheets = write_sheets(predictor, cfg.DATASETS.TEST[0], str(folder), [30, 29], task=task)
     assert [Path(sheet).name for sheet in sheets] == [f"0_30_{task}.png", f"1_29_{task}.png"]
     for sheet in sheets:
         drawn = np.asarray(Image.open(sheet)).astype(int)
@@ -156,12 +147,12 @@ LOSSES = {
 def test_train_evaluate_and_draw(config, tmp_path, kind):
     path, opts = config(kind)
     out = tmp_path / "out"
-    train_net(path, opts)
+    train(path, opts)
     values = logged(out)
     assert {name for name in values if name.startswith("loss_")} == LOSSES
 
-    opts += ["MODEL.WEIGHTS", out / "model_final.pth"]
-    results = train_net(path, opts, "--eval-only")
+    opts += ["MODEL.WEIGHTS", str(out / "model_final.pth")]
+    results = evaluate(path, opts)
     assert set(results) == {"panoptic_seg", "sem_seg", *(["segm"] if kind != "stuff" else [])}
     assert flat(results) == pytest.approx({k: v for k, v in values.items() if k in flat(results)})
     quality = results["panoptic_seg"]
@@ -221,17 +212,17 @@ def perfect(record: dict, num_classes: int) -> dict:
 def test_instances_and_images_without_any(config, tmp_path, filtered):
     path, opts = config("mixed", "coco_instances")
     opts += ["DATALOADER.FILTER_EMPTY_ANNOTATIONS", filtered]
-    train_net(path, opts)
+    train(path, opts)
     values = logged(tmp_path / "out")
     assert {n for n in values if n.startswith("loss_")} == {n for n in LOSSES if "rank" not in n}
     assert {"segm/AP", "segm/AP-kite", "segm/AP-disc"} <= set(values)
     assert "segm/APl" not in values  # no object is large
-    draw(path, [*opts, "MODEL.WEIGHTS", tmp_path / "out/model_final.pth"], "instance", tmp_path)
+    draw(path, [*opts, "MODEL.WEIGHTS", f"{tmp_path}/out/model_final.pth"], "instance", tmp_path)
 
 
 def test_no_instance_in_any_image(config, tmp_path):
     path, opts = config("void", "coco_instances")
-    train_net(path, [*opts, "DATALOADER.FILTER_EMPTY_ANNOTATIONS", False])
+    train(path, [*opts, "DATALOADER.FILTER_EMPTY_ANNOTATIONS", False])
     values = logged(tmp_path / "out")
     assert values["loss_round3_mask"] == 0 < values["loss_round3_cls"]
     assert not {name for name in values if name.startswith("segm/")}

@@ -15,8 +15,8 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 
 
-def run(*arguments, env=None, launcher=(), script="train_net.py"):
-    command = [sys.executable, *launcher, script, *map(str, arguments)]
+def run(*arguments, env=None, launcher=(), program=("train_net.py",)):
+    command = [sys.executable, *launcher, *program, *map(str, arguments)]
     return subprocess.run(
         command, cwd=ROOT, env={**os.environ, "KNET_TRACEBACK": "", **(env or {})},
         capture_output=True, text=True, timeout=300,
@@ -59,8 +59,10 @@ def test_train_evaluate_and_refuse_foreign_weights(data, tiny_opts, tmp_path):
     assert re.search(rf"sem_seg +{scores['sem_seg/mIoU']:.1f} ", evaluated.stdout)
 
     sheets = tmp_path / "sheets"
-    script = "tools/visualize_results.py"
-    drawn = run(*CONFIG, "--num", 2, "--output", sheets, *again, env=data, script=script)
+    drawn = run(
+        *CONFIG, "--dataset", "shapes_val", "--num", 2, "--output", sheets, *again, env=data,
+        program=("-m", "knet", "predict"),
+    )  # fmt: skip
     assert drawn.returncode == 0, drawn.stderr
     assert len(list(sheets.glob("*.png"))) == 2
 

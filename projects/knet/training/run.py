@@ -1,0 +1,173 @@
+"""Training and scoring as a config says, on one or several processes.
+
+results = train("configs/shapes/panoptic.yaml", ["OUTPUT_DIR", "output/mine"])
+results = evaluate("configs/shapes/panoptic.yaml", ["MODEL.WEIGHTS", "model_final.pth"])
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from detectron2.evaluation import verify_results
+from detectron2.utils import comm
+
+from knet.checkpoint.checkpointer import KNetCheckpointer
+from knet.config import get_cfg_from_file
+from knet.data.custom import register_builtin, register_custom
+from knet.errors import UserError
+from knet.predictor import KNetPredictor
+from knet.training.console import set_up
+from knet.training.launch import launch
+from knet.training.stop import folder_lock
+from knet.training.trainer import Trainer
+
+__all__ = ["evaluate", "evaluate_predictor", "train"]
+
+
+def train(
+    config_file: str,
+    opts: Sequence[Any] = (),
+    *,
+    resume: bool = False,
+    num_gpus: int = 1,
+    num_machines: int = 1,
+    machine_rank: int = 0,
+    dist_url: str = "auto",
+) -> dict[str, Any] | None:
+    """Train a model and score it; everything is written to OUTPUT_DIR.
+
+    Args:
+        config_file: a YAML file.
+        opts: config keys and values.
+        resume: go on from the newest checkpoint in OUTPUT_DIR.
+        num_gpus: processes on this machine; with MODEL.DEVICE cpu they use no GPU.
+        num_machines, machine_rank, dist_url: see `knet.training.launch.launch`.
+
+    Returns:
+        The scores of the last evaluation by task; None where other processes have done the work.
+
+    Raises:
+        UserError, OSError, ValueError: naming what cannot be done, and the mend.
+        SystemExit: after a signal, see `launch`.
+    """
+    places = (num_gpus, num_machines, machine_rank, dist_url)
+    return _launch(config_file, opts, resume, *places, eval_only=False)
+
+
+def evaluate(
+    config_file: str,
+    opts: Sequence[Any] = (),
+    *,
+    resume: bool = False,
+    num_gpus: int = 1,
+    num_machines: int = 1,
+    machine_rank: int = 0,
+    dist_url: str = "auto",
+) -> dict[str, Any] | None:
+    """Score the weights that MODEL.WEIGHTS names, or with `resume` the newest in OUTPUT_DIR.
+
+    Arguments, result and errors are those of :func:`train`.
+    """
+    places = (num_gpus, num_machines, machine_rank, dist_url)
+    return _launch(config_file, opts, resume, *places, eval_only=True)
+
+
+def _launch(
+    config_file: str,
+    opts: Sequence[Any],
+    resume: bool,
+    num_gpus: int,
+    num_machines: int,
+    machine_rank: int,
+    dist_url: str,
+    *,
+    eval_only: bool,
+) -> dict[str, Any] | None:
+    # a model that is scored gets all of its weights from its checkpoint
+    fixed = ["MODEL.TIMM.PRETRAINED", False] if eval_only else []
+    args = argparse.Namespace(  # as Detectron2's `default_setup` takes them
+        config_file=config_file, opts=[*opts, *fixed], resume=resume, eval_only=eval_only
+    )
+    return launch(
+        _in_process,
+        num_gpus,
+        num_machines=num_machines,
+        machine_rank=machine_rank,
+        dist_url=dist_url,
+        on_gpu=_config(args).MODEL.DEVICE.startswith("cuda"),
+        args=(args,),
+    )
+
+
+def _config(args: argparse.Namespace) -> CfgNode:
+    cfg = get_cfg_from_file(args.config_file, args.opts)
+    cfg.freeze()
+    return cfg
+
+
+def _in_process(args: argparse.Namespace) -> dict[str, Any]:
+    """What one process does; returns the results of the last evaluation."""
+    # for authors of libraries; the last of them of processes that share gradients
+    for text in ("TypedStorage is deprecated", "Grad strides do not"):
+        warnings.filterwarnings("ignore", text)
+    cfg = _config(args)
+    # `Trainer` locks its folder too, but config.yaml and log.txt are written before. An evaluation
+    # beside a training is all right: its results are written whole, at the end
+    alone = comm.is_main_process() and not args.eval_only
+    with folder_lock(cfg.OUTPUT_DIR) if alone else contextlib.nullcontext():
+        set_up(cfg, args)
+        register_builtin([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+        register_custom(cfg)
+        return _evaluate(cfg, args.resume) if args.eval_only else _train(cfg, args.resume)
+
+
+def _train(cfg: CfgNode, resume: bool) -> dict[str, Any]:
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    return trainer.train()
+
+
+def _evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:
+    model = Trainer.build_model(cfg)
+    checkpointer = KNetCheckpointer.from_config(cfg, model, cfg.OUTPUT_DIR, strict=True)
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    results = Trainer.test(cfg, model)
+    if cfg.TEST.AUG.ENABLED:
+        results.update(Trainer.test_with_tta(cfg, model))
+    if comm.is_main_process():
+        verify_results(cfg, results)
+    return results
+
+
+def evaluate_predictor(predictor: KNetPredictor, datasets: Sequence[str] = ()) -> dict[str, Any]:
+    """Score a model that is loaded, in this process.
+
+    Args:
+        predictor: the model.
+        datasets: names of registered data sets; those of its config's DATASETS.TEST by default.
+
+    Returns:
+        The scores by task; with several data sets, by data set and task.
+
+    Raises:
+        UserError: no data set is named or registered, or the model looks at several views.
+    """
+    cfg = predictor.cfg.clone()
+    cfg.defrost()
+    cfg.DATASETS.TEST = tuple(datasets) or cfg.DATASETS.TEST
+    if not cfg.DATASETS.TEST:
+        raise UserError("the model's config names no data set: name one with --dataset")
+    if cfg.TEST.AUG.ENABLED:
+        raise UserError("TEST.AUG is scored with a config: name it with --config-file")
+    register_builtin(cfg.DATASETS.TEST)
+    register_custom(cfg)
+    for name in cfg.DATASETS.TEST:
+        if name not in DatasetCatalog:
+            raise UserError(f"the data set {name!r} is not registered")
+    return Trainer.test(cfg, predictor.model)
