@@ -7,7 +7,7 @@ read      ``coco_panoptic``, ``coco_instances`` (with ``coco_file``) or ``semant
 map       ``mapper``: record → picture and targets (with ``augmentation``); what a picture, a label
           PNG or a mask is: ``images``, ``label_png``, ``panoptic_png``, ``masks``
 load      ``loader``: batches of a training that can be continued
-check     ``check/``: what ``tools/check_dataset.py`` reports of a whole data set
+check     ``check/``: what ``knet check`` reports of a whole data set
 make      ``formats/``: entries of ``DATASETS.CUSTOM`` from a folder of any known format; ``fix``:
           mechanical mends of a COCO JSON
 

@@ -18,7 +18,7 @@ def add_data_config(cfg: CfgNode) -> None:
     # and the arguments of that format, see knet.data.register_custom and datasets/README.md.
     cfg.DATASETS.CUSTOM = []
     # What training does with a record that has a defect (a broken picture, an unknown category, …;
-    # `tools/check_dataset.py` lists them): "raise" stops with its name, "skip" takes another record
+    # `knet check` lists them): "raise" stops with its name, "skip" takes another record
     # and reports the number once an epoch. Data sets in DATASETS.TEST always stop.
     cfg.DATASETS.ON_ERROR = "raise"
     # Pictures of more pixels (width times height) are refused by their header, before they take

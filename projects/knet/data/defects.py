@@ -1,6 +1,6 @@
 """What can be wrong with a data set: kinds of defects, and the error that carries one.
 
-The readers, the mapper and ``tools/check_dataset.py`` build every defect here, so that they agree
+The readers, the mapper and ``knet check`` build every defect here, so that they agree
 on what is an error and on how to mend it.
 """
 
@@ -167,7 +167,7 @@ class DataError(ValueError):
         self.defect = defect if isinstance(defect, Defect) else None
         self.others = tuple(others)
         more = len(self.others)
-        tail = f" ({more} more such errors; tools/check_dataset.py lists all)" if more else ""
+        tail = f" ({more} more such errors; knet check lists all)" if more else ""
         super().__init__(f"{defect}{tail}")
 
     @property

@@ -254,7 +254,7 @@ def _read_records(cfg: CfgNode) -> list[Record]:
         for name in cfg.DATASETS.TRAIN:
             raise_first(nothing_to_learn(DatasetCatalog.get(name), name))
         lost = _left_out(cfg)
-        mend = "see what is in it with `python tools/check_dataset.py`"
+        mend = "see what is in it with `knet check`"
         if lost:
             mend = f"{lost} images were left out for errors (DATASETS.ON_ERROR): {mend}"
         elif cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:

@@ -155,7 +155,7 @@ class KNetDatasetMapper:
 
         Raises:
             DataError: naming file, record and mend, for every error that
-                ``tools/check_dataset.py`` finds in what is read here; a missing file is a
+                ``knet check`` finds in what is read here; a missing file is a
                 FileNotFoundError too, a picture of another size than its record's a
                 SizeMismatchError.
             ValueError: if a needed target is not there.

@@ -77,7 +77,7 @@ def usable_records(scan: Scan, on_error: str, name: str) -> Batch:
     if errors:
         logger.warning(
             "data set %r: %d errors in its annotations, %d images left out and %d kept "
-            "(DATASETS.ON_ERROR is skip; tools/check_dataset.py lists all). The first: %s",
+            "(DATASETS.ON_ERROR is skip; knet check lists all). The first: %s",
             name,
             len(errors),
             scan.left_out,
@@ -195,7 +195,7 @@ class SkipReport:
         rest = len(distinct) - _EXAMPLES
         logger.warning(
             "%d times in %s (%d samples in each), %d since this process started, a record was left "
-            "out for another one%s%s%s%s. `python tools/check_dataset.py` lists every defect",
+            "out for another one%s%s%s%s. `knet check` lists every defect",
             len(self._epoch),
             when,
             self.epoch_size,

@@ -188,7 +188,7 @@ class InstanceEvaluator(COCOEvaluator):
         if twice:
             logger.warning(
                 "AP: %d of %d objects of '%s' are there twice (same image, class and mask): a "
-                "right answer to one leaves the other missed; tools/check_dataset.py lists them",
+                "right answer to one leaves the other missed; knet check lists them",
                 *(twice, total, file),
             )
 

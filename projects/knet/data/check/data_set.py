@@ -210,7 +210,9 @@ def _class_defects(report: DatasetReport, meta: Metadata) -> list[Defect]:
     return found
 
 
-def add_config_defects(reports: Sequence[DatasetReport], cfg: CfgNode) -> None:
+def add_config_defects(
+    reports: Sequence[DatasetReport], cfg: CfgNode, *, model: bool = True
+) -> None:
     """Adds to each report what the config makes of its data set.
 
     More objects an image than the model has kernels or gives results, objects that its mask grid
@@ -219,11 +221,12 @@ def add_config_defects(reports: Sequence[DatasetReport], cfg: CfgNode) -> None:
     Args:
         reports: of data sets of the config, not necessarily all.
         cfg: the config.
+        model: whether it has one, too; else only its data sets are compared.
 
     Raises:
         KeyError: the config's backbone does not exist.
     """
-    if cfg.MODEL.KNET.KERNEL_HEAD == "learned":
+    if model and cfg.MODEL.KNET.KERNEL_HEAD == "learned":
         for report in reports:
             report.defects += _count_defects(report, cfg)
         cell = _cell(cfg) if any(report.image_areas for report in reports) else 0.0

@@ -1,10 +1,9 @@
-"""The checker as it is called, and what it prints."""
+"""`knet check` as it is called, and what it prints."""
 
 import json
 import shutil
 from pathlib import Path
 
-import check_dataset as tool
 import numpy as np
 import pytest
 import yaml
@@ -17,9 +16,10 @@ from knet.data.check import record as record_module
 from knet.data.check.data_set import check_dataset
 from knet.data.check.report import DatasetReport, format_report, kernel_advice
 from knet.data.defects import make_defect
+from knet_command import main
 
-from ..data import broken_sets
-from ..data.good_sets import label_map
+from .. import broken_sets
+from ..good_sets import label_map
 
 
 def config(folder, train, test=()):
@@ -35,6 +35,10 @@ def config(folder, train, test=()):
     return str(path)
 
 
+def check(words):
+    return main(["check", *words])
+
+
 def case(name):
     return next(case for case in broken_sets.CASES if case.name == name)
 
@@ -44,7 +48,7 @@ def test_good_sets_of_each_format(tmp_path, capsys):
     file = config(tmp_path, entries[:2], entries[2:])
     sheets, report = tmp_path / "sheets", tmp_path / "report.json"
     arguments = ["--config-file", file, "--workers", "2", "--draw", "1", "--output", str(sheets)]
-    assert tool.main([*arguments, "--json", str(report), "MODEL.KNET.NUM_KERNELS", "1"]) == 0
+    assert check([*arguments, "--json", str(report), "MODEL.KNET.NUM_KERNELS", "1"]) == 0
     text = capsys.readouterr().out
     assert "good_coco_instances: 0 errors, 1 warning\n" in text  # one kernel for two objects
     assert "good_coco_panoptic: 0 errors, 0 warnings\n" in text
@@ -73,24 +77,24 @@ def test_splits_names_and_exit_status(tmp_path, capsys):
     bad = broken_sets.make_broken(case("instances-unknown-category"), tmp_path / "bad")
     file = config(tmp_path, [good, odd], [bad])
     run = ["--workers", "0", "--config-file", file]
-    assert tool.main([*run, "--split", "train"]) == 0  # a warning is no error
+    assert check([*run, "--split", "train"]) == 0  # a warning is no error
     text = capsys.readouterr().out
     assert "WARNING wrong-area: 1; count `area` again" in text and bad["NAME"] not in text
-    assert tool.main([*run, "--split", "test"]) == 1
+    assert check([*run, "--split", "test"]) == 1
     text = capsys.readouterr().out
     where = f"{tmp_path}/bad/annotations.json: image 5, annotation 11: category_id 99 is not"
     assert "ERROR unknown-category: 1; add the category" in text and where in text
     assert "2 of the images read are without an error" in text
-    assert tool.main(run) == 1
+    assert check(run) == 1
     assert capsys.readouterr().out.count("Data set ") == 3
-    assert tool.main([*run, "--dataset", good["NAME"]]) == 0
+    assert check([*run, "--dataset", good["NAME"]]) == 0
     assert capsys.readouterr().out.count("Data set ") == 1
 
 
 def test_a_file_that_cannot_be_read_is_one_error_and_others_are_checked(tmp_path, capsys):
     bad = broken_sets.make_broken(case("instances-json-invalid"), tmp_path / "bad")
     good = broken_sets.make_good("semantic", tmp_path / "good")
-    assert tool.main(["--config-file", config(tmp_path, [bad, good]), "--workers", "0"]) == 1
+    assert check(["--config-file", config(tmp_path, [bad, good]), "--workers", "0"]) == 1
     text = capsys.readouterr().out
     assert "ERROR json-invalid: 1" in text and f"{tmp_path}/bad/annotations.json" in text
     assert "good_semantic: 0 errors" in text
@@ -105,7 +109,7 @@ def test_files_beside_panoptic_annotations_are_checked_too(tmp_path, capsys):
         Image.fromarray(label_map()).save(folder / "semantic" / f"{stem}.png")
     whole = {**entry, "INSTANCES_JSON": other["JSON_FILE"], "SEM_SEG_ROOT": f"{folder}/semantic"}
     run = ["--workers", "0", "--config-file"]
-    assert tool.main([*run, config(tmp_path, [whole])]) == 0
+    assert check([*run, config(tmp_path, [whole])]) == 0
     assert "0 errors, 0 warnings" in capsys.readouterr().out
     Image.fromarray(np.full((40, 60), 77, np.uint8)).save(folder / "semantic" / "b.png")
     content = json.loads(Path(other["JSON_FILE"]).read_text())
@@ -113,14 +117,14 @@ def test_files_beside_panoptic_annotations_are_checked_too(tmp_path, capsys):
     del content["annotations"][4]["category_id"]
     Path(other["JSON_FILE"]).write_text(json.dumps(content))
     DatasetCatalog.remove(entry["NAME"])
-    assert tool.main([*run, config(tmp_path, [whole])]) == 1
+    assert check([*run, config(tmp_path, [whole])]) == 1
     text = capsys.readouterr().out
     assert f"{folder}/semantic/b.png: image 6: label 77" in text
     assert f"{other['JSON_FILE']}: image 5, annotation 11: the polygon lies far outside" in text
     assert f"{other['JSON_FILE']}: image 7, annotation 15: lacks category_id" in text
     Path(other["JSON_FILE"]).write_text("{")
     DatasetCatalog.remove(entry["NAME"])
-    assert tool.main([*run, config(tmp_path, [whole])]) == 1
+    assert check([*run, config(tmp_path, [whole])]) == 1
     text = capsys.readouterr().out
     assert "ERROR json-invalid: 1" in text and "semantic/b.png: image 6: label 77" in text
 
@@ -150,7 +154,7 @@ def test_all_defects_of_the_categories_are_reported(tmp_path, capsys):
     content = json.loads(Path(entry["JSON_FILE"]).read_text())
     content["categories"] += [{"id": 7, "name": "twig"}, {"id": "x", "name": "y"}, {"id": 8}]
     Path(entry["JSON_FILE"]).write_text(json.dumps(content))
-    assert tool.main(["--config-file", config(tmp_path, [entry]), "--workers", "0"]) == 1
+    assert check(["--config-file", config(tmp_path, [entry]), "--workers", "0"]) == 1
     text = capsys.readouterr().out
     assert f"{entry['NAME']}: 3 errors, 0 warnings" in text
     assert "category id 7 comes twice" in text and "lacks name" in text
@@ -164,7 +168,7 @@ def test_all_defects_of_the_categories_are_reported(tmp_path, capsys):
     [
         (["--dataset", "x", "--json", "nowhere/x.json"], "--json nowhere/x.json: there is no such"),
         (["--dataset", "x", "--json", "tests"], "--json tests: this is a folder"),
-        ([], "name a --config-file or a --dataset"),
+        ([], "name a --config-file, a --data folder or a --dataset"),
         (["--dataset", "nowhere"], "no data set 'nowhere': it is not in"),
         (["--dataset", "x", "--workers", "-1"], "--workers is -1"),
         (["--config-file", "nowhere.yaml"], "nowhere.yaml"),
@@ -173,7 +177,7 @@ def test_all_defects_of_the_categories_are_reported(tmp_path, capsys):
 )
 def test_wrong_calls(arguments, message, capsys):
     try:
-        status = tool.main(arguments)
+        status = check(arguments)
     except SystemExit as caught:  # of argparse
         status = caught.code
     assert status == 2
@@ -186,9 +190,9 @@ def test_wrong_configs(tmp_path, capsys):
         ({**good, "IMAGE_ROOT": "nowhere"}, "no folder"),
         ({**good, "FORMAT": "voc"}, "FORMAT is 'voc'"),
     ):
-        assert tool.main(["--config-file", config(tmp_path, [entry]), "--workers", "0"]) == 2
+        assert check(["--config-file", config(tmp_path, [entry]), "--workers", "0"]) == 2
         (line,) = capsys.readouterr().err.splitlines()
-        assert message in line and line.startswith("check_dataset.py: error: ")
+        assert message in line and line.startswith("knet check: error: ")
 
 
 def test_data_sets_that_others_registered(tmp_path):

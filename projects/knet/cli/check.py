@@ -1,0 +1,156 @@
+"""Read every picture and label of a data set once; report what is in it and what is wrong.
+
+    knet check --config-file configs/shapes/panoptic.yaml
+    knet check --config-file my.yaml --split train --draw 8 --output sheets
+    knet check --data photos
+    knet check --dataset shapes_val_instance --json report.json
+
+Exit status: 0 without errors (warnings may be there), 1 with errors, 2 if the call is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from detectron2.config import CfgNode, get_cfg
+
+from knet.cli.parser import Parser
+from knet.config import add_knet_config, get_cfg_from_file
+from knet.data.check.report import format_report
+from knet.data.check.run import check_data, draw_records, max_pixels
+from knet.errors import UserError
+from knet.files import write_json
+from knet.visualization import TASKS
+
+_CHUNK = 8  # records that are waited for before the time left is said
+
+
+def add_arguments(parser: Parser) -> None:
+    """The flags."""
+    parser.add_argument(
+        "--config-file", metavar="FILE", help="its data sets, those of DATASETS.CUSTOM too"
+    )
+    parser.add_argument(
+        "--data", metavar="FOLDER", help="pictures and labels, whose format is recognised"
+    )
+    parser.add_argument("--val", metavar="FOLDER", help="with --data: its validation part")
+    parser.add_argument("--task", choices=list(TASKS), help="with --data: what it is for")
+    parser.add_argument(
+        "--split", choices=["train", "test", "all"], default="all", help="of the data sets"
+    )
+    parser.add_argument(
+        "--dataset",
+        nargs="+",
+        metavar="NAME",
+        help="names of registered data sets, in place of the config's: of its DATASETS.CUSTOM, "
+        "this project's or Detectron2's",
+    )
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, help="processes; 0 for this one only"
+    )
+    parser.add_argument(
+        "--all-defects", action="store_true", help="show every defect, not ten of a kind"
+    )
+    parser.add_argument(
+        "--draw",
+        type=int,
+        default=0,
+        metavar="N",
+        help="draw the labels of N usable records, evenly spread, over their pictures",
+    )
+    parser.add_argument(
+        "--output",
+        default="sheets",
+        metavar="FOLDER",
+        help="for the drawings, and with --data for annotations that are derived (%(default)s)",
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the reports there too")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check and report; returns the exit status."""
+    for stream in (sys.stdout, sys.stderr):  # names of files may hold what cannot be printed
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    if not args.config_file and not args.dataset and not args.data:
+        raise UserError("name a --config-file, a --data folder or a --dataset")
+    if args.data and (args.config_file or args.dataset):
+        raise UserError("--data is checked by itself: leave --config-file and --dataset out")
+    if not args.data and (args.val or args.task):
+        raise UserError("--val and --task go with --data")
+    if args.workers < 0:
+        raise UserError(f"--workers is {args.workers}; it must be 0 or more")
+    if args.opts and not args.config_file:
+        raise UserError(f"{args.opts[0]}: keys and values need a --config-file")
+    if args.json and not Path(args.json).resolve().parent.is_dir():
+        raise UserError(f"--json {args.json}: there is no such folder; make it first")
+    if args.json and Path(args.json).is_dir():
+        raise UserError(f"--json {args.json}: this is a folder; name a file in it")
+    cfg = _config(args)
+    model = args.config_file is not None  # a folder has none yet
+    reports = check_data(
+        cfg,
+        names=args.dataset,
+        split=args.split,
+        model=model,
+        workers=args.workers,
+        progress=_progress,
+    )
+    kernels = cfg.MODEL.KNET.NUM_KERNELS if cfg is not None and model else None
+    limit = max_pixels(cfg)
+    for report in reports:
+        print(format_report(report, num_kernels=kernels, show_all=args.all_defects), end="\n\n")
+        if args.draw:
+            for path in draw_records(report, args.draw, args.output, max_pixels=limit):
+                print(path)
+    if args.json:
+        write_json(args.json, [report.as_dict() for report in reports], indent=1)
+    return int(any(report.num_errors for report in reports))
+
+
+def _config(args: argparse.Namespace) -> CfgNode | None:
+    if args.config_file:
+        return get_cfg_from_file(args.config_file, args.opts)
+    if not args.data:
+        return None
+    from knet.data.formats import recognise
+
+    found = recognise(args.data, val=args.val, task=args.task)
+    prepared = found.prepare(Path(args.output) / "data")
+    for note in dict.fromkeys([*found.notes, *prepared.notes]):
+        print(note)
+    cfg = get_cfg()
+    add_knet_config(cfg)
+    cfg.DATASETS.CUSTOM = [prepared.train, prepared.val]
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (prepared.train["NAME"],), (prepared.val["NAME"],)
+    return cfg
+
+
+def _progress(name: str) -> Callable[[int, int], None]:
+    """Writes records read and the time left to stderr, twice a second at most."""
+    last = time.monotonic()
+    begun = 0.0  # when the first record came: what it took to start says nothing of the rest
+    terminal = sys.stderr.isatty()
+
+    def show(done: int, total: int) -> None:
+        nonlocal begun, last
+        now = time.monotonic()
+        if done == 1:
+            begun = now
+        if now - last < (0.5 if terminal else 10) and not (terminal and done == total):
+            return
+        last = now
+        text = f"{name}: {done} of {total} records"
+        if done > _CHUNK:  # the first ones come at once
+            text += f", {(now - begun) / (done - 1) * (total - done):.0f} s left"
+        print(f"\r{text:<78}" if terminal else text, end="" if terminal else "\n", file=sys.stderr)
+        if terminal and done == total:
+            print(file=sys.stderr)
+
+    return show
