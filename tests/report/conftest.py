@@ -1,7 +1,8 @@
 """A report of toy scenes whose results are known."""
 
 import pytest
-import report as tool
+
+from knet_command import main
 
 from . import results
 
@@ -15,5 +16,5 @@ def results_folder(tiny_shapes, tmp_path):
 def report_file(results_folder, tiny_opts, tmp_path):
     path = tmp_path / "report.html"
     flags = ["--predictions", results_folder, "--output", path]
-    assert tool.main(results.arguments(tiny_opts, *flags)) == 0
+    assert main(results.arguments(tiny_opts, *flags)) == 0
     return path

@@ -72,7 +72,7 @@ def write_results(folder, dataset="tiny_val", *, kinds=("panoptic_seg", "instanc
 
 
 def arguments(tiny_opts, *flags, dataset="tiny_val", config="panoptic"):
-    """Of tools/report.py, for the toy scenes."""
+    """Of `knet`, for a report on the toy scenes."""
     data = ["DATASETS.TRAIN", f"('{dataset}',)", "DATASETS.TEST", f"('{dataset}',)"]
-    flags = ["--config-file", f"configs/shapes/{config}.yaml", *map(str, flags)]
+    flags = ["report", "--config-file", f"configs/shapes/{config}.yaml", *map(str, flags)]
     return [*flags, *map(str, tiny_opts), *data]

@@ -6,7 +6,6 @@ import re
 
 import numpy as np
 import pytest
-import report as tool
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from PIL import Image
@@ -16,6 +15,7 @@ from knet.classes import categories_of
 from knet.data import register_coco_panoptic
 from knet.evaluation import build_evaluator, pq_compute
 from knet.training.curves import curves_png
+from knet_command import main
 
 from . import results
 from .page_reader import PageReader
@@ -146,7 +146,7 @@ def test_models_of_one_task(tiny_shapes, tiny_opts, tmp_path, kinds, task, measu
     folder = results.write_results(tmp_path / "results", kinds=kinds)
     path = tmp_path / "report.html"
     flags = ["--predictions", folder, "--output", path, "--score-threshold", "0.4"]
-    assert tool.main(results.arguments(tiny_opts, *flags)) == 0
+    assert main(results.arguments(tiny_opts, *flags)) == 0
     page = path.read_text(encoding="utf-8")
     reader, shown = PageReader(page), metrics(page)
     assert absent not in shown and absent not in next(iter(reader.classes.values()))
@@ -163,7 +163,7 @@ def test_models_of_one_task(tiny_shapes, tiny_opts, tmp_path, kinds, task, measu
         again = path.with_name("best.html")
         flags = ["--predictions", folder, "--output", again]
         flags += ["--score-threshold", best["data-score"]]
-        assert tool.main(results.arguments(tiny_opts, *flags)) == 0
+        assert main(results.arguments(tiny_opts, *flags)) == 0
         for text, f1 in ((page, usual_f1), (again.read_text(encoding="utf-8"), shown_f1)):
             rows = PageReader(text).classes.values()
             tp, fp, fn = (sum(int(r[k] or 0) for r in rows) for k in ("Found", "False", "Missed"))
@@ -181,7 +181,7 @@ def test_a_semantic_model_is_run(semantic_cfg, tiny_opts, tmp_path):
     (tmp_path / "metrics.json").write_text(json.dumps(trained))
     opts = [*tiny_opts, "MODEL.KNET.SEMANTIC.AUX_DIM", 16, "MODEL.WEIGHTS", weights]
     arguments = results.arguments(opts, "--output", path, "--images", 3, config="semantic")
-    assert tool.main(arguments) == 0
+    assert main(arguments) == 0
     page = path.read_text(encoding="utf-8")
     assert "The 2 worst and 1 best of 4 images" in " ".join(page.split())
     assert "mIoU" in metrics(page) and page.count('class="card"') == 3
@@ -213,7 +213,7 @@ def test_names_are_escaped(tiny_shapes, tiny_opts, tmp_path):
         results.write_results(tmp_path / "results", "odd_names")
         path = tmp_path / "report.html"
         flags = ["--predictions", tmp_path / "results", "--output", path]
-        assert tool.main(results.arguments(tiny_opts, *flags, dataset="odd_names")) == 0
+        assert main(results.arguments(tiny_opts, *flags, dataset="odd_names")) == 0
     finally:
         for key in [k for k in DatasetCatalog.list() if k.split("/")[0] == "odd_names"]:
             DatasetCatalog.remove(key)

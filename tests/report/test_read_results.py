@@ -1,24 +1,15 @@
-"""A page made from the files of demo/demo.py has the scores of the model that wrote them."""
+"""A page made from the files of `knet predict` has the scores of the model that wrote them."""
 
-import importlib.util
-import sys
 from pathlib import Path
 
-import report as tool
 import torch
 from detectron2.modeling import build_model
 
 from knet.checkpoint.write_file import write_weights
+from knet_command import main
 
 from . import results
 from .page_reader import PageReader
-
-_SPEC = importlib.util.spec_from_file_location(
-    "demo_script_of_report", Path(__file__).parents[2] / "demo" / "demo.py"
-)
-demo = importlib.util.module_from_spec(_SPEC)
-sys.modules[_SPEC.name] = demo  # dataclasses look there
-_SPEC.loader.exec_module(demo)
 
 
 def test_files_give_the_page_of_the_model(tiny_cfg, tiny_opts, tiny_shapes, tmp_path):
@@ -44,14 +35,15 @@ def test_files_give_the_page_of_the_model(tiny_cfg, tiny_opts, tiny_shapes, tmp_
 
     folder = tmp_path / "found"
     pictures = tiny_shapes / "val" / "images"
-    assert demo.main(arguments("--input", pictures, "--results", folder, "--opts")) == 0
+    words = arguments(pictures, "--results", folder, "--output", tmp_path / "drawn")
+    assert main(["predict", *words[1:]]) == 0
     columns = {"panoptic": ("PQ", "AP"), "instance": ("F1", "AP")}
     for task, measures in columns.items():
         pages = []
         for source in ([], ["--predictions", folder]):
             path = tmp_path / "page.html"
             flags = ["--task", task, "--score-threshold", 0.1, "--output", path, *source]
-            assert tool.main(arguments(*flags)) == 0
+            assert main(arguments(*flags)) == 0
             pages.append(PageReader(path.read_text(encoding="utf-8")).classes)
         run, files = pages
         assert sum(float(row["False"] or 0) for row in run.values()) > 4

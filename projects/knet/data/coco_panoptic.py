@@ -65,7 +65,7 @@ def scan_coco_panoptic(
     class_ids = {**meta["stuff_dataset_id_to_contiguous_id"], **things}
     annotated: dict[Any, int] = {}  # image id → position of its record
     if "annotations" not in content:
-        mend = "add it; `demo/demo.py --results FOLDER` predicts pictures without annotations"
+        mend = "add it; `knet predict --results FOLDER` predicts pictures without annotations"
         raise failure("missing-key", panoptic_json, "", "lacks `annotations`", mend=mend)
     for position, entry in entries(content, "annotations", defects):
         image_id = entry.get("image_id")

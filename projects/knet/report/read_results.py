@@ -98,8 +98,8 @@ class FilePredictions:
                 output["sem_seg"] = self._sem_seg(stem, size)
         except (KeyError, TypeError) as error:
             raise ValueError(
-                f"{self.folder}: the results of '{stem}' are not in the form of demo.py --results: "
-                f"{type(error).__name__} {error}"
+                f"{self.folder}: the results of '{stem}' are not in the form of knet predict "
+                f"--results: {type(error).__name__} {error}"
             ) from error
         return output
 
@@ -199,7 +199,7 @@ class FilePredictions:
             content = json.loads(read_text(path))
         except FileNotFoundError as error:
             raise FileNotFoundError(
-                f"--predictions {self.folder}: no {name} in it; demo/demo.py --results writes "
+                f"--predictions {self.folder}: no {name} in it; knet predict --results writes "
                 "such folders"
             ) from error
         except (ValueError, RecursionError) as error:
