@@ -86,7 +86,7 @@ class Model:
         self._outputs = [output.name for output in self.session.get_outputs()]
         self._shape = self.session.get_inputs()[0].shape
         if "knet" not in properties:
-            raise ValueError(f"{path} was not written by tools/export.py: no metadata 'knet'")
+            raise ValueError(f"{path} was not written by knet export: no metadata 'knet'")
         self.info = _read_metadata(path, properties["knet"])
         inputs = {value.name for value in self.session.get_inputs()}
         needed = {name for result in self.info["results"] for name in _OUTPUTS[result]}
@@ -441,7 +441,7 @@ def get_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("model", help="ONNX file of tools/export.py")
+    add("model", help="ONNX file of knet export")
     add("--input", nargs="+", required=True, help="files, globs, folders")
     add("--output", required=True, help="folder for the results")
     add("--confidence-threshold", type=float, default=_DRAWN_SCORE, help="of drawn instances")

@@ -149,7 +149,7 @@ def load_program(path: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, Any
         return program.module(), json.loads(extra[METADATA_KEY])
     except Exception as error:  # PyTorch's reader raises anything at a broken archive
         raise ValueError(
-            f"{os.fspath(path)} is no whole file of tools/export.py --format torch_export: export "
+            f"{os.fspath(path)} is no whole file of knet export --format torch_export: export "
             f"the model again ({type(error).__name__}: {error})"
         ) from error
 

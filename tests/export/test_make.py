@@ -1,16 +1,16 @@
-"""tools/export.py from a predictor's folder to a file, and its messages."""
+"""`knet export` from a predictor's folder to a file, and its messages."""
 
 from __future__ import annotations
 
 import json
 
-import export
 import pytest
 import torch
 from torch import nn
 
 from knet.export import onnx_file
 from knet.export.program import load_program, save_program
+from knet_command import main
 
 from .models import scene, small_cfg, small_predictor
 
@@ -19,9 +19,9 @@ def test_exports_a_predictor_folder(tmp_path, capsys):
     predictor = small_predictor(small_cfg("instance"), "instance")
     predictor.save_pretrained(tmp_path / "folder")
     out = tmp_path / "sub" / "model.pt2"
-    arguments = ["--predictor", tmp_path / "folder", "--format", "torch_export", "--raw",
+    arguments = ["export", "--model", tmp_path / "folder", "--format", "torch_export", "--raw",
                  "--size", "64", "72", "--output", out]  # fmt: skip
-    assert export.main([*map(str, arguments), "TEST.DETECTIONS_PER_IMAGE", "7"]) == 0
+    assert main([*map(str, arguments), "TEST.DETECTIONS_PER_IMAGE", "7"]) == 0
     assert "mask_logits, class_logits" in capsys.readouterr().out
     program, metadata = load_program(out)
     assert metadata["results"] == ["raw"]
@@ -37,25 +37,25 @@ def test_exports_a_predictor_folder(tmp_path, capsys):
 
 def test_wrong_calls_end_with_a_message(tmp_path, capsys):
     def message(*arguments: object) -> str:
-        assert export.main([*map(str, arguments)]) == 2
-        error = capsys.readouterr().err
-        assert error.startswith("export.py: error: ") and error.count("\n") == 1
-        return error
+        assert main(["export", *map(str, arguments)]) == 2
+        *_, line = capsys.readouterr().err.splitlines()
+        assert line.startswith("knet export: error: ")
+        return line
 
     out = tmp_path / "model.onnx"
-    assert "no folder" in message("--predictor", tmp_path / "none", "--output", out)
+    assert "no folder" in message("--model", tmp_path / "none", "--output", out)
     assert "none.yaml" in message("--config-file", tmp_path / "none.yaml", "--output", out)
     assert not out.exists()
     folder = tmp_path / "folder"
     predictor = small_predictor(small_cfg("instance"), "instance")
     predictor.save_pretrained(folder)
     opts = ["TEST.AUG.ENABLED", "True"]
-    assert "TEST.AUG.ENABLED" in message("--predictor", folder, "--output", out, *opts)
+    assert "TEST.AUG.ENABLED" in message("--model", folder, "--output", out, *opts)
     blocked = tmp_path / "file"
     blocked.write_text(json.dumps({}))
-    assert "file" in message("--predictor", folder, "--output", blocked / "model.onnx")
+    assert "file" in message("--model", folder, "--output", blocked / "model.onnx")
     assert blocked.read_text() == "{}"
-    assert "is a folder" in message("--predictor", folder, "--output", tmp_path)
+    assert "is a folder" in message("--model", folder, "--output", tmp_path)
 
 
 class Sums(nn.Module):
