@@ -1,9 +1,8 @@
-"""tools/convert_openmmlab_checkpoint.py on the command line."""
+"""`knet convert`: there and back, and configs against the published models."""
 
 import json
 import os
 import re
-import runpy
 from pathlib import Path
 
 import pytest
@@ -12,17 +11,17 @@ from detectron2.modeling import build_model
 
 from knet.checkpoint.published_names import export_published
 from knet.checkpoint.read_file import read_file
+from knet_command import main
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 GOLDEN = json.loads((ROOT / "tests" / "golden" / "published_shapes.json").read_text())
 INSTANCE = "configs/coco/instance/knet_r50_fpn_1x.yaml"
 
 
-@pytest.fixture
-def convert():
-    return runpy.run_path(str(ROOT / "tools" / "convert_openmmlab_checkpoint.py"))["main"]
+def convert(words):
+    return main(["convert", *words])
 
 
 def write(path, saved):
@@ -46,7 +45,7 @@ def write(path, saved):
         ("semantic_upernet_swin_l", "configs/ade20k/semantic/knet_upernet_swin_l_640.yaml"),
     ],
 )
-def test_configs_build_the_published_models(tmp_path, convert, capsys, task, config):
+def test_configs_build_the_published_models(tmp_path, capsys, task, config):
     shapes = write(tmp_path / "shapes.json", GOLDEN[task])
     assert convert(["--check", shapes, "--config-file", str(ROOT / config)]) == 0
     total = f"{GOLDEN[task]['num_params']:,}"
@@ -57,7 +56,7 @@ def test_configs_build_the_published_models(tmp_path, convert, capsys, task, con
 
 
 @pytest.mark.parametrize("task", ["instance", "panoptic"])
-def test_deformable_models_add_the_offsets(tmp_path, convert, capsys, task):
+def test_deformable_models_add_the_offsets(tmp_path, capsys, task):
     """DCNv1 adds 2 x 9 offsets to each 3x3 convolution of c3 to c5; all else is the R101 list."""
     parameters = dict(GOLDEN["panoptic_r101"]["parameters"])
     if task == "instance":  # heads of the instance model over the backbone of the other
@@ -75,7 +74,7 @@ def test_deformable_models_add_the_offsets(tmp_path, convert, capsys, task):
     assert capsys.readouterr().out.startswith("missing: 0\nunexpected: 0\nmismatched: 0\n")
 
 
-def test_differences_are_named(tmp_path, convert, capsys):
+def test_differences_are_named(tmp_path, capsys):
     parameters = dict(GOLDEN["instance"]["parameters"])
     parameters["roi_head.extra"] = [3]
     parameters["rpn_head.init_kernels.weight"] = [90, 256, 1, 1]
@@ -89,9 +88,9 @@ def test_differences_are_named(tmp_path, convert, capsys):
     assert "ours 37,482,368" in out
 
 
-def test_classes_of_unknown_data_sets_come_from_the_list(tmp_path, convert, capsys):
+def test_classes_of_unknown_data_sets_come_from_the_list(tmp_path, capsys):
     shapes = write(tmp_path / "shapes.json", GOLDEN["panoptic"])
-    config = ["--config-file", str(ROOT / "configs/coco/panoptic/knet_r50_fpn_1x.yaml"), "--opts",
+    config = ["--config-file", str(ROOT / "configs/coco/panoptic/knet_r50_fpn_1x.yaml")  ,
               "DATASETS.TRAIN", "('mine',)", "DATASETS.TEST", "()"]  # fmt: skip
     assert convert(["--check", shapes, *config]) == 0
     wrong = ["MODEL.KNET.NUM_THING_CLASSES", "7", "MODEL.KNET.NUM_STUFF_CLASSES", "0"]
@@ -100,7 +99,7 @@ def test_classes_of_unknown_data_sets_come_from_the_list(tmp_path, convert, caps
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
-def test_semantic_file_there_and_back(tmp_path, semantic_cfg, convert, capsys, suffix):
+def test_semantic_file_there_and_back(tmp_path, semantic_cfg, capsys, suffix):
     semantic_cfg.merge_from_list(
         ["MODEL.BACKBONE.NAME", "build_resnet_v1c_backbone", "MODEL.RESNETS.STEM_OUT_CHANNELS", 16,
          "MODEL.RESNETS.RES2_OUT_CHANNELS", 16]
@@ -114,7 +113,7 @@ def test_semantic_file_there_and_back(tmp_path, semantic_cfg, convert, capsys, s
     assert set(again) == set(state) and all(torch.equal(again[k], v) for k, v in state.items())
 
 
-def test_refusals(tmp_path, convert, capsys):
+def test_refusals(tmp_path, capsys):
     class Malicious:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "ran"),)
@@ -134,13 +133,13 @@ def test_refusals(tmp_path, convert, capsys):
     assert ".pth or .safetensors" in capsys.readouterr().err
     assert convert([str(tmp_path / "lost.pth"), out]) == 2
     assert "lost.pth" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        convert(["--check", "shapes.json"])
-    with pytest.raises(SystemExit):
-        convert([source])
+    assert convert(["--check", "shapes.json"]) == 2
+    assert "--check compares --config-file with a list" in capsys.readouterr().err
+    assert convert([source]) == 2
+    assert "name the weights to convert and the file to write" in capsys.readouterr().err
 
 
-def test_weights_that_are_not_finite_are_not_converted(tmp_path, convert, capsys):
+def test_weights_that_are_not_finite_are_not_converted(tmp_path, capsys):
     state = {"rpn_head.init_kernels.weight": torch.full((3, 4, 1, 1), float("nan"))}
     torch.save({"state_dict": state}, tmp_path / "bad.pth")
     assert convert([str(tmp_path / "bad.pth"), str(tmp_path / "out.pth")]) == 2
