@@ -1,18 +1,19 @@
 """What the kernels do: numbers and pictures."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import visualize_kernels
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from PIL import Image
 
-from knet.errors import UserError
 from knet.kernel_pictures import draw_class_scores, draw_kernel_rounds
 from knet.kernel_trace import KernelTrace, average_masks, trace_kernels
 from knet.predictor import KNetPredictor
+from knet_command import main
 
 
 def make(cfg):
@@ -150,26 +151,24 @@ def test_drawings(trace):
 
 
 @pytest.mark.slow
-def test_tool(tiny_cfg, semantic_cfg, tmp_path, capsys):
+def test_command(tiny_cfg, semantic_cfg, tmp_path, capsys):
     make(tiny_cfg).save_pretrained(tmp_path / "model")
     make(semantic_cfg).save_pretrained(tmp_path / "semantic")
     Image.fromarray(picture(40, 60)).save(tmp_path / "a.png")
     out = tmp_path / "out"
 
     def run(model, *words):
-        words = ["--predictor", tmp_path / model, *words]
-        return visualize_kernels.main([str(word) for word in words])
+        words = ["kernels", *words, "--model", tmp_path / model, "--output", out]
+        status = main([str(word) for word in words])
+        said = capsys.readouterr()
+        return said.err if status else [Path(line) for line in said.out.splitlines()]
 
-    paths = run("model", "--input", tmp_path / "a.png", "--kernels", 2, "--output", out,
-                "MODEL.KNET.TEST.SEMANTIC_ON", False)  # fmt: skip
+    paths = run("model", tmp_path / "a.png", "MODEL.KNET.TEST.SEMANTIC_ON", False, "--kernels", 2)
     assert paths == [out / "a_rounds.png", out / "a_classes.png"]
-    assert run("semantic", "--input", tmp_path / "a.png", "--kernels", 2, "--output", out) == [
-        out / "a_rounds.png"
-    ]
-    (average,) = run("model", "--dataset", "tiny_val", "--images", 2, "--output", out)
+    assert run("semantic", tmp_path / "a.png", "--kernels", 2) == [out / "a_rounds.png"]
+    (average,) = run("model", "--dataset", "tiny_val", "--images", 2)
     assert average == out / "tiny_val_average.png"
     assert Image.open(average).size[0] > 400
-    with pytest.raises(UserError, match="--dataset nowhere is not registered"):
-        run("model", "--dataset", "nowhere", "--output", out)
-    with pytest.raises(FileNotFoundError, match=r"no picture at .*gone\.png"):
-        run("model", "--input", tmp_path / "gone.png", "--output", out)
+    assert "--dataset nowhere is not registered" in run("model", "--dataset", "nowhere")
+    assert f"no picture at {tmp_path}/gone.png" in run("model", tmp_path / "gone.png")
+    assert "name pictures or a --dataset" in run("model")

@@ -1,15 +1,8 @@
 """One picture is one input of the model, whatever reads it and whatever INPUT.FORMAT is."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
-import report
 import torch
-import visualize_kernels
-import visualize_results
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from PIL import Image
@@ -22,15 +15,9 @@ from knet.export.metadata import describe
 from knet.export.program import build_graph
 from knet.modeling.knet import KNet
 from knet.predictor import KNetPredictor
+from knet_command import main
 
 pytestmark = pytest.mark.slow
-
-_SPEC = importlib.util.spec_from_file_location(
-    "demo_doors", Path(__file__).parents[1] / "demo" / "demo.py"
-)
-demo = importlib.util.module_from_spec(_SPEC)
-sys.modules[_SPEC.name] = demo  # dataclasses look there
-_SPEC.loader.exec_module(demo)
 
 CONFIG = "configs/shapes/panoptic.yaml"
 
@@ -112,17 +99,14 @@ def test_every_door_feeds_what_evaluation_feeds(opts, tmp_path, monkeypatch):
     monkeypatch.setattr(KNet, "forward", watch(KNet.forward))
     monkeypatch.setattr(KNet, "trace", watch(KNet.trace))
     out, picture = str(tmp_path / "out"), record["file_name"]
-    model = ["--config-file", CONFIG]
-    for door in (
-        lambda: demo.main([*model, "--input", picture, "--output", out, "--opts", *keys]),
-        lambda: report.main([*model, "--output", f"{out}/report.html", *keys]),
-        lambda: visualize_results.main([*model, "--num", "1", "--output", out, *keys]),
-        lambda: visualize_kernels.main(
-            [*model, "--input", picture, "--kernels", "1", "--output", out, *keys]
-        ),
+    for words in (
+        ["predict", picture, "--output", out],
+        ["report", "--output", f"{out}/report.html"],
+        ["predict", "--dataset", "tiny_val", "--images", "0", "--output", out],
+        ["kernels", picture, "--kernels", "1", "--output", out],
     ):
         fed.clear()
-        door()
+        assert main([*words, "--config-file", CONFIG, *keys]) == 0
         assert torch.equal(fed[0], expected)
 
     # exported: the picture in the channel order that the metadata name, resized by Pillow

@@ -140,22 +140,21 @@ def test_missing_output_names_the_switch(records):
 def test_all_doors_draw_from_one_score_on():
     import inspect
 
-    import report
     import run_onnx
-    import visualize_results
 
     from knet.kernel_trace import average_masks
+    from knet.predict.describe import describe_result
+    from knet.predict.run import predict_pictures, predict_video
     from knet.report.collect import ReportCollector
+    from knet.report.make import make_report
 
-    for function in (draw_result, draw_sheet, write_sheets, average_masks, ReportCollector):
+    for function in (
+        *(draw_result, draw_sheet, write_sheets, average_masks, ReportCollector, make_report),
+        *(describe_result, predict_pictures, predict_video),
+    ):
         default = inspect.signature(function).parameters["score_threshold"].default
         assert default == DRAWN_SCORE, function
-    for tool, option in (
-        (report, "score_threshold"),
-        (visualize_results, "score_threshold"),
-        (run_onnx, "confidence_threshold"),
-    ):
-        assert tool.get_parser().get_default(option) == DRAWN_SCORE, tool
+    assert run_onnx.get_parser().get_default("confidence_threshold") == DRAWN_SCORE
 
 
 def test_write_sheets(records, tiny_cfg, tmp_path):

@@ -2,6 +2,7 @@
 
     sheet = draw_kernel_rounds(image, trace)
     sheet = draw_average_masks(averages)
+    paths = write_kernel_pictures(predictor, ["photo.jpg"], "kernels")
 
 Numbers come from `knet.kernel_trace`; every drawing is an (H, W, 3) uint8 RGB array.
 """
@@ -9,18 +10,103 @@ Numbers come from `knet.kernel_trace`; every drawing is an (H, W, 3) uint8 RGB a
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from detectron2.data import DatasetCatalog
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from tqdm import tqdm
 
-from knet.kernel_trace import KernelAverages, KernelTrace
+from knet.data.custom import register_builtin
+from knet.data.images import read_picture, save_image
+from knet.errors import UserError
+from knet.kernel_trace import KernelAverages, KernelTrace, average_masks, trace_kernels
+from knet.predictor import KNetPredictor
 
 _DPI = 110
 _COLORS = "viridis"
 _MAX_CLASSES = 12
 _LEAST_SCORE = 0.05  # classes below it in every round are not listed
+
+
+def write_kernel_pictures(
+    predictor: KNetPredictor,
+    pictures: Sequence[str | os.PathLike[str]],
+    folder: str | os.PathLike[str],
+    *,
+    num_kernels: int = 8,
+) -> list[Path]:
+    """Follow the best kernels of each picture: `NAME_rounds.png` and `NAME_classes.png`.
+
+    Args:
+        predictor: the model; semantic ones have no class scores.
+        pictures: files, of different names.
+        folder: for the PNGs; made if missing.
+        num_kernels: how many.
+
+    Returns:
+        The files' paths.
+
+    Raises:
+        DataError, ValueError: a picture cannot be read, or see `trace_kernels`.
+    """
+    out, paths = Path(folder), []
+    out.mkdir(parents=True, exist_ok=True)
+    for picture in map(Path, pictures):
+        image = _read(predictor, {"file_name": str(picture)})
+        trace = trace_kernels(predictor, image, num_kernels=num_kernels)
+        drawings = {"rounds": draw_kernel_rounds(image, trace)}
+        if trace.class_scores is not None:
+            drawings["classes"] = draw_class_scores(trace)
+        for name, drawing in drawings.items():
+            paths.append(out / f"{picture.stem}_{name}.png")
+            save_image(paths[-1], drawing)
+    return paths
+
+
+def write_average_masks(
+    predictor: KNetPredictor,
+    dataset: str,
+    folder: str | os.PathLike[str],
+    *,
+    num_images: int = 200,
+) -> Path:
+    """Where each kernel fires in a data set: `DATASET_average.png`.
+
+    Args:
+        predictor: the model.
+        dataset: a registered data set.
+        folder: for the PNG; made if missing.
+        num_images: of the data set, from its start.
+
+    Raises:
+        UserError: the data set is not registered.
+    """
+    register_builtin([dataset])
+    if dataset not in DatasetCatalog:
+        raise UserError(
+            f"--dataset {dataset} is not registered: name one of the config's data sets or of "
+            "Detectron2's"
+        )
+    records = DatasetCatalog.get(dataset)[:num_images]
+
+    def images() -> Iterator[np.ndarray]:
+        for record in tqdm(records, unit="picture"):
+            yield _read(predictor, record)
+
+    path = Path(folder) / f"{dataset}_average.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_image(path, draw_average_masks(average_masks(predictor, images())))
+    return path
+
+
+def _read(predictor: KNetPredictor, record: Mapping[str, Any]) -> np.ndarray:
+    limit = predictor.cfg.INPUT.MAX_PIXELS
+    return read_picture(record, image_format="RGB", max_pixels=limit)
 
 
 def draw_kernel_rounds(image: np.ndarray, trace: KernelTrace) -> np.ndarray:
