@@ -214,7 +214,7 @@ def test_missing_paths(tmp_path, content, key):
 def test_shapes_not_written(tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     assert datasets_root() == tmp_path
-    with pytest.raises(FileNotFoundError, match=r"shapes.train.*tools/make_shapes.py"):
+    with pytest.raises(FileNotFoundError, match=r"shapes.train.*datasets/make_shapes.py"):
         register_shapes()
 
 

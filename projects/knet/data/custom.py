@@ -141,7 +141,7 @@ def register_shapes(
         folder = base / split
         if not (folder / "meta.json").is_file():
             raise FileNotFoundError(
-                f"no shapes data set at {folder}; write it with `python tools/make_shapes.py` "
+                f"no shapes data set at {folder}; write it with `python datasets/make_shapes.py` "
                 f"(it goes to $DETECTRON2_DATASETS/shapes)"
             )
         images, instances = folder / "images", folder / "instances.json"

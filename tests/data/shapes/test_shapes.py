@@ -181,7 +181,7 @@ def test_write_arguments_are_checked(tmp_path, arguments):
 
 @pytest.mark.slow
 def test_tool(tmp_path):
-    tool = Path(__file__).parents[3] / "tools" / "make_shapes.py"
+    tool = Path(__file__).parents[3] / "datasets" / "make_shapes.py"
     command = [sys.executable, str(tool), "--train", "2", "--val", "1", "--root", str(tmp_path)]
     path = str(Path(__file__).parents[3] / "projects")
     done = subprocess.run(command, capture_output=True, text=True, env=_environment(path))

@@ -1,6 +1,6 @@
 """Writes the toy data set *shapes* to $DETECTRON2_DATASETS/shapes (by default ./datasets/shapes).
 
-python tools/make_shapes.py --seed 0 --train 1600 --val 200
+python datasets/make_shapes.py --seed 0 --train 1600 --val 200
 """
 
 import argparse
