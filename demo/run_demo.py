@@ -33,7 +33,7 @@ _PASSED_ON = ("SIGINT", "SIGTERM", "SIGHUP")  # the last one is not on Windows
 
 def run(*command: str) -> None:
     """Show a command, run it in the project's folder, and end the demo as it does if it fails."""
-    print("\n$ python " + " ".join(command), flush=True)
+    print("\n$ " + " ".join(command).replace("-m knet", "knet", 1), flush=True)
     # in a session of its own, so that it gets Ctrl-C once, from here
     child = subprocess.Popen([sys.executable, *command], cwd=ROOT, start_new_session=True)
     numbers = [getattr(signal, name) for name in _PASSED_ON if hasattr(signal, name)]
@@ -80,14 +80,15 @@ def main() -> None:
     )
     print("6 to 9 minutes on 2 cores, more on slow ones; training and scoring print the time left.")
     config = ["--config-file", "configs/shapes/panoptic.yaml"]
-    weights = ["MODEL.WEIGHTS", str(output / "model_final.pth")]
-    sheets = ["--num", str(args.sheets), "--output", str(output / "sheets")]
-    run("train_net.py", *config, "OUTPUT_DIR", str(output), "SEED", str(args.seed))
+    weights = ["--weights", str(output / "model_final.pth")]
+    pictures = ["--dataset", "shapes_val", "--num", str(args.sheets)]
+    sheets = [*pictures, "--output", str(output / "sheets")]
+    run("-m", "knet", "train", *config, "OUTPUT_DIR", str(output), "SEED", str(args.seed))
     results = last_line(metrics)
     for task in ("panoptic", "instance"):
-        run("tools/visualize_results.py", *config, "--task", task, *sheets, *weights)
+        run("-m", "knet", "predict", *config, "--task", task, *sheets, *weights)
     page = ["--images", "200", "--output", str(report), "OUTPUT_DIR", str(output)]
-    run("tools/report.py", *config, *page, *weights)
+    run("-m", "knet", "report", *config, *page, *weights)
 
     print(f"\nOn 200 scenes that the model has never seen, by Detectron2's evaluators ({metrics}):")
     for key, meaning in SCORES.items():
