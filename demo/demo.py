@@ -6,10 +6,10 @@
     python demo/demo.py --predictor FOLDER --task instance --confidence-threshold 0.5 \\
         --video-input street.mp4 --output drawn.mp4 --results found
 
-The flags are those of Detectron2's demo, and --model (or --predictor), --task and --results; `knet predict` does
-the same. Without --output and --results a window shows the pictures one by one (any key: next, Esc
-or q: end). The exit status is 1 if a picture could not be read, 2 if what was asked for cannot be
-done or written, 130 after Ctrl-C; what was finished until then is kept.
+The flags are those of Detectron2's demo, and --model (or --predictor), --task and --results;
+`knet predict` does the same. Without --output and --results a window shows the pictures one by one
+(any key: next, Esc or q: end). The exit status is 1 if a picture could not be read, 2 if what was
+asked for cannot be done or written, 130 after Ctrl-C; what was finished until then is kept.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from knet.config import get_cfg_from_file, get_cfg_of_model
 from knet.predictor import KNetPredictor
 from knet.zoo import models
 from knet.zoo.models import MODELS, ZooModel, config_path, fetch_weights, format_models
+from knet_command import main
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -131,6 +132,27 @@ def test_from_a_name_to_a_result(tiny_model, server, tmp_path, monkeypatch):
         KNetPredictor.from_pretrained("panoptic_tiny", **load)
 
 
+def test_predict_on_the_command_line(tiny_model, server, tmp_path, monkeypatch, capsys):
+    tiny, _ = tiny_model
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "none"))
+    monkeypatch.chdir(tmp_path)
+    photo = str(ROOT / "datasets/coco_photos/images/val/000000001993.jpg")
+    words = ["predict", photo, "--model", "panoptic_tiny", *map(str, SMALL)]
+    for _ in range(2):  # the second time with the server off
+        assert main(words) == 0
+        assert "1 of 1 picture -> predictions/000000001993.jpg" in capsys.readouterr().out
+        server.files.clear()
+    drawn = (tmp_path / "predictions" / "000000001993.jpg").read_bytes()
+    tiny.path.write_bytes(tiny.path.read_bytes()[:-100])
+    assert main(words) == 2
+    *_, line = capsys.readouterr().err.splitlines()
+    assert line.startswith("knet predict: error: ") and "damaged" in line and "Remove it" in line
+    tiny.path.unlink()
+    assert main(words) == 2
+    assert f"put it to {tiny.path}" in capsys.readouterr().err.splitlines()[-1]
+    assert (tmp_path / "predictions" / "000000001993.jpg").read_bytes() == drawn
+
+
 def test_the_classes_of_ade20k_need_no_data(monkeypatch, tmp_path):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     cfg = get_cfg_of_model("semantic_upernet_swin_t", ["MODEL.DEVICE", "cpu"])
@@ -139,7 +161,7 @@ def test_the_classes_of_ade20k_need_no_data(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-def test_configs_are_in_the_wheel(tmp_path, monkeypatch):
+def test_configs_and_the_command_are_in_the_wheel(tmp_path, monkeypatch):
     source = tmp_path / "source"
     source.mkdir()
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"):
@@ -154,6 +176,9 @@ def test_configs_are_in_the_wheel(tmp_path, monkeypatch):
     (wheel,) = tmp_path.glob("knet-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "installed")
+    assert (tmp_path / "installed" / "knet_command.py").is_file()
+    (entries,) = (tmp_path / "installed").glob("*.dist-info/entry_points.txt")
+    assert "knet = knet_command:main" in entries.read_text(encoding="utf-8")
     installed = tmp_path / "installed" / "knet" / "configs"
     files = {f.relative_to(installed) for f in installed.rglob("*.yaml")}
     assert files == {f.relative_to(ROOT / "configs") for f in (ROOT / "configs").rglob("*.yaml")}

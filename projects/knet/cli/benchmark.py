@@ -1,10 +1,11 @@
 """Speed, memory and operations of a model on this machine.
 
-    knet benchmark --config-file configs/coco/panoptic/knet_r50_fpn_1x.yaml
+    knet benchmark --model panoptic_r50_3x
     knet benchmark photo.jpg --model FOLDER --repeats 50 --json speed.json
 
-Without --weights a config is measured with random ones: the network takes the same time, results
-may take another. Operations are counted as fvcore does: a multiplication with its addition is one.
+Without --weights a config or a published model is measured with random ones: the network takes the
+same time, results may take another. Operations are counted as fvcore does: a multiplication with
+its addition is one.
 """
 
 from __future__ import annotations

@@ -122,7 +122,7 @@ def _config(args: argparse.Namespace) -> CfgNode | None:
     from knet.data.formats import recognise
 
     found = recognise(args.data, val=args.val, task=args.task)
-    prepared = found.prepare(Path(args.output) / "data")
+    prepared = found.prepare(args.output)
     for note in dict.fromkeys([*found.notes, *prepared.notes]):
         print(note)
     cfg = get_cfg()

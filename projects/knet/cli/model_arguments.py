@@ -8,9 +8,10 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
-from knet.config import get_cfg_from_file
+from knet.config import get_cfg_from_file, get_cfg_of_model
 from knet.errors import UserError, one_line
 from knet.predictor import KNetPredictor
+from knet.zoo import MODELS
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, *aliases: str) -> None:
@@ -42,11 +43,13 @@ def model_opts(args: argparse.Namespace) -> list[Any]:
 
 
 def load_config(args: argparse.Namespace) -> CfgNode | None:
-    """The config of `--config-file` with keys and values; None where a model is named by itself.
+    """The config of `--config-file` or a published model with keys and values, and no weights yet.
 
-    For work that may need no weights, such as a report on results that are there.
+    For work that may need none, such as a report on results that are there. None for a folder.
     """
-    return get_cfg_from_file(args.config_file, model_opts(args)) if args.config_file else None
+    if args.config_file:
+        return get_cfg_from_file(args.config_file, model_opts(args))
+    return get_cfg_of_model(args.model, model_opts(args)) if args.model in MODELS else None
 
 
 def load_predictor(args: argparse.Namespace, opts: Sequence[Any] | None = None) -> KNetPredictor:
