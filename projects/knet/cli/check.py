@@ -1,10 +1,12 @@
 """Read every picture and label of a data set once; report what is in it and what is wrong.
 
     knet check --config-file configs/shapes/panoptic.yaml
-    knet check --config-file my.yaml --split train --draw 8 --output sheets
+    knet check --config-file my.yaml --part train --draw 8 --output sheets
     knet check --data photos
-    knet check --dataset shapes_val_instance --json report.json
+    knet check --data annotations.json --image-root images --fix fixed.json --split 0.2
 
+The last form mends what is mechanical in a COCO file of instances, into new files, and checks
+those: empty heading classes, wrong areas and boxes, names without their folder, what comes twice.
 Exit status: 0 without errors (warnings may be there), 1 with errors, 2 if the call is wrong.
 """
 
@@ -24,6 +26,8 @@ from knet.cli.parser import Parser
 from knet.config import add_knet_config, get_cfg_from_file
 from knet.data.check.report import format_report
 from knet.data.check.run import check_data, draw_records, max_pixels
+from knet.data.fix import fix
+from knet.data.formats import recognise
 from knet.errors import UserError
 from knet.files import write_json
 from knet.visualization import TASKS
@@ -37,12 +41,26 @@ def add_arguments(parser: Parser) -> None:
         "--config-file", metavar="FILE", help="its data sets, those of DATASETS.CUSTOM too"
     )
     parser.add_argument(
-        "--data", metavar="FOLDER", help="pictures and labels, whose format is recognised"
+        "--data",
+        metavar="FOLDER",
+        help="pictures and labels, whose format is recognised; or a COCO JSON of instances",
+    )
+    parser.add_argument(
+        "--image-root", metavar="FOLDER", help="with --data FILE: its pictures (the file's folder)"
+    )
+    parser.add_argument(
+        "--fix", metavar="OUT.json", help="with --data FILE: write it anew, mended, and check that"
+    )
+    parser.add_argument(
+        "--split",
+        type=float,
+        metavar="SHARE",
+        help="with --fix: write two files, this share of the pictures for validation",
     )
     parser.add_argument("--val", metavar="FOLDER", help="with --data: its validation part")
     parser.add_argument("--task", choices=list(TASKS), help="with --data: what it is for")
     parser.add_argument(
-        "--split", choices=["train", "test", "all"], default="all", help="of the data sets"
+        "--part", choices=["train", "test", "all"], default="all", help="of the data sets"
     )
     parser.add_argument(
         "--dataset",
@@ -82,8 +100,13 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("name a --config-file, a --data folder or a --dataset")
     if args.data and (args.config_file or args.dataset):
         raise UserError("--data is checked by itself: leave --config-file and --dataset out")
-    if not args.data and (args.val or args.task):
-        raise UserError("--val and --task go with --data")
+    is_file = args.data is not None and Path(args.data).is_file()
+    if (args.val or args.task) and (is_file or not args.data):
+        raise UserError("--val and --task go with a --data folder")
+    if (args.image_root or args.fix) and not is_file:
+        raise UserError("--image-root and --fix go with --data FILE, a COCO JSON of instances")
+    if args.split is not None and not args.fix:
+        raise UserError("--split goes with --fix; --part chooses among a config's data sets")
     if args.workers < 0:
         raise UserError(f"--workers is {args.workers}; it must be 0 or more")
     if args.opts and not args.config_file:
@@ -97,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
     reports = check_data(
         cfg,
         names=args.dataset,
-        split=args.split,
+        part=args.part,
         model=model,
         workers=args.workers,
         progress=_progress,
@@ -119,17 +142,38 @@ def _config(args: argparse.Namespace) -> CfgNode | None:
         return get_cfg_from_file(args.config_file, args.opts)
     if not args.data:
         return None
-    from knet.data.formats import recognise
-
-    found = recognise(args.data, val=args.val, task=args.task)
-    prepared = found.prepare(args.output)
-    for note in dict.fromkeys([*found.notes, *prepared.notes]):
-        print(note)
     cfg = get_cfg()
     add_knet_config(cfg)
-    cfg.DATASETS.CUSTOM = [prepared.train, prepared.val]
-    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (prepared.train["NAME"],), (prepared.val["NAME"],)
+    if Path(args.data).is_file():
+        entries = _coco_entries(args)
+    else:
+        prepared = recognise(args.data, val=args.val, task=args.task).prepare(args.output)
+        print("\n".join(prepared.notes), end="\n\n")
+        entries = [prepared.train, prepared.val]
+    cfg.DATASETS.CUSTOM = entries
+    train, *val = (entry["NAME"] for entry in entries)
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (train,), tuple(val)
     return cfg
+
+
+def _coco_entries(args: argparse.Namespace) -> list[dict[str, str]]:
+    """Entries of a COCO file, or of those that it is mended into."""
+    root = args.image_root or os.path.dirname(args.data)
+    files = [Path(args.data)]
+    if args.fix:
+        fixed = fix(args.data, args.fix, image_root=root, split=args.split)
+        print("\n".join([f"{args.data}:", *(f"  {text}" for text in fixed.changes)]))
+        print(f"-> {', '.join(map(str, fixed.files))}", end="\n\n")
+        files = fixed.files
+    return [
+        {
+            "NAME": file.stem,
+            "FORMAT": "coco_instances",
+            "IMAGE_ROOT": os.path.abspath(root),
+            "JSON_FILE": os.path.abspath(file),
+        }
+        for file in files
+    ]
 
 
 def _progress(name: str) -> Callable[[int, int], None]:

@@ -77,10 +77,10 @@ def test_splits_names_and_exit_status(tmp_path, capsys):
     bad = broken_sets.make_broken(case("instances-unknown-category"), tmp_path / "bad")
     file = config(tmp_path, [good, odd], [bad])
     run = ["--workers", "0", "--config-file", file]
-    assert check([*run, "--split", "train"]) == 0  # a warning is no error
+    assert check([*run, "--part", "train"]) == 0  # a warning is no error
     text = capsys.readouterr().out
     assert "WARNING wrong-area: 1; count `area` again" in text and bad["NAME"] not in text
-    assert check([*run, "--split", "test"]) == 1
+    assert check([*run, "--part", "test"]) == 1
     text = capsys.readouterr().out
     where = f"{tmp_path}/bad/annotations.json: image 5, annotation 11: category_id 99 is not"
     assert "ERROR unknown-category: 1; add the category" in text and where in text
@@ -172,7 +172,7 @@ def test_all_defects_of_the_categories_are_reported(tmp_path, capsys):
         (["--dataset", "nowhere"], "no data set 'nowhere': it is not in"),
         (["--dataset", "x", "--workers", "-1"], "--workers is -1"),
         (["--config-file", "nowhere.yaml"], "nowhere.yaml"),
-        (["--dataset", "x", "--split", "dev"], "invalid choice"),
+        (["--dataset", "x", "--part", "dev"], "invalid choice"),
     ],
 )
 def test_wrong_calls(arguments, message, capsys):

@@ -29,7 +29,7 @@ def check_data(
     cfg: CfgNode | None = None,
     *,
     names: Sequence[str] | None = None,
-    split: str = "all",
+    part: str = "all",
     model: bool = True,
     workers: int = 0,
     progress: Callable[[str], Progress] | None = None,
@@ -39,7 +39,7 @@ def check_data(
     Args:
         cfg: names the data sets.
         names: of registered data sets, in place of the config's.
-        split: "train", "test" or "all" of the config's.
+        part: "train", "test" or "all" of the config's.
         model: whether the data are held against the config's model, too.
         workers: processes; 0 for this one only.
         progress: makes, of a data set's name, what is told the records done and all of them.
@@ -52,9 +52,9 @@ def check_data(
     level = logger.level
     logger.setLevel(logging.ERROR)  # the report says what the log would
     try:
-        chosen = list(names or (_names(cfg, split) if cfg is not None else ()))
+        chosen = list(names or (_names(cfg, part) if cfg is not None else ()))
         if not chosen:
-            raise UserError(f"the config names no data set for --split {split}")
+            raise UserError(f"the config names no data set for --part {part}")
         reports = [
             _check(name, cfg, workers, progress(name) if progress else None) for name in chosen
         ]
@@ -97,10 +97,10 @@ def draw_records(
     return paths
 
 
-def _names(cfg: CfgNode, split: str) -> list[str]:
-    """The config's data sets of a split, each once."""
-    train = cfg.DATASETS.TRAIN if split in ("train", "all") else ()
-    test = cfg.DATASETS.TEST if split in ("test", "all") else ()
+def _names(cfg: CfgNode, part: str) -> list[str]:
+    """The config's data sets of a part, each once."""
+    train = cfg.DATASETS.TRAIN if part in ("train", "all") else ()
+    test = cfg.DATASETS.TEST if part in ("test", "all") else ()
     return list(dict.fromkeys([*train, *test]))
 
 
