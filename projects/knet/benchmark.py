@@ -9,10 +9,8 @@ with the device waited for. What the model computes is counted as `knet.analysis
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -28,6 +26,7 @@ from knet.analysis import Count, activation_analysis, flop_analysis
 from knet.data.custom import register_builtin, register_custom
 from knet.data.images import read_picture
 from knet.errors import UserError
+from knet.free_memory import peak_memory
 from knet.modeling.knet import KNet
 from knet.predictor import KNetPredictor
 
@@ -140,7 +139,8 @@ def benchmark(
         "repeats": repeats,
         "milliseconds": milliseconds,
         "images_a_second": 1000 * batch / step,
-        "peak_memory": _peak_memory(model.device),
+        # of tensors on a GPU, else of the process since it began
+        "peak_memory": torch.cuda.max_memory_allocated(model.device) if on_gpu else peak_memory(),
     }
     plain = _plain_model(predictor.cfg)
     numbers["parameters"] = parameter_count(plain)[""]
@@ -202,18 +202,6 @@ def _plain_model(cfg: CfgNode) -> KNet:
     cfg.MODEL.DEVICE, cfg.MODEL.TIMM.PRETRAINED = "cpu", False
     cfg.MODEL.KNET.TEST.CLASSES = []  # by names that only a data set knows
     return build_model(cfg).eval()
-
-
-def _peak_memory(device: torch.device) -> int:
-    """Bytes: of tensors on a GPU, else of the process since it began; 0 where nobody says."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        resource = importlib.import_module("resource")
-    except ImportError:  # not on Windows
-        return 0
-    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return largest if sys.platform == "darwin" else largest * 1024
 
 
 def _as_dict(count: Count) -> dict[str, Any]:

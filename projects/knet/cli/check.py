@@ -16,8 +16,6 @@ import argparse
 import io
 import os
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 from detectron2.config import CfgNode, get_cfg
@@ -25,14 +23,12 @@ from detectron2.config import CfgNode, get_cfg
 from knet.cli.parser import Parser
 from knet.config import add_knet_config, get_cfg_from_file
 from knet.data.check.report import format_report
-from knet.data.check.run import check_data, draw_records, max_pixels
+from knet.data.check.run import check_data, draw_records, max_pixels, show_progress
 from knet.data.fix import fix
 from knet.data.formats import recognise
 from knet.errors import UserError
 from knet.files import write_json
 from knet.visualization import TASKS
-
-_CHUNK = 8  # records that are waited for before the time left is said
 
 
 def add_arguments(parser: Parser) -> None:
@@ -123,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
         part=args.part,
         model=model,
         workers=args.workers,
-        progress=_progress,
+        progress=show_progress,
     )
     kernels = cfg.MODEL.KNET.NUM_KERNELS if cfg is not None and model else None
     limit = max_pixels(cfg)
@@ -174,27 +170,3 @@ def _coco_entries(args: argparse.Namespace) -> list[dict[str, str]]:
         }
         for file in files
     ]
-
-
-def _progress(name: str) -> Callable[[int, int], None]:
-    """Writes records read and the time left to stderr, twice a second at most."""
-    last = time.monotonic()
-    begun = 0.0  # when the first record came: what it took to start says nothing of the rest
-    terminal = sys.stderr.isatty()
-
-    def show(done: int, total: int) -> None:
-        nonlocal begun, last
-        now = time.monotonic()
-        if done == 1:
-            begun = now
-        if now - last < (0.5 if terminal else 10) and not (terminal and done == total):
-            return
-        last = now
-        text = f"{name}: {done} of {total} records"
-        if done > _CHUNK:  # the first ones come at once
-            text += f", {(now - begun) / (done - 1) * (total - done):.0f} s left"
-        print(f"\r{text:<78}" if terminal else text, end="" if terminal else "\n", file=sys.stderr)
-        if terminal and done == total:
-            print(file=sys.stderr)
-
-    return show

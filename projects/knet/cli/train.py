@@ -44,7 +44,10 @@ def add_arguments(parser: Parser) -> None:
         "--minutes", type=_positive, metavar="M", help="of training, in place of it"
     )
     folder.add_argument(
-        "--batch", type=_batch, metavar="N", help="pictures a step, or auto (by default)"
+        "--batch",
+        type=_batch,
+        metavar="N",
+        help="pictures a step, or auto: as data and memory allow (default)",
     )
     parser.add_argument("--output", metavar="FOLDER", help="for everything that is written")
     parser.add_argument("--seed", type=int, help="of weights, batches and splits")
@@ -90,9 +93,9 @@ def _positive(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text} is no number above 0")
 
 
-def _batch(text: str) -> int | str:
+def _batch(text: str) -> int | None:
     if text == "auto":
-        return text
+        return None
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is neither a number from 1 on nor auto")
     return int(text)

@@ -72,9 +72,7 @@ class Data:
     @classmethod
     def from_reports(cls, task: str, train: DatasetReport, test: DatasetReport) -> Data:
         """What the checks of both parts have counted, and the brightness of some pictures."""
-        sides = [
-            math.sqrt(area) / min(size) for size, areas in train.image_areas for area in areas
-        ]
+        sides = [math.sqrt(area) / min(size) for size, areas in train.image_areas for area in areas]
         brightness = used_brightness([record["file_name"] for record in train.usable])
         return cls(task, train.sizes, train.objects, sides, brightness, test.num_images)
 
@@ -143,7 +141,9 @@ def choose(
     yield Choice("INPUT.MAX_SIZE_TEST", longest, f"9 in 10 pictures are {data.ratio:.2g}:1 or less")
     smallest, largest = _round(side * _SCALES[0]), _round(side * _SCALES[1])
     text = "of the size in tests: objects are seen at several sizes"
-    yield Choice("INPUT.MIN_SIZE_TRAIN", (smallest, largest), f"{_SCALES[0]} to {_SCALES[1]} {text}")
+    yield Choice(
+        "INPUT.MIN_SIZE_TRAIN", (smallest, largest), f"{_SCALES[0]} to {_SCALES[1]} {text}"
+    )
     yield Choice("INPUT.MIN_SIZE_TRAIN_SAMPLING", "range", "all sizes between these")
     longest = _round(largest * min(data.ratio, 2.0))
     yield Choice("INPUT.MAX_SIZE_TRAIN", longest, "as in tests")

@@ -145,7 +145,10 @@ def _derive(
             cost=measure(cfg) if by_time else None,
         )
     )
-    _say("chosen, and why", [format_choices([Choice("config", start.name, start.reason), *settings.chosen])])
+    _say(
+        "chosen, and why",
+        [format_choices([Choice("config", start.name, start.reason), *settings.chosen])],
+    )
     return settings.config()
 
 
