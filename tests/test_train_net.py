@@ -46,7 +46,7 @@ CONFIG = ("--config-file", "configs/shapes/panoptic.yaml")
 def test_train_evaluate_and_refuse_foreign_weights(data, tiny_opts, tmp_path):
     done = run(*CONFIG, "--num-gpus", 2, *tiny_opts, env=data)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "step 6 of 6  0:00:00 left" in done.stdout
+    assert re.search("step 6 of 6  epoch 2.0  0:00:00 left", done.stdout)
     out = tmp_path / "out"
     scores = json.loads((out / "metrics.json").read_text().splitlines()[-1])
     assert {"panoptic_seg/PQ", "segm/AP", "sem_seg/mIoU"} <= set(scores)
