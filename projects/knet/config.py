@@ -56,6 +56,10 @@ def _add_model_config(cfg: CN) -> None:
     # for many small objects and little training, not published: thing kernels start on places of
     # their own, which the features tell apart
     knet.KERNEL_PLACES = False
+    # in place of learned thing kernels, not published: every image's own, each of which starts on a
+    # peak of a heat map of object centres. NUM_KERNELS of them are trained, TEST.NUM_KERNELS found,
+    # and training can see crops of the images
+    knet.KERNEL_PEAKS = False
     # also for many small objects, not published: a round adds to the masks before it, at first
     # nothing
     knet.RESIDUAL_MASKS = False
@@ -68,8 +72,10 @@ def _add_model_config(cfg: CN) -> None:
     knet.NUM_HEADS = 8  # heads of the attention among kernels
     knet.FFN_DIM = 2048  # width inside the feed-forward network of a round
     knet.NORM_GROUPS = 32  # groups of the neck's group norms; divides HIDDEN_DIM
-    # pyramid levels, finest first; masks are predicted at the stride of the second
+    # pyramid levels, finest first
     knet.IN_FEATURES = ["p2", "p3", "p4", "p5"]
+    # masks are predicted at the stride of this one of them: 1, the second, as published, or 0
+    knet.MASK_LEVEL = 1
     # what makes the features that kernels convolve of the levels: a name of KNET_NECK_REGISTRY
     knet.NECK = "build_semantic_fpn_neck"
     # losses and results see the masks enlarged by this factor
@@ -125,6 +131,7 @@ def _add_model_config(cfg: CN) -> None:
     knet.LOSS.NUM_POINTS = 0
     # classification of the pixels: by the initial masks, in semantic models in every round
     knet.LOSS.SEG_WEIGHT = 1.0
+    knet.LOSS.PEAK_WEIGHT = 1.0  # focal loss of the heat map of KERNEL_PEAKS
     # auxiliary head of semantic models; 0 leaves it out
     knet.LOSS.AUX_WEIGHT = 0.4
     # factors of the costs by which kernels and objects are matched
@@ -139,6 +146,8 @@ def _add_model_config(cfg: CN) -> None:
     knet.TEST.INSTANCE_ON = True  # objects, each with class, score and mask; not in semantic models
     knet.TEST.PANOPTIC_ON = True  # one segment for each pixel; not in semantic models
     knet.TEST.SEMANTIC_ON = True  # one class for each pixel
+    # with KERNEL_PEAKS: kernels of an image; 0: NUM_KERNELS
+    knet.TEST.NUM_KERNELS = 0
     # instances under this score are left out
     knet.TEST.SCORE_THRESH = 0.0
     # a pixel belongs to an instance above this probability; lower: larger masks

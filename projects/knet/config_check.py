@@ -105,6 +105,8 @@ _RULES: dict[str, Rule] = {
     "MODEL.KNET.NUM_*_CLASSES": _whole(-1),
     "MODEL.KNET.THING_IDS": _list(_whole(0)),
     "MODEL.KNET.NUM_KERNELS": _whole(0, 2**16),
+    "MODEL.KNET.TEST.NUM_KERNELS": _whole(0, 2**16),
+    "MODEL.KNET.MASK_LEVEL": _whole(0, 1),
     "MODEL.KNET.NUM_ROUNDS": _whole(1, 100),
     "MODEL.KNET.KERNEL_HEAD": _choice("learned", *PIXEL_DECODERS),
     "MODEL.KNET.HIDDEN_DIM": _WIDTH,
@@ -273,8 +275,15 @@ def _model_relations(cfg: CfgNode) -> Iterator[tuple[str, str]]:
         if knet[of] % knet[key]:
             yield f"MODEL.KNET.{key}", f"it must divide MODEL.KNET.{of} ({knet[of]})"
     if learned and len(knet.IN_FEATURES) < 2:
-        text = "masks are predicted at the stride of the second, so there must be two or more"
-        yield "MODEL.KNET.IN_FEATURES", text
+        yield "MODEL.KNET.IN_FEATURES", "the neck fuses two or more"
+    if knet.KERNEL_PEAKS and (not learned or knet.KERNEL_PLACES):
+        text = "it is for kernels of objects, and for those without KERNEL_PLACES: set it to False"
+        yield "MODEL.KNET.KERNEL_PEAKS", text
+    if knet.TEST.NUM_KERNELS and not knet.KERNEL_PEAKS:
+        text = (
+            "without KERNEL_PEAKS kernels are learned, and their number is NUM_KERNELS: set it to 0"
+        )
+        yield "MODEL.KNET.TEST.NUM_KERNELS", text
     for key, without in (("DTYPE", "float32"), ("RECOMPUTE", ())):
         if not knet.ACCEL.ENABLED and knet.ACCEL[key] not in (without, list(without)):
             text = f"without MODEL.KNET.ACCEL.ENABLED it must be {shown(without)}"

@@ -27,7 +27,7 @@ def test_first_masks_are_discs_that_cover_the_image(channels):
     height, width = 64, 96
     features = encoding(torch.zeros(2, channels, height, width))
     assert features.shape == (1, channels, height, width)
-    masks = torch.einsum("nc,chw->nhw", encoding.kernels(300), features[0])
+    masks = torch.einsum("nc,chw->nhw", encoding.kernels(spread_places(300)), features[0])
     inside = masks > 0
     y, x = torch.meshgrid(*((torch.arange(n) + 0.5) / n for n in (height, width)), indexing="ij")
     for place, mask in zip(spread_places(300), inside):
@@ -67,7 +67,7 @@ def test_model_with_both(tiny_cfg):
         initial, rounds, _ = model.trace([image])
     for output in rounds:  # before any training nothing is added
         torch.testing.assert_close(output.masks, initial.masks)
-    expected = model.heads.kernel_head.places.kernels(knet.NUM_KERNELS)
+    expected = model.heads.kernel_head.places.kernels(spread_places(knet.NUM_KERNELS))
     torch.testing.assert_close(model.heads.kernel_head.init_kernels.weight.flatten(1), expected)
     # training moves what the rounds add
     parameter = model.heads.rounds[1].mask_predictor.weight

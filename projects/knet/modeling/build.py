@@ -18,9 +18,11 @@ from knet.modeling.backbones import init_fpn
 from knet.modeling.criterion import KNetCriterion, LossWeights, SemanticCriterion
 from knet.modeling.images import SlidingWindow
 from knet.modeling.kernels import KernelHead, KernelRounds, KNetHeads, UpdateRound, soft_groups
+from knet.modeling.layers import group_norm
 from knet.modeling.losses import AllPixels, SampledPoints
 from knet.modeling.matcher import MaskMatcher
 from knet.modeling.neck import SemanticFPNNeck
+from knet.modeling.peaks import PeakKernels
 from knet.modeling.positions import PlaceEncoding
 from knet.modeling.postprocess import InferenceOptions, Streaming
 from knet.modeling.semantic import PIXEL_DECODERS, FCNDecoder, PixelClassifier, SemanticHeads
@@ -30,7 +32,7 @@ KNET_NECK_REGISTRY = Registry("KNET_NECK")
 KNET_NECK_REGISTRY.__doc__ = """
 Callables `(cfg, input_shape: dict[str, ShapeSpec]) -> nn.Module`. The module maps the list of
 feature maps named in MODEL.KNET.IN_FEATURES to a localising and a classifying map, both
-(B, HIDDEN_DIM, H, W) at the stride of the second feature.
+(B, HIDDEN_DIM, H, W) at the stride of the feature MASK_LEVEL.
 """
 
 
@@ -53,6 +55,7 @@ def build_semantic_fpn_neck(cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) 
         hidden_dim=knet.HIDDEN_DIM,
         norm_groups=knet.NORM_GROUPS,
         conv_std=knet.CONV_INIT_STD,
+        mask_level=knet.MASK_LEVEL,
     )
 
 
@@ -137,12 +140,12 @@ def _mask_parts(
         raise ValueError(
             f"MODEL.KNET.NUM_KERNELS is {knet.NUM_KERNELS}, but {things} thing classes need kernels"
         )
-    stride = shapes[knet.IN_FEATURES[1]].stride
+    stride = shapes[knet.IN_FEATURES[knet.MASK_LEVEL]].stride
     if stride % knet.MASK_UPSAMPLE or knet.SIZE_DIVISIBILITY % stride:
         raise ValueError(
             f"MODEL.KNET.MASK_UPSAMPLE ({knet.MASK_UPSAMPLE}) must divide the masks' stride "
-            f"({stride}, which the second of MODEL.KNET.IN_FEATURES {knet.IN_FEATURES} has with "
-            f"{cfg.MODEL.BACKBONE.NAME}), and that stride MODEL.KNET.SIZE_DIVISIBILITY "
+            f"({stride}, which MODEL.KNET.IN_FEATURES {knet.IN_FEATURES} [{knet.MASK_LEVEL}] has "
+            f"with {cfg.MODEL.BACKBONE.NAME}), and that stride MODEL.KNET.SIZE_DIVISIBILITY "
             f"({knet.SIZE_DIVISIBILITY})"
         )
     neck = require_registered(KNET_NECK_REGISTRY, "MODEL.KNET.NECK", knet.NECK)
@@ -157,6 +160,7 @@ def _mask_parts(
             conv_std=knet.CONV_INIT_STD,
             class_prior=knet.CLASS_PRIOR,
             places=PlaceEncoding(knet.HIDDEN_DIM) if knet.KERNEL_PLACES else None,
+            peaks=_peaks(cfg) if knet.KERNEL_PEAKS and things else None,
         ),
         rounds=_rounds(cfg, num_classes=things + stuff, class_prior=knet.CLASS_PRIOR),
     )
@@ -174,6 +178,7 @@ def _mask_parts(
             dice=knet.LOSS.DICE_WEIGHT,
             rank=knet.LOSS.RANK_WEIGHT,
             seg=knet.LOSS.SEG_WEIGHT,
+            peak=knet.LOSS.PEAK_WEIGHT,
         ),
         places=SampledPoints(knet.LOSS.NUM_POINTS) if knet.LOSS.NUM_POINTS else AllPixels(),
     )
@@ -197,6 +202,16 @@ def _mask_parts(
         loss_stride=stride // knet.MASK_UPSAMPLE,
     )
     return {"heads": heads, "criterion": criterion, "task": task}
+
+
+def _peaks(cfg: CfgNode) -> PeakKernels:
+    knet = cfg.MODEL.KNET
+    return PeakKernels(
+        hidden_dim=knet.HIDDEN_DIM,
+        num_kernels=knet.NUM_KERNELS,
+        num_test_kernels=knet.TEST.NUM_KERNELS or knet.NUM_KERNELS,
+        norm=group_norm(knet.NORM_GROUPS),
+    )
 
 
 def _semantic_parts(

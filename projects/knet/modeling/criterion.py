@@ -14,6 +14,7 @@ from knet.modeling.kernels import InitialKernels, RoundOutput
 from knet.modeling.layers import at_least_float32, to_device
 from knet.modeling.losses import AllPixels, Places, class_focal_sum, world_mean_divisors
 from knet.modeling.matcher import MaskMatcher, Matches
+from knet.modeling.peaks import centre_focal_sum, centre_targets
 from knet.modeling.targets import IGNORE_LABEL, BatchTargets
 
 
@@ -26,6 +27,7 @@ class LossWeights:
     dice: float = 4.0
     rank: float = 0.1
     seg: float = 1.0
+    peak: float = 1.0
 
 
 class Rows(NamedTuple):
@@ -84,7 +86,8 @@ class KNetCriterion:
 
         Returns:
             `loss_init_{mask,dice,seg}`, `loss_round{s}_{cls,mask,dice}` and, with a rank weight,
-            `..._rank`, for s = 1..S; the same names whatever the ground truth.
+            `..._rank`, for s = 1..S; with a heat map `loss_init_peak`; the same names whatever the
+            ground truth.
         """
         with torch.autocast(initial.masks.device.type, enabled=False):
             return self._losses(initial, rounds, targets)
@@ -100,7 +103,9 @@ class KNetCriterion:
         seg_labels = self.seg_labels(matches[0], targets)
         size = seg_labels.shape[-2:]
         places = len(seg_labels) * self.places.count(size)
-        divisors = self._divisors([places, *(len(row.kernel) for row in rows)], seg_labels)
+        objects = sum(map(len, targets.things))
+        counts = [places, *(len(row.kernel) for row in rows), objects]
+        divisors = self._divisors(counts, seg_labels)
 
         losses: dict[str, Tensor] = {}
         for s, (logits, row) in enumerate(zip(masks, rows)):
@@ -120,7 +125,17 @@ class KNetCriterion:
                 losses[f"loss_{name}_cls"] = self.weights.classes * loss / mask_count
         seg = self.places.class_sum(initial.seg_logits, seg_labels) / divisors[-1]
         losses["loss_init_seg"] = self.weights.seg * seg
+        if initial.heat is not None:
+            peak = self._centre_sum(initial.heat[:, 0], targets) / divisors[-2]
+            losses["loss_init_peak"] = self.weights.peak * peak
         return losses
+
+    def _centre_sum(self, heat: Tensor, targets: BatchTargets) -> Tensor:
+        heat, counts = at_least_float32(heat), [len(things) for things in targets.things]
+        things = torch.cat(
+            [targets.masks[first : first + n] for first, n in zip(targets.firsts, counts)]
+        )
+        return centre_focal_sum(heat, centre_targets(things, counts, heat.shape[-2:]))
 
     @torch.no_grad()
     def match(
@@ -218,7 +233,7 @@ class KNetCriterion:
         return _paint(masks[row.target], row.kernel, row.image, batch)
 
     def _divisors(self, counts: Sequence[int], seg_labels: Tensor) -> Tensor:
-        """Places, masks of every stage and labelled pixels, as `world_mean_divisors`."""
+        """Places, masks of every stage, objects and labelled pixels, as `world_mean_divisors`."""
         labelled = (seg_labels < self.num_classes).sum()
         known = to_device(torch.tensor(counts, dtype=torch.float32), seg_labels.device)
         return world_mean_divisors(torch.cat([known, labelled[None].float()]))

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from knet.modeling.layers import ConvNormReLU, at_least_float32, group_norm, init_convs
-from knet.modeling.positions import PlaceEncoding
+from knet.modeling.peaks import PeakKernels
+from knet.modeling.positions import PlaceEncoding, spread_places
 
 
 class InitialKernels(NamedTuple):
@@ -33,6 +34,7 @@ class InitialKernels(NamedTuple):
         masks: (B, N + S, H, W) logits.
         seg_logits: (B, K, H, W) of the semantic branch, K = thing plus stuff classes.
         auxiliary: (B, K, h, w) logits of a semantic model's auxiliary head, in training.
+        heat: (B, 1, H, W) logits of object centres, with `PeakKernels`.
     """
 
     features: Tensor
@@ -40,6 +42,7 @@ class InitialKernels(NamedTuple):
     masks: Tensor
     seg_logits: Tensor
     auxiliary: Tensor | None = None
+    heat: Tensor | None = None
 
 
 class RoundOutput(NamedTuple):
@@ -111,6 +114,7 @@ class KernelHead(nn.Module):
         class_prior: initial probability of every class of the semantic branch.
         places: is added to the features, and the kernels start on places of their own; None, as
             published: kernels are drawn at random.
+        peaks: finds the thing kernels of each image, in place of learned ones.
     """
 
     def __init__(
@@ -124,6 +128,7 @@ class KernelHead(nn.Module):
         conv_std: float = 0.01,
         class_prior: float = 0.01,
         places: PlaceEncoding | None = None,
+        peaks: PeakKernels | None = None,
     ) -> None:
         super().__init__()
         self.num_kernels = num_kernels
@@ -133,15 +138,22 @@ class KernelHead(nn.Module):
         self.localise = ConvNormReLU(hidden_dim, hidden_dim, kernel_size=1, norm=norm)
         self.classify = ConvNormReLU(hidden_dim, hidden_dim, kernel_size=1, norm=norm)
         self.init_kernels = (
-            nn.Conv2d(hidden_dim, num_kernels, 1, bias=False) if num_kernels else None
+            nn.Conv2d(hidden_dim, num_kernels, 1, bias=False)
+            if num_kernels and peaks is None
+            else None
         )
         self.seg_predictor = nn.Conv2d(hidden_dim, num_thing_classes + num_stuff_classes, 1)
-        self.places = places
+        self.places = places if peaks is None else peaks.places
+        self.peaks = peaks
         init_convs(self, conv_std)
+        if peaks is not None:
+            peaks.init_weights(class_prior)
         if self.init_kernels is not None:
             nn.init.normal_(self.init_kernels.weight)
             if places is not None:
-                self.init_kernels.weight.data[..., 0, 0] = places.kernels(num_kernels)
+                self.init_kernels.weight.data[..., 0, 0] = places.kernels(
+                    spread_places(num_kernels)
+                )
         nn.init.constant_(self.seg_predictor.get_parameter("bias"), -math.log(1 / class_prior - 1))
 
     def forward(self, localising: Tensor, classifying: Tensor) -> InitialKernels:
@@ -152,7 +164,12 @@ class KernelHead(nn.Module):
         classifying = self.classify(classifying)
         features = localising + classifying
         seg_logits = self.seg_predictor(classifying)
-        if self.init_kernels is None:
+        heat = None
+        if self.peaks is not None:
+            kernels, heat = self.peaks(classifying, localising)
+            masks = convolve(localising, kernels, kernels.new_zeros(kernels.shape[:2]))
+            kernels = kernels + gather_features(features, hard_groups(masks))[0]
+        elif self.init_kernels is None:
             masks = seg_logits[:, :0]
             kernels = features.new_zeros((features.shape[0], 0, features.shape[1]))
         else:
@@ -164,7 +181,7 @@ class KernelHead(nn.Module):
             stuff = self.seg_predictor.weight.flatten(1)[self.num_thing_classes :]
             kernels = torch.cat([kernels, stuff.expand(kernels.shape[0], -1, -1)], dim=1)
             masks = torch.cat([masks, seg_logits[:, self.num_thing_classes :]], dim=1)
-        return InitialKernels(features, kernels, masks, seg_logits)
+        return InitialKernels(features, kernels, masks, seg_logits, heat=heat)
 
 
 class KernelUpdater(nn.Module):

@@ -1,4 +1,4 @@
-"""The semantic-FPN neck: all pyramid levels fused into two maps at the second level's stride."""
+"""The semantic-FPN neck: all pyramid levels fused into two maps at one level's stride."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from knet.modeling.positions import SinePositionEncoding
 class SemanticFPNNeck(nn.Module):
     """Fuses pyramid levels (K-Net §3.4, after Panoptic FPN's semantic branch).
 
-    The finest level is convolved with stride 2, the second one kept, every coarser one convolved
-    and upsampled by 2 until it has the second level's stride; their sum feeds two 1x1 blocks: one
-    locates objects, the other classifies pixels.
+    One level, as published the second, keeps its stride. A finer one is convolved with stride 2,
+    every coarser one convolved and upsampled by 2 until it has that stride; their sum feeds two 1x1
+    blocks: one locates objects, the other classifies pixels.
 
     Args:
         in_channels: width of each level, finest first; at least two levels.
         hidden_dim: width C of the two outputs.
         norm_groups: of every GroupNorm.
         conv_std: standard deviation of the initial convolution weights.
+        mask_level: the level whose stride the outputs have, 0 or 1.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class SemanticFPNNeck(nn.Module):
         hidden_dim: int = 256,
         norm_groups: int = 32,
         conv_std: float = 0.01,
+        mask_level: int = 1,
     ) -> None:
         super().__init__()
         norm = group_norm(norm_groups)
@@ -41,12 +43,13 @@ class SemanticFPNNeck(nn.Module):
                 width, hidden_dim, kernel_size=kernel_size, stride=stride, norm=norm
             )
 
+        self.mask_level = mask_level
         self.levels = nn.ModuleList()
-        for index, width in enumerate(in_channels):
-            if index == 0:
+        for index, width in enumerate(in_channels, start=-mask_level):
+            if index < 0:
                 convs = [block(width, stride=2)]
             else:
-                convs = [block(width if i == 0 else hidden_dim) for i in range(index)]
+                convs = [block(width if i == 0 else hidden_dim) for i in range(index + 1)]
             self.levels.append(nn.ModuleList(convs))
         self.position_encoding = SinePositionEncoding(in_channels[-1])
         self.localise = block(hidden_dim, kernel_size=1)
@@ -60,17 +63,18 @@ class SemanticFPNNeck(nn.Module):
             features: maps (B, C_i, H_i, W_i), finest first, each half as large as the one before.
 
         Returns:
-            The localising and the classifying map, both (B, C, H_1, W_1).
+            The localising and the classifying map, both (B, C, H, W) of the level to keep.
         """
         if len(features) != len(self.levels):
             raise ValueError(f"expected {len(self.levels)} feature maps, got {len(features)}")
         *finer, coarsest = features
         coarsest = coarsest + self.position_encoding(coarsest).to(coarsest.dtype)
         fused = None
-        for index, (level, x) in enumerate(zip(self.levels, [*finer, coarsest])):
+        maps = zip(self.levels, [*finer, coarsest])
+        for index, (level, x) in enumerate(maps, start=-self.mask_level):
             for i, conv in enumerate(level.children()):
                 x = conv(x)
-                if i < index - 1:  # the number of doublings up to the second level's stride
+                if i < index:  # the number of doublings up to the stride to keep
                     x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
             fused = x if fused is None else fused + x
         return self.localise(fused), self.classify(fused)

@@ -69,11 +69,22 @@ class PlaceEncoding(nn.Module):
         bandwidth: standard deviation of the wave vectors, in waves across the image. With 4, the
             first masks have a tenth of the image's sides as diameter.
         gain: factor of the encoding. With a higher one kernels move faster at the same rate.
+        reach: counts places in pixels of the map, not in shares of the image: up to this distance
+            from its place a kernel's first mask extends, about. Other places fade out more slowly
+            than with a bell curve, so that kernels can learn to reach further; `bandwidth` is of
+            no effect.
     """
 
     waves: Tensor
 
-    def __init__(self, num_channels: int, *, bandwidth: float = 4.0, gain: float = 2.0) -> None:
+    def __init__(
+        self,
+        num_channels: int,
+        *,
+        bandwidth: float = 4.0,
+        gain: float = 2.0,
+        reach: float | None = None,
+    ) -> None:
         super().__init__()
         if num_channels < 4 or num_channels % 2:
             raise ValueError(
@@ -81,9 +92,14 @@ class PlaceEncoding(nn.Module):
                 "number of channels, at least 4"
             )
         self.gain = gain
+        self.in_pixels = reach is not None
         count = num_channels // 2 - 1
         share = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-        radius = bandwidth * (-2 * (1 - share).log()).sqrt()
+        if reach is None:
+            radius = bandwidth * (-2 * (1 - share).log()).sqrt()
+        else:  # Student's distribution with three degrees of freedom; no wave beyond what is sampled
+            radius = (3 * ((1 - share) ** (-2 / 3) - 1)).sqrt() / (2 * math.pi * reach)
+            radius = radius.clamp(max=0.45)
         angle = torch.arange(count, dtype=torch.float64) * math.pi * (3 - math.sqrt(5))
         waves = radius[:, None] * torch.stack([angle.sin(), angle.cos()], dim=1)
         self.register_buffer("waves", waves.float(), persistent=False)
@@ -91,17 +107,18 @@ class PlaceEncoding(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Encoding (1, C, H, W) of the pixels of maps x (B, C, H, W)."""
         axes = [
-            (torch.arange(size, dtype=torch.float32, device=x.device) + 0.5) / size
+            (torch.arange(size, dtype=torch.float32, device=x.device) + 0.5)
+            / (1 if self.in_pixels else size)
             for size in x.shape[-2:]
         ]
         places = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
         encoded = self._encode(places, constant=1.0)
         return (self.gain * encoded).permute(2, 0, 1)[None].to(x.dtype)
 
-    def kernels(self, count: int) -> Tensor:
-        """(count, C) kernels whose masks, by this encoding alone, are discs around even places."""
+    def kernels(self, places: Tensor) -> Tensor:
+        """(..., C) kernels whose masks, by this encoding alone, are discs around places (..., 2)."""
         height = len(self.waves)  # of the bell curve
-        kernels = self._encode(spread_places(count), constant=-_EDGE * height)
+        kernels = self._encode(places, constant=-_EDGE * height)
         return kernels * _PEAK / ((1 - _EDGE) * height * self.gain)
 
     def _encode(self, places: Tensor, *, constant: float) -> Tensor:

@@ -239,7 +239,12 @@ def add_config_defects(
 
 
 def _count_defects(report: DatasetReport, cfg: CfgNode) -> list[Defect]:
-    limits = {"MODEL.KNET.NUM_KERNELS": cfg.MODEL.KNET.NUM_KERNELS}
+    knet, limits = cfg.MODEL.KNET, {}
+    trained = report.name in cfg.DATASETS.TRAIN
+    if not knet.KERNEL_PEAKS or (trained and not cfg.INPUT.CROP.ENABLED):
+        limits["MODEL.KNET.NUM_KERNELS"] = knet.NUM_KERNELS
+    elif not trained:  # a crop holds fewer objects than its image
+        limits["MODEL.KNET.TEST.NUM_KERNELS"] = knet.TEST.NUM_KERNELS or knet.NUM_KERNELS
     if cfg.MODEL.KNET.TEST.INSTANCE_ON:
         limits["TEST.DETECTIONS_PER_IMAGE"] = cfg.TEST.DETECTIONS_PER_IMAGE
     counts = np.array(report.objects, np.int64)
@@ -263,7 +268,10 @@ def _cell(cfg: CfgNode) -> float:
     plain.MODEL.TIMM.PRETRAINED = False  # only the shapes are asked for
     with torch.device("meta"):  # weights without values: no time to draw them
         strides = {k: shape.stride for k, shape in build_backbone(plain).output_shape().items()}
-    return strides[cfg.MODEL.KNET.IN_FEATURES[1]] / cfg.MODEL.KNET.MASK_UPSAMPLE
+    return (
+        strides[cfg.MODEL.KNET.IN_FEATURES[cfg.MODEL.KNET.MASK_LEVEL]]
+        / cfg.MODEL.KNET.MASK_UPSAMPLE
+    )
 
 
 def _size_defects(report: DatasetReport, cfg: CfgNode, cell: float) -> list[Defect]:
@@ -287,7 +295,7 @@ def _size_defects(report: DatasetReport, cfg: CfgNode, cell: float) -> list[Defe
         f"{_CELLS}x{_CELLS} cells of the mask grid, {cell:g} pixels each at {key} {shortest}"
     )
     mend = (
-        f"raise {key}, or take finer masks: a finer second level of MODEL.KNET.IN_FEATURES, or a "
+        f"raise {key}, or take finer masks: MODEL.KNET.MASK_LEVEL 0, finer MODEL.KNET.IN_FEATURES, or a "
         "larger MODEL.KNET.MASK_UPSAMPLE"
     )
     return [make_defect("small-objects", "", f"data set {report.name!r}", problem, mend=mend)]
