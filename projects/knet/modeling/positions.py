@@ -97,7 +97,7 @@ class PlaceEncoding(nn.Module):
         share = (torch.arange(count, dtype=torch.float64) + 0.5) / count
         if reach is None:
             radius = bandwidth * (-2 * (1 - share).log()).sqrt()
-        else:  # Student's distribution with three degrees of freedom; no wave beyond what is sampled
+        else:  # Student's distribution of three degrees of freedom; nothing finer than the pixels
             radius = (3 * ((1 - share) ** (-2 / 3) - 1)).sqrt() / (2 * math.pi * reach)
             radius = radius.clamp(max=0.45)
         angle = torch.arange(count, dtype=torch.float64) * math.pi * (3 - math.sqrt(5))
@@ -116,7 +116,7 @@ class PlaceEncoding(nn.Module):
         return (self.gain * encoded).permute(2, 0, 1)[None].to(x.dtype)
 
     def kernels(self, places: Tensor) -> Tensor:
-        """(..., C) kernels whose masks, by this encoding alone, are discs around places (..., 2)."""
+        """(..., C) kernels whose masks, by this encoding alone, are discs at places (..., 2)."""
         height = len(self.waves)  # of the bell curve
         kernels = self._encode(places, constant=-_EDGE * height)
         return kernels * _PEAK / ((1 - _EDGE) * height * self.gain)

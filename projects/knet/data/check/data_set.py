@@ -295,8 +295,8 @@ def _size_defects(report: DatasetReport, cfg: CfgNode, cell: float) -> list[Defe
         f"{_CELLS}x{_CELLS} cells of the mask grid, {cell:g} pixels each at {key} {shortest}"
     )
     mend = (
-        f"raise {key}, or take finer masks: MODEL.KNET.MASK_LEVEL 0, finer MODEL.KNET.IN_FEATURES, or a "
-        "larger MODEL.KNET.MASK_UPSAMPLE"
+        f"raise {key}, or take finer masks: MODEL.KNET.MASK_LEVEL 0, finer MODEL.KNET.IN_FEATURES, "
+        "or a larger MODEL.KNET.MASK_UPSAMPLE"
     )
     return [make_defect("small-objects", "", f"data set {report.name!r}", problem, mend=mend)]
 
