@@ -20,7 +20,7 @@ FILES = sorted(
 )
 
 # data sets that are drawn or registered on demand: their numbers of things and stuff classes
-ON_DEMAND = {"shapes": (4, 4), "photos": (80, 53), "nuclei": (1, 0)}
+ON_DEMAND = {"shapes": (4, 4), "photos": (80, 53), "nuclei": (1, 0), "custom": (80, 53)}
 
 
 def load(name):

@@ -52,6 +52,7 @@ _METADATA = {
     "input": {
         "dtype": {"uint8", "float32"},
         "channel_order": {"RGB", "L"},
+        "contrast_cutoff": float,
         "least_size": range(1, 2**31),
         "resize": {"short_side": range(2**31), "max_long_side": range(1, 2**31)},
     },
@@ -111,10 +112,12 @@ class Model:
                 f"--max-pixels {self.max_pixels}"
             )
         order, dtype = self.info["input"]["channel_order"], self.info["input"]["dtype"]
-        # grey before it is resized, as in training
-        sized = image.convert("L" if order == "L" else "RGB").resize(
-            (width, height), Image.Resampling.BILINEAR
-        )
+        # grey and contrast before it is resized, as in training
+        sized = image.convert("L" if order == "L" else "RGB")
+        cutoff = self.info["input"]["contrast_cutoff"]
+        if 0 < cutoff < 50:
+            sized = ImageOps.autocontrast(sized, cutoff=cutoff, preserve_tone=True)
+        sized = sized.resize((width, height), Image.Resampling.BILINEAR)
         pixels = np.atleast_3d(np.asarray(sized)).transpose(2, 0, 1)
         feeds = {"image": pixels[None].astype(dtype), "output_size": np.array(size, np.int64)}
         try:

@@ -192,6 +192,7 @@ _RULES: dict[str, Rule] = {
     # L is grey, with one value each in MODEL.PIXEL_MEAN and PIXEL_STD
     "INPUT.FORMAT": _choice(*FORMATS),
     "INPUT.MAX_PIXELS": _whole(1),
+    "INPUT.CONTRAST_CUTOFF": _number(0, 49),
     "INPUT.MIN_SIZE_TRAIN": _list(_whole(0, 2**16), least=1),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": _choice("choice", "range"),
     "INPUT.MAX_SIZE_*": _SIDE,

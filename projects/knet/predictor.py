@@ -103,9 +103,9 @@ class KNetPredictor:
         self.metadata = metadata
         self._plain = accelerate_as_configured(model.eval(), cfg)
         self.model = KNetWithTTA(cfg, model).eval() if cfg.TEST.AUG.ENABLED else self._plain
-        self._resize = T.AugmentationList(
-            [] if cfg.TEST.AUG.ENABLED else build_knet_augmentation(cfg, is_train=False)
-        )
+        prepare = build_knet_augmentation(cfg, is_train=False)
+        # several views are made of the picture at its own size
+        self._prepare = T.AugmentationList(prepare[:-1] if cfg.TEST.AUG.ENABLED else prepare)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> KNetPredictor:
@@ -329,7 +329,7 @@ class KNetPredictor:
         height, width = pixels.shape[:2]
         pixels = in_format(pixels, self.cfg.INPUT.FORMAT)
         augmented = T.AugInput(np.ascontiguousarray(pixels))
-        self._resize(augmented)
+        self._prepare(augmented)
         tensor = torch.from_numpy(augmented.image.transpose(2, 0, 1).copy())
         return {"image": tensor, "height": height, "width": width}
 

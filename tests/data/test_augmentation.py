@@ -72,6 +72,25 @@ def test_what_the_config_builds():
     ]
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_contrast_is_stretched_before_anything_else_in_training_and_inference(channels):
+    cfg = make_cfg("own")
+    cfg.INPUT.CONTRAST_CUTOFF = 10.0
+    ramp = np.tile(np.arange(40, 60, dtype=np.uint8)[:, None], (20, 1, 2)).reshape(20, 40, 1)
+    image = np.repeat(ramp, channels, axis=2)
+    for is_train in (True, False):
+        stretch, *rest = build_knet_augmentation(cfg, is_train)
+        assert rest
+        stretched = stretch.get_transform(image).apply_image(image)
+        assert stretched.shape == image.shape and stretched.dtype == np.uint8
+        # a tenth of the pixels at either end
+        assert (stretched == 0).mean() >= 0.1 and (stretched == 255).mean() >= 0.1
+        middle = stretched[(image == 50).all(2)]
+        assert abs(middle.astype(int) - 127).max() < 15
+    flat = np.full_like(image, 7)
+    assert (stretch.get_transform(flat).apply_image(flat) == flat).all()
+
+
 def test_scales_cover_the_published_range():
     (resize, *_) = build_knet_augmentation(make_cfg("own"), True)
     np.random.seed(0)

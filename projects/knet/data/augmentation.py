@@ -10,6 +10,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
+from PIL import Image, ImageOps
 
 from knet.modeling.targets import IGNORE_LABEL
 
@@ -34,6 +35,27 @@ class ResizeShortestEdge(T.ResizeShortestEdge):
         if isinstance(transform, T.ResizeTransform):
             transform.new_h, transform.new_w = max(transform.new_h, 1), max(transform.new_w, 1)
         return transform
+
+
+class StretchContrast(T.Augmentation):
+    """Spreads the brightness of an image over 0 to 255, Pillow's ``autocontrast``.
+
+    Args:
+        cutoff: percent of the darkest, and of the brightest pixels that become 0 and 255.
+    """
+
+    def __init__(self, cutoff: float) -> None:
+        super().__init__()
+        self.cutoff = cutoff
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        """The transform of an (H, W, 1) or (H, W, 3) uint8 image; all channels change alike."""
+        return T.ColorTransform(self._stretch)
+
+    def _stretch(self, pixels: np.ndarray) -> np.ndarray:
+        image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+        stretched = ImageOps.autocontrast(image, cutoff=self.cutoff, preserve_tone=True)
+        return np.asarray(stretched).reshape(pixels.shape)
 
 
 class PermuteChannels(T.Augmentation):
@@ -90,10 +112,11 @@ COLOR_AUGMENTATIONS: dict[str, Callable[[str], T.Augmentation | T.Transform]] = 
 
 
 def build_knet_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation | T.Transform]:
-    """Builds the augmentations of a config: resize, crop, flip, colour.
+    """Builds the augmentations of a config: contrast, resize, crop, flip, colour.
 
     With Detectron2's defaults this is the published COCO recipe: the shorter side drawn from
-    ``INPUT.MIN_SIZE_TRAIN``, and a flip in half of the cases. In tests pictures are only resized.
+    ``INPUT.MIN_SIZE_TRAIN``, and a flip in half of the cases. In tests pictures only get
+    their contrast and size.
 
     Args:
         cfg: a config with the keys of :func:`knet.data.add_data_config`.
@@ -104,13 +127,14 @@ def build_knet_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation
             an unknown flip.
     """
     inputs = cfg.INPUT
+    augmentations: list[T.Augmentation | T.Transform] = []
+    if inputs.CONTRAST_CUTOFF > 0:
+        augmentations.append(StretchContrast(inputs.CONTRAST_CUTOFF))
     if not is_train:
-        return [ResizeShortestEdge(inputs.MIN_SIZE_TEST, inputs.MAX_SIZE_TEST, "choice")]
-    augmentations: list[T.Augmentation | T.Transform] = [
-        ResizeShortestEdge(
-            inputs.MIN_SIZE_TRAIN, inputs.MAX_SIZE_TRAIN, inputs.MIN_SIZE_TRAIN_SAMPLING
-        )
-    ]
+        sizes = inputs.MIN_SIZE_TEST, inputs.MAX_SIZE_TEST
+        return [*augmentations, ResizeShortestEdge(*sizes, "choice")]
+    sizes = inputs.MIN_SIZE_TRAIN, inputs.MAX_SIZE_TRAIN
+    augmentations.append(ResizeShortestEdge(*sizes, inputs.MIN_SIZE_TRAIN_SAMPLING))
     if inputs.CROP.ENABLED:
         # After the resize: the published ADE20K recipe crops 512x512 out of a rescaled picture.
         if inputs.CROP.SINGLE_CATEGORY_MAX_AREA < 1:

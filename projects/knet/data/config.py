@@ -27,6 +27,10 @@ def add_data_config(cfg: CfgNode) -> None:
     # Which targets a record must give: "instances", "sem_seg". Empty: those that it offers.
     # A named target that a record cannot give stops the training with the record's name.
     cfg.INPUT.KNET_TARGETS = []
+    # In training and inference, brightness is spread over 0 to 255, so that this percentage of the
+    # darkest and of the brightest pixels becomes 0 and 255 (0.5 is usual); 0 leaves pictures as
+    # they are. For microscopy and other pictures whose brightness differs widely.
+    cfg.INPUT.CONTRAST_CUTOFF = 0.0
     # Colour augmentations by name, in this order: "photometric" (brightness, contrast, saturation
     # and hue, as in the published ADE20K recipe), "permute_channels", "invert". The last two suit
     # training from scratch on toy data, not photographs.

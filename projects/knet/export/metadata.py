@@ -56,6 +56,8 @@ def describe(
             # L: one channel, as Pillow's convert("L") makes it of a picture before it is resized
             "channel_order": "L" if cfg.INPUT.FORMAT == "L" else "RGB",
             "range": [0, 255],
+            # percent, of Pillow's autocontrast with preserve_tone, before the resize
+            "contrast_cutoff": float(cfg.INPUT.CONTRAST_CUTOFF),
             "resize": {
                 "method": "Pillow bilinear",
                 "short_side": cfg.INPUT.MIN_SIZE_TEST,
