@@ -83,7 +83,8 @@ def test_model_with_peaks(tiny_cfg):
     sum(losses.values()).backward()
     head = model.heads.kernel_head
     assert head.peaks.heat.weight.grad.abs().max() > 0
-    assert head.peaks.refine.weight.grad.abs().max() > 0
+    for layer in (head.peaks.refine, head.peaks.reshape):
+        assert layer.weight.grad.abs().max() > 0
     with torch.no_grad():
         initial, rounds, _ = model.eval().trace([image])
     stuff = initial.masks.shape[1] - knet.TEST.NUM_KERNELS

@@ -42,13 +42,15 @@ class PeakKernels(nn.Module):
         self.num_test_kernels = num_test_kernels
         self.context = ConvNormReLU(hidden_dim, hidden_dim, kernel_size=3, norm=norm)
         self.heat = nn.Conv2d(hidden_dim, 1, 1)
+        self.reshape = nn.Linear(hidden_dim, hidden_dim)
         self.refine = nn.Linear(hidden_dim, hidden_dim)
         self.places = PlaceEncoding(hidden_dim, reach=4.0)
 
     def init_weights(self, prior: float) -> None:
         """Kernels that are discs, and a heat map of this value everywhere."""
-        nn.init.zeros_(self.refine.weight)
-        nn.init.zeros_(self.refine.bias)
+        for layer in (self.reshape, self.refine):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
         nn.init.constant_(self.heat.get_parameter("bias"), -math.log(1 / prior - 1))
 
     def forward(self, classifying: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,13 +58,20 @@ class PeakKernels(nn.Module):
 
         The heat map is (B, 1, H, W) logits; `features` are what the kernels convolve.
         """
-        heat = self.heat(self.context(classifying))
+        context = self.context(classifying)
+        heat = self.heat(context)
         index = highest_peaks(heat, self.num_kernels if self.training else self.num_test_kernels)
         width = heat.shape[-1]
         centres = torch.stack([index // width, index % width], dim=-1) + 0.5
-        chosen = index[:, None].expand(-1, features.shape[1], -1)
-        found = features.flatten(2).gather(2, chosen).transpose(1, 2)
-        return self.places.kernels(centres) + self.refine(found), heat
+        # other weights of the place's waves make a larger or a smaller disc
+        discs = self.places.kernels(centres) * (1 + self.reshape(_at(context, index)))
+        return discs + self.refine(_at(features, index)), heat
+
+
+def _at(maps: Tensor, index: Tensor) -> Tensor:
+    """Columns (B, N, C) of maps (B, C, H, W) at flat indices (B, N)."""
+    index = index[:, None].expand(-1, maps.shape[1], -1)
+    return maps.flatten(2).gather(2, index).transpose(1, 2)
 
 
 def highest_peaks(heat: Tensor, count: int) -> Tensor:
