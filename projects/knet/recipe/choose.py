@@ -43,8 +43,10 @@ class Choice:
 
 
 def format_choices(choices: Sequence[Choice]) -> str:
-    """Lines of key, value and reason."""
-    rows = [(c.key.removeprefix("MODEL.KNET."), f"{c.value}", c.reason) for c in choices]
+    """Lines of key, value and reason; what only follows from others has none, and no line."""
+    rows = [
+        (c.key.removeprefix("MODEL.KNET."), f"{c.value}", c.reason) for c in choices if c.reason
+    ]
     widths = [max((len(row[k]) for row in rows), default=0) for k in (0, 1)]
     return "\n".join(f"  {k:{widths[0]}}  {v:{widths[1]}}  {why}" for k, v, why in rows)
 
@@ -144,12 +146,12 @@ def choose(
     yield Choice(
         "INPUT.MIN_SIZE_TRAIN", (smallest, largest), f"{_SCALES[0]} to {_SCALES[1]} {text}"
     )
-    yield Choice("INPUT.MIN_SIZE_TRAIN_SAMPLING", "range", "all sizes between these")
+    yield Choice("INPUT.MIN_SIZE_TRAIN_SAMPLING", "range", "")
     longest = _round(largest * min(data.ratio, 2.0))
-    yield Choice("INPUT.MAX_SIZE_TRAIN", longest, "as in tests")
+    yield Choice("INPUT.MAX_SIZE_TRAIN", longest, "")
     crop, reason = _crop(data, machine, side)
-    yield Choice("INPUT.CROP.ENABLED", True, "every step costs the same")
-    yield Choice("INPUT.CROP.TYPE", "absolute", "in pixels")
+    yield Choice("INPUT.CROP.ENABLED", True, "")
+    yield Choice("INPUT.CROP.TYPE", "absolute", "")
     yield Choice("INPUT.CROP.SIZE", (crop, crop), reason)
     if data.task != "semantic":
         yield from _kernels(data, whole, crop / side)
@@ -166,9 +168,9 @@ def _results(data: Data) -> Iterator[Choice]:
     on = {"instance": ("INSTANCE",), "semantic": ("SEMANTIC",)}
     for kind in ("INSTANCE", "PANOPTIC", "SEMANTIC"):
         wanted = kind in on.get(data.task, (kind,))
-        yield Choice(f"MODEL.KNET.TEST.{kind}_ON", wanted, f"the task is {data.task}")
+        yield Choice(f"MODEL.KNET.TEST.{kind}_ON", wanted, "")
     targets = {"instance": ["instances"], "semantic": ["sem_seg"]}
-    yield Choice("INPUT.KNET_TARGETS", targets.get(data.task, ["instances", "sem_seg"]), "likewise")
+    yield Choice("INPUT.KNET_TARGETS", targets.get(data.task, ["instances", "sem_seg"]), "")
 
 
 def _side(data: Data, machine: Machine) -> tuple[int, str]:
@@ -185,7 +187,7 @@ def _side(data: Data, machine: Machine) -> tuple[int, str]:
             side = min(needed, small_limit, 2 * own)
             cells = side * small / MASK_STRIDE
             reason = (
-                f"a quarter of the objects is smaller than {100 * small:.1f} % of the shorter side, "
+                f"a quarter of the objects is below {100 * small:.1f} % of the shorter side, "
                 f"which is {cells:.1f} cells of the masks then"
             )
     return _round(side), reason
@@ -204,15 +206,15 @@ def _crop(data: Data, machine: Machine, side: int) -> tuple[int, str]:
 
 def _kernels(data: Data, whole: bool, share: float) -> Iterator[Choice]:
     """Numbers of kernels, for a crop that is `share` of the picture's shorter side."""
-    most, enough = max(data.objects), math.ceil(np.percentile(data.objects, 99))
-    reason = f"99 in 100 pictures have at most {enough} objects, one has {most}"
-    kernels = min(max(10 * math.ceil(1.15 * enough / 10), 30), _MAX_KERNELS)
+    most, usual = max(data.objects, default=0), float(np.percentile(data.objects or [0], 99))
+    kernels = min(max(10 * math.ceil(most / 10), 30), _MAX_KERNELS)
+    reason = f"a picture has up to {most} objects, 99 in 100 have at most {usual:.0f}"
     if whole:
         if kernels > 100:
             yield Choice("MODEL.KNET.NUM_KERNELS", kernels, reason)
     else:
         cropped = min(1.0, share) * min(1.0, share / data.ratio)
-        in_crop = math.ceil(_CROWDED * cropped * enough / 10) * 10
+        in_crop = 10 * math.ceil(_CROWDED * cropped * usual / 10)
         yield Choice(
             "MODEL.KNET.NUM_KERNELS",
             min(max(in_crop, 20), kernels),
@@ -227,7 +229,9 @@ def _solver(data: Data, machine: Machine, whole: bool, batch: int | None) -> Ite
     chosen = batch or _BATCHES[machine.device] * machine.processes
     reason = "as asked for" if batch else f"for a {machine.name}"
     yield Choice("SOLVER.IMS_PER_BATCH", chosen, reason)
-    yield Choice("SOLVER.REFERENCE_BATCH", own, "the batch that the learning rate is meant for")
+    yield Choice(
+        "SOLVER.REFERENCE_BATCH", own, "which the learning rate of the config is meant for"
+    )
     if whole:
         yield Choice("SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "needs no steps to be set")
     workers = min(4, (machine.cores or 1) // machine.processes - 1) if machine.cores > 2 else 0

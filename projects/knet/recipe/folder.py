@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +16,19 @@ from knet.checkpoint.newest import holds_training
 from knet.config import get_cfg_from_file
 from knet.data.check.data_set import add_config_defects
 from knet.data.check.report import DatasetReport, format_report
-from knet.data.check.run import check_data
+from knet.data.check.run import check_data, show_progress
 from knet.data.custom import register_custom
 from knet.data.formats import recognise
 from knet.errors import UserError
+from knet.evaluation.scores import MAIN_SCORES
 from knet.files import read_text, write_text
 from knet.predictor import KNetPredictor
 from knet.recipe.choose import Choice, Data, Machine, choose, format_choices
 from knet.recipe.start import Settings, start_from
 from knet.recipe.steps import choose_steps, measure
 from knet.training.batch_size import largest_batch
+from knet.training.console import only_errors, quiet_terminal
+from knet.training.curves import read_curves
 from knet.training.run import train
 
 logger = logging.getLogger(__name__)
@@ -77,7 +79,6 @@ def train_folder(
         UserError, DataError, ValueError: naming what is wrong with the folder, its data or a
             setting.
     """
-    setup_logger(name="knet")
     folder = Path(output or Path("output") / Path(os.path.abspath(data)).name)
     config = folder / _CONFIG
     if resume and not config.is_file():
@@ -88,6 +89,7 @@ def train_folder(
                 f"{folder} holds a training: --resume goes on with it, --output names another one"
             )
         cfg = _derive(folder, data, opts, val, model, task, epochs, minutes, batch, seed, num_gpus)
+        folder.mkdir(parents=True, exist_ok=True)
         write_text(config, cfg.dump())
     train(str(config), num_gpus=num_gpus, resume=resume)
     return save_model(get_cfg_from_file(config))
@@ -108,8 +110,12 @@ def _derive(
 ) -> CfgNode:
     """The config of a training; arguments as of `train_folder`."""
     found = recognise(data, val=val, task=task)
+    if folder.resolve() == Path(data).resolve() or Path(data).resolve() in folder.resolve().parents:
+        raise UserError(f"{folder} lies in the data: name another folder with --output")
+    # word for word as `training.console.set_up` calls it, which then gets this one
+    quiet_terminal([setup_logger(str(folder), distributed_rank=0, name="knet")])
     prepared = found.prepare(folder / "data", seed=seed)
-    _say("data", [str(note) for note in prepared.notes])
+    logger.info("the data:\n%s", "\n".join(f"  {note}" for note in prepared.notes))
     start = start_from(prepared.task, model)
     settings = Settings(start, opts)
     for key, value in (
@@ -122,6 +128,7 @@ def _derive(
     ):
         settings.fix(key, value)
     cfg = settings.config()
+    settings.fix("MODEL.DEVICE", cfg.MODEL.DEVICE)  # said once if there is no GPU
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     reports = check_data(cfg, model=False, workers=cores or 1, progress=show_progress)
     register_custom(cfg)
@@ -131,10 +138,15 @@ def _derive(
     settings.choose(choose(numbers, machine, whole=start.whole, batch=batch))
     _say_reports(reports, settings.config())
 
-    fitting = largest_batch(settings.config(), processes=num_gpus)
-    settings.choose([Choice("SOLVER.ACCUMULATION_STEPS", fitting.passes, fitting.reason)])
-    cfg = settings.config()
-    by_time = minutes is not None or (epochs is None and machine.device == "cpu")
+    logger.info("measuring the memory and the time of a step")
+    with only_errors():
+        if settings.leaves("SOLVER.ACCUMULATION_STEPS"):
+            fitting = largest_batch(settings.config(), processes=num_gpus)
+            settings.choose([Choice("SOLVER.ACCUMULATION_STEPS", fitting.passes, fitting.reason)])
+        cfg = settings.config()
+        by_time = minutes is not None or (epochs is None and machine.device == "cpu")
+        steps = None if settings.leaves("SOLVER.MAX_ITER") else cfg.SOLVER.MAX_ITER
+        cost = measure(cfg) if by_time and steps is None else None
     settings.choose(
         choose_steps(
             numbers,
@@ -142,18 +154,13 @@ def _derive(
             batch=cfg.SOLVER.IMS_PER_BATCH,
             epochs=epochs,
             minutes=minutes,
-            cost=measure(cfg) if by_time else None,
+            cost=cost,
+            steps=steps,
         )
     )
-    _say(
-        "chosen, and why",
-        [format_choices([Choice("config", start.name, start.reason), *settings.chosen])],
-    )
+    config = Choice("config", "/".join(start.config.parts[-2:]), start.reason)
+    logger.info("chosen, and why:\n%s", format_choices([config, *settings.chosen]))
     return settings.config()
-
-
-def _say(title: str, lines: Sequence[str]) -> None:
-    logger.info("%s:\n%s", title, "\n".join(f"  {line}" for line in lines))
 
 
 def _require_sound(reports: Sequence[DatasetReport], cfg: CfgNode) -> None:
@@ -182,11 +189,21 @@ def save_model(cfg: CfgNode) -> Path:
         cfg: of the training, which has ended.
     """
     output = Path(cfg.OUTPUT_DIR)
-    best = output / BEST
+    best = output / "model_best.pth"
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.WEIGHTS = str(best if best.is_file() else output / "model_final.pth")
     folder = output / _MODEL
     KNetPredictor.from_config(cfg).save_pretrained(folder, scores=_scores(output))
-    logger.info("the model: %s\n  knet predict PHOTO --model %s", folder, folder)
+    logger.info("the model: %s\n  knet predict --model %s PHOTO", folder, folder)
     return folder
+
+
+def _scores(output: Path) -> dict[str, float]:
+    """All scores of the best evaluation of a training, as its `metrics.json` has them."""
+    curves = read_curves(read_text(output / "metrics.json").splitlines())
+    main = next((curves[name] for name in MAIN_SCORES if name in curves), {})
+    if not main:
+        return {}
+    best = max(main, key=lambda step: main[step])
+    return {name: curve[best] for name, curve in curves.items() if best in curve}

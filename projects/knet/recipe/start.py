@@ -98,7 +98,11 @@ class Settings:
 
     def choose(self, choices: Iterable[Choice]) -> None:
         """Add choices, but for keys that the user sets."""
-        self.chosen += [choice for choice in choices if choice.key not in self._wanted]
+        self.chosen += [choice for choice in choices if self.leaves(choice.key)]
+
+    def leaves(self, key: str) -> bool:
+        """Whether a key may be chosen, which the user does not set."""
+        return key not in self._wanted
 
     def config(self) -> CfgNode:
         """The config, not frozen; ValueError names all keys and values that are wrong."""

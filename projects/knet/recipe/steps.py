@@ -89,6 +89,7 @@ def choose_steps(
     epochs: float | None = None,
     minutes: float | None = None,
     cost: Cost | None = None,
+    steps: int | None = None,
 ) -> Iterator[Choice]:
     """SOLVER.MAX_ITER and what follows from it.
 
@@ -99,6 +100,7 @@ def choose_steps(
         epochs: how often every picture is seen; None: by the time, or by a rule on a GPU.
         minutes: of the whole command; None: CPU_MINUTES on a CPU without `epochs`, else no limit.
         cost: measured; needed for `minutes`.
+        steps: as the user wants it.
 
     Raises:
         ValueError: the time is too short for a training.
@@ -107,17 +109,18 @@ def choose_steps(
     if minutes is None and epochs is None and machine.device == "cpu":
         minutes = CPU_MINUTES
     evaluations = _EVALUATIONS
-    if epochs is not None:
+    if steps is not None:
+        reason = "as asked for"
+    elif epochs is not None:
         steps = max(1, round(epochs * pictures / batch))
         reason = f"{epochs:g} epochs of {pictures:,} pictures, {batch} a step"
-    elif minutes is None:
+    elif minutes is None or cost is None:
         steps = round(_EPOCHS * pictures / batch)
         reason = f"{_EPOCHS} epochs of {pictures:,} pictures, {batch} a step"
         if not _MIN_STEPS <= steps <= _MAX_STEPS:
             steps = min(max(steps, _MIN_STEPS), _MAX_STEPS)
             reason += f"; at least {_MIN_STEPS:,}, at most {_MAX_STEPS:,}"
     else:
-        assert cost is not None
         seconds = 60 * minutes * (1 - _RESERVE) - _START_SECONDS
         scoring = cost.picture * data.test_pictures
         if scoring:
@@ -125,8 +128,8 @@ def choose_steps(
         steps = int((seconds - evaluations * scoring) / cost.step)
         if steps < 1:
             raise ValueError(
-                f"{minutes:g} minutes are too short: the start takes {_START_SECONDS:.0f} s, a step "
-                f"{cost.step:.2g} s, scoring {data.test_pictures:,} pictures {scoring:.0f} s"
+                f"{minutes:g} minutes are too short: the start takes {_START_SECONDS:.0f} s, a "
+                f"step {cost.step:.2g} s, scoring {data.test_pictures:,} pictures {scoring:.0f} s"
             )
         reason = (
             f"{minutes:g} minutes at {cost.step:.2g} s a step, as measured, with {evaluations} "
@@ -134,7 +137,8 @@ def choose_steps(
         )
     yield Choice("SOLVER.MAX_ITER", steps, reason)
     period = math.ceil(steps / evaluations)
-    yield Choice("TEST.EVAL_PERIOD", period, f"{evaluations} times in the training")
-    yield Choice("SOLVER.CHECKPOINT_PERIOD", period, "with each evaluation, and every 10 minutes")
+    times = "at the end" if evaluations == 1 else f"{evaluations} times"
+    yield Choice("TEST.EVAL_PERIOD", period, times)
+    yield Choice("SOLVER.CHECKPOINT_PERIOD", period, "then, and every 10 minutes")
     warmup = max(1, min(100, steps // 20))
     yield Choice("SOLVER.WARMUP_ITERS", warmup, "a twentieth of the steps, 100 at most")

@@ -7,11 +7,12 @@ libraries.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import logging
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from detectron2.config import CfgNode
@@ -23,7 +24,7 @@ from torch import Tensor
 from knet.errors import is_shown
 from knet.free_memory import peak_memory
 
-__all__ = ["Progress", "is_reported", "set_up"]
+__all__ = ["Progress", "is_reported", "only_errors", "quiet_terminal", "set_up"]
 
 logger = logging.getLogger(__name__)
 
@@ -46,13 +47,30 @@ def set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
         setup_logger(output, distributed_rank=rank),
         setup_logger(output, distributed_rank=rank, name="knet"),
     ]
+    quiet_terminal(loggers)
+    # at each start it says that a PyTorch for GPUs has found none
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    default_setup(cfg, args)
+
+
+def quiet_terminal(loggers: Iterable[logging.Logger]) -> None:
+    """Have the terminal get news alone, in short lines; files still get everything."""
     for handler in {handler for each in loggers for handler in each.handlers}:
         if getattr(handler, "stream", None) is sys.stdout:
             handler.addFilter(_is_news)
             handler.setFormatter(_ShortLines("[%(asctime)s] %(message)s", datefmt="%H:%M:%S"))
-    # at each start it says that a PyTorch for GPUs has found none
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    default_setup(cfg, args)
+
+
+@contextlib.contextmanager
+def only_errors() -> Iterator[None]:
+    """Within, this package logs errors alone: what is tried out is no news."""
+    ours = logging.getLogger("knet")
+    level = ours.level
+    ours.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        ours.setLevel(level)
 
 
 def _is_news(record: logging.LogRecord) -> bool:

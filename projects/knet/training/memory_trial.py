@@ -153,8 +153,8 @@ def _limit(budget: int) -> None:
 def main() -> None:
     """Read the arguments of `attempts` from stdin; write each trial as a line of JSON to stdout."""
     # should the system run short all the same, it is this process that it ends; Linux only
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
-        score.write("1000")
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "wb") as score:
+        score.write(b"1000")
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as out:
         os.dup2(2, 1)  # libraries may print
         try:

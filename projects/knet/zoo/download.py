@@ -179,7 +179,9 @@ def _append(url: str, part: Path) -> None:
             desc=part.stem[:40], initial=there, total=total, disable=None,
             unit="B", unit_scale=True, unit_divisor=1024,
         )  # fmt: skip
-        with bar, open(part, "ab" if there else "wb") as file:
+        if not there:
+            part.unlink(missing_ok=True)
+        with bar, open(part, "ab") as file:
             while chunk := response.read(_CHUNK):
                 file.write(chunk)
                 bar.update(len(chunk))

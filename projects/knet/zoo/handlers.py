@@ -76,7 +76,8 @@ class PackageHandler(PathHandler):
         return package_file(path.partition("://")[2])
 
     def _open(self, path: str, mode: str = "r", **kwargs: Any) -> Any:
-        return PathManager.open(self._get_local_path(path), mode, **kwargs)
+        encoding = kwargs.pop("encoding", None if "b" in mode else "utf-8")
+        return PathManager.open(self._get_local_path(path), mode, encoding=encoding, **kwargs)
 
 
 class ZooHandler(PathHandler):
@@ -89,7 +90,8 @@ class ZooHandler(PathHandler):
         return str(fetch_weights(path.partition("://")[2]))
 
     def _open(self, path: str, mode: str = "r", **kwargs: Any) -> Any:
-        return PathManager.open(self._get_local_path(path), mode, **kwargs)
+        encoding = kwargs.pop("encoding", None if "b" in mode else "utf-8")
+        return PathManager.open(self._get_local_path(path), mode, encoding=encoding, **kwargs)
 
 
 def register_handlers() -> None:

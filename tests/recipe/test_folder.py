@@ -1,0 +1,99 @@
+"""From a folder in any format to a trained model."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from knet.config import get_cfg_from_file
+from knet.errors import UserError
+from knet.evaluation.scores import MAIN_SCORES
+from knet.predictor import KNetPredictor
+from knet.recipe import train_folder
+from knet.training.curves import read_curves
+from knet.training.run import train
+
+from ..data.formats.makers import MAKERS
+
+# as fast as it gets: no probes, small pictures, two steps
+QUICK = [
+    *("SOLVER.ACCUMULATION_STEPS", 1, "SOLVER.MAX_ITER", 2, "SOLVER.IMS_PER_BATCH", 2),
+    *("MODEL.KNET.NUM_ROUNDS", 1, "MODEL.KNET.HIDDEN_DIM", 16, "MODEL.KNET.FFN_DIM", 16),
+    *("INPUT.MIN_SIZE_TRAIN", (48, 64), "INPUT.MIN_SIZE_TEST", 48, "INPUT.CROP.SIZE", (48, 48)),
+    *("TEST.PICTURES", 1, "MODEL.WEIGHTS", ""),
+]
+
+
+def quick(tmp_path, name="coco", **arguments):
+    data = tmp_path / "data"
+    MAKERS[name][0](data)
+    return train_folder(data, QUICK, output=tmp_path / "out", **arguments)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_every_format_is_trained_and_scored(tmp_path, name):
+    folder = quick(tmp_path, name)
+    out = tmp_path / "out"
+    curves = read_curves((out / "metrics.json").read_text().splitlines())
+    task = MAKERS[name][2]
+    main = dict(zip(("panoptic", "instance", "semantic"), MAIN_SCORES))[task]
+    assert len(curves[main]) == 2 and (out / "curves.png").is_file()
+    assert main.rpartition("/")[2] in (folder / "README.md").read_text()
+    predictor = KNetPredictor.from_pretrained(folder)
+    results = predictor(np.zeros((48, 64, 3), np.uint8))
+    assert {"panoptic": "panoptic_seg", "instance": "instances", "semantic": "sem_seg"}[
+        task
+    ] in results
+
+
+def test_the_config_repeats_the_training_bit_by_bit(tmp_path):
+    quick(tmp_path)
+    config, again = tmp_path / "out" / "config.yaml", tmp_path / "again"
+    train(str(config), ["OUTPUT_DIR", str(again)])
+    first, second = (torch.load(folder / "model_final.pth", weights_only=False)["model"]
+                     for folder in (tmp_path / "out", again))  # fmt: skip
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_a_saved_model_is_trained_on(tmp_path):
+    folder = quick(tmp_path)
+    more = tmp_path / "more"
+    train_folder(tmp_path / "data", QUICK[:-2], output=more, model=str(folder))
+    cfg = get_cfg_from_file(more / "config.yaml")
+    weights = str(folder / "model.safetensors")
+    assert weights == cfg.MODEL.WEIGHTS
+    log = (more / "log.txt").read_text()
+    assert re.search(rf"{weights}: .* (\d+) of the model's \1 weights set", log)
+    with pytest.raises(ValueError, match="is no semantic model"):
+        train_folder(tmp_path / "data", output=tmp_path / "x", model=str(folder), task="semantic")
+
+
+def test_what_cannot_be_is_one_error(tmp_path):
+    quick(tmp_path)
+    with pytest.raises(UserError, match=r"holds a training: --resume .*--output"):
+        train_folder(tmp_path / "data", QUICK, output=tmp_path / "out")
+    with pytest.raises(UserError, match=r"lies in the data.*--output"):
+        train_folder(tmp_path / "data", QUICK, output=tmp_path / "data" / "out")
+    with pytest.raises(UserError, match=r"no training to resume"):
+        train_folder(tmp_path / "data", QUICK, output=tmp_path / "new", resume=True)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty holds no file"):
+        train_folder(tmp_path / "empty", QUICK, output=tmp_path / "new")
+    picture = next((tmp_path / "data").rglob("*.jpg"))
+    picture.write_bytes(picture.read_bytes()[:200])
+    with pytest.raises(UserError, match=r"have 1 error.*ON_ERROR skip"):
+        train_folder(tmp_path / "data", QUICK, output=tmp_path / "new")
+
+
+@pytest.mark.slow
+def test_everything_is_measured_said_and_resumed(tmp_path, capfd):
+    """Without probes left out: memory, time, and every choice with its reason."""
+    data = tmp_path / "data"
+    MAKERS["coco"][0](data)
+    train_folder(data, output=tmp_path / "out", minutes=0.75, batch=2)
+    shown = capfd.readouterr().out
+    for words in ("was taken for COCO instances", "SOLVER.MAX_ITER", "as measured",
+                  "SOLVER.ACCUMULATION_STEPS", "as asked for", "INPUT.MIN_SIZE_TEST"):  # fmt: skip
+        assert words in shown
+    assert train_folder(data, output=tmp_path / "out", resume=True).is_dir()
