@@ -31,7 +31,10 @@ TASKS = {
                  "MODEL.KNET.TEST.MIN_AREA", "5", "INPUT.FORMAT", "BGR"],
     "mask scores": ["MODEL.KNET.NUM_THING_CLASSES", "4", "MODEL.KNET.NUM_STUFF_CLASSES", "0",
                     "MODEL.KNET.NUM_ROUNDS", "1", "TEST.DETECTIONS_PER_IMAGE", "20",
-                    "MODEL.KNET.TEST.MASK_SCORES", "True", "MODEL.KNET.TEST.SCORE_THRESH", "0.5"],
+                    "MODEL.KNET.TEST.MASK_SCORES", "True", "MODEL.KNET.TEST.SCORE_THRESH", "0.5",
+                    "MODEL.KNET.KERNEL_PEAKS", "True", "MODEL.KNET.NUM_KERNELS", "10",
+                    "MODEL.KNET.TEST.NUM_KERNELS", "18", "MODEL.KNET.MASK_LEVEL", "0",
+                    "MODEL.KNET.MASK_UPSAMPLE", "1", "INPUT.CONTRAST_CUTOFF", "1.0"],
     "semantic": ["MODEL.KNET.NUM_THING_CLASSES", "0", "MODEL.KNET.NUM_STUFF_CLASSES", "19",
                  "MODEL.KNET.NUM_ROUNDS", "1"],
 }  # fmt: skip

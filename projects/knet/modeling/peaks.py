@@ -61,8 +61,9 @@ class PeakKernels(nn.Module):
         context = self.context(classifying)
         heat = self.heat(context)
         index = highest_peaks(heat, self.num_kernels if self.training else self.num_test_kernels)
-        width = heat.shape[-1]
-        centres = torch.stack([index // width, index % width], dim=-1) + 0.5
+        # out of a table: exported graphs cannot divide by a size that is not fixed
+        cells = [torch.arange(n, device=heat.device) + 0.5 for n in heat.shape[-2:]]
+        centres = torch.cartesian_prod(*cells)[index]
         # other weights of the place's waves make a larger or a smaller disc
         discs = self.places.kernels(centres) * (1 + self.reshape(_at(context, index)))
         return discs + self.refine(_at(features, index)), heat
