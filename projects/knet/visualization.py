@@ -41,6 +41,8 @@ DRAWN_SCORE = 0.3
 
 _ALPHA = 0.7
 _EDGE = (1.0, 1.0, 240.0 / 255)
+_MOST_LABELS = 20  # of objects in a drawing
+_LABELLED = 3.5  # heights of a label: sides of objects that get one
 _MIN_SIDE = 320  # of a drawing, at least
 _LARGEST_SIDE = 4000  # of an enlarged picture
 _GAP = 8  # pixels between the tiles of a sheet
@@ -103,10 +105,11 @@ def draw_result(
 
 
 class _ClassColorVisualizer(Visualizer):
-    """Detectron2's Visualizer with one colour a class.
+    """Detectron2's Visualizer with one colour a class, or one an object where there is one class.
 
-    Unlike the original it does not vary colours at random, separates neighbours of one class by
-    light outlines, leaves holes of instances open, and has labels of readable size.
+    Small objects, and many, get no labels, which would hide them. Unlike the original it does not vary colours
+    at random, separates neighbours of one class by light outlines, leaves holes of instances open,
+    and has labels of readable size.
 
     Args:
         image: ``(H, W, 3)`` RGB, values in [0, 255].
@@ -137,12 +140,16 @@ class _ClassColorVisualizer(Visualizer):
     ) -> Any:
         """Draw masks from the largest to the smallest; the original fills the holes of masks."""
         masks = [m.mask if isinstance(m, GenericMask) else np.asarray(m, np.uint8) for m in masks]
+        if len(self.metadata.get("thing_classes") or []) == 1:  # colours tell objects apart
+            assigned_colors = [tuple(c / 255 for c in color) for color in _palette(len(masks))]
+        small = (_LABELLED * self._default_font_size) ** 2
+        hidden = [len(masks) > _MOST_LABELS or mask.sum() < small for mask in masks]
         for k in sorted(range(len(masks)), key=lambda k: -int(masks[k].sum())):
             self.draw_binary_mask(
                 masks[k],
                 assigned_colors[k],
                 edge_color=_EDGE,
-                text=labels[k],
+                text=None if hidden[k] else labels[k],
                 alpha=_ALPHA,
                 area_threshold=0,
             )
@@ -168,15 +175,19 @@ def with_colors(metadata: Metadata) -> Metadata:
     # With contiguous ids of one kind, the stuff names begin with those of the things.
     shared = stuff[: len(things)] == things
     count = max(len(stuff), len(things)) + (0 if shared else len(things))
-    # Hues a golden section apart, three brightnesses.
-    hsv = [(k * 0.618034 % 1.0, 0.85 - 0.25 * (k % 2), 1.0 - 0.2 * (k % 3)) for k in range(count)]
-    palette = [tuple(round(255 * c) for c in colorsys.hsv_to_rgb(*color)) for color in hsv]
+    palette = _palette(count)
     if len(values.get("thing_colors") or []) < len(things):
         values["thing_colors"] = palette[: len(things)]
     if len(values.get("stuff_colors") or []) < len(stuff):
         first = list(values.get("thing_colors") or [])[: len(things)] if shared else []
         values["stuff_colors"] = [*first, *palette[len(things) :]]
     return Metadata(name=f"{metadata.get('name', 'data set')} with colours", **values)
+
+
+def _palette(count: int) -> list[tuple[int, ...]]:
+    """Colours that differ: hues a golden section apart, three brightnesses."""
+    hsv = [(k * 0.618034 % 1.0, 0.85 - 0.25 * (k % 2), 1.0 - 0.2 * (k % 3)) for k in range(count)]
+    return [tuple(round(255 * c) for c in colorsys.hsv_to_rgb(*color)) for color in hsv]
 
 
 def draw_sheet(

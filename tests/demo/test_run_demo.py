@@ -53,3 +53,10 @@ def test_scores_are_those_of_the_last_line(tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         demo.last_line(tmp_path / "none.json")
     assert end.value.code == 2 and "none.json has no scores" in capsys.readouterr().err
+
+
+def test_an_earlier_demo_stays(tmp_path):
+    assert demo.unused(tmp_path / "demo") == tmp_path / "demo"
+    for name in ("demo", "demo_2"):
+        (tmp_path / name).mkdir()
+    assert demo.unused(tmp_path / "demo") == tmp_path / "demo_3"

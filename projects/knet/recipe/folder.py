@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,7 @@ def _derive(
     num_gpus: int,
 ) -> CfgNode:
     """The config of a training; arguments as of `train_folder`."""
+    start_time = time.monotonic()
     found = recognise(data, val=val, task=task)
     if folder.resolve() == Path(data).resolve() or Path(data).resolve() in folder.resolve().parents:
         raise UserError(f"{folder} lies in the data: name another folder with --output")
@@ -156,6 +158,7 @@ def _derive(
             minutes=minutes,
             cost=cost,
             steps=steps,
+            elapsed=time.monotonic() - start_time,
         )
     )
     config = Choice("config", "/".join(start.config.parts[-2:]), start.reason)

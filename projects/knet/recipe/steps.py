@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 _WARM, _TIMED = 3, 6  # steps
 _PICTURES = 4  # predicted, for the time of an evaluation
-_START_SECONDS = 25.0  # until the first step: libraries, checks, weights
+_START_SECONDS = 10.0  # from here to the first step, and for the last words
 _RESERVE = 0.06  # of the time, for what is slower than measured
 _EVALUATIONS = 4  # in a training, if they take little of its time
 _EVALUATION_SHARE = 0.12
@@ -90,6 +90,7 @@ def choose_steps(
     minutes: float | None = None,
     cost: Cost | None = None,
     steps: int | None = None,
+    elapsed: float = 0.0,
 ) -> Iterator[Choice]:
     """SOLVER.MAX_ITER and what follows from it.
 
@@ -101,6 +102,7 @@ def choose_steps(
         minutes: of the whole command; None: CPU_MINUTES on a CPU without `epochs`, else no limit.
         cost: measured; needed for `minutes`.
         steps: as the user wants it.
+        elapsed: seconds of the time that have gone by.
 
     Raises:
         ValueError: the time is too short for a training.
@@ -121,15 +123,16 @@ def choose_steps(
             steps = min(max(steps, _MIN_STEPS), _MAX_STEPS)
             reason += f"; at least {_MIN_STEPS:,}, at most {_MAX_STEPS:,}"
     else:
-        seconds = 60 * minutes * (1 - _RESERVE) - _START_SECONDS
+        seconds = 60 * minutes * (1 - _RESERVE) - elapsed - _START_SECONDS
         scoring = cost.picture * data.test_pictures
         if scoring:
             evaluations = int(min(_EVALUATIONS, max(_EVALUATION_SHARE * seconds / scoring, 1)))
         steps = int((seconds - evaluations * scoring) / cost.step)
         if steps < 1:
             raise ValueError(
-                f"{minutes:g} minutes are too short: the start takes {_START_SECONDS:.0f} s, a "
-                f"step {cost.step:.2g} s, scoring {data.test_pictures:,} pictures {scoring:.0f} s"
+                f"{minutes:g} minutes are too short: the start takes "
+                f"{elapsed + _START_SECONDS:.0f} s, a step {cost.step:.2g} s, scoring "
+                f"{data.test_pictures:,} pictures {scoring:.0f} s"
             )
         reason = (
             f"{minutes:g} minutes at {cost.step:.2g} s a step, as measured, with {evaluations} "
