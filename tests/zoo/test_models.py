@@ -35,12 +35,16 @@ SMALL = [
 
 def test_the_table_is_that_of_the_page():
     page = (ROOT / "docs" / "MODEL_ZOO.md").read_text(encoding="utf-8")
-    row = r"^\| \[(\S+\.yaml)\]\(\S+\) \| ([\d.]+)[^|]*\| ([\d,]+) \|[^|]*\|(?: `?([^|`]+)`? \|)?$"
+    row = (
+        r"^\| `(\w+)` \| \[(\S+\.yaml)\]\(\S+\) \| ([\d.]+)[^|]*\| ([\d,]+) \|[^|]*\|"
+        r"(?: `?([^|`]+)`? \|)?$"
+    )
     stated = {
-        (config, float(score), int(parameters.replace(",", "")), file.strip(" \u2013"))
-        for config, score, parameters, file in re.findall(row, page, re.MULTILINE)
+        (name, config, float(score), int(parameters.replace(",", "")), file.strip(" \u2013"))
+        for name, config, score, parameters, file in re.findall(row, page, re.MULTILINE)
     }
-    assert {(m.config, m.score, m.parameters, m.file) for m in MODELS.values()} == stated
+    known = {(m.name, m.config, m.score, m.parameters, m.file) for m in MODELS.values()}
+    assert known == stated
     assert len(stated) == 16 and sum(bool(file) for *_, file in stated) == 7
 
 
