@@ -131,10 +131,3 @@ def test_the_values_of_the_page_work_on_the_command_line():
             wanted, found = ast.literal_eval(text), _value(cfg, key)
             found = tuple(found) if isinstance(found, list) else found
             assert found == wanted, example
-
-
-def test_the_files_that_the_page_names_exist():
-    for path in re.findall(r"`(configs/[\w/]+\.yaml)`", PAGE):
-        assert (ROOT / path).is_file(), path
-    for link in re.findall(r"\]\(([^)#]+)[^)]*\)", PAGE):
-        assert (ROOT / "docs" / link).exists(), link

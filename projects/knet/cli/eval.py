@@ -1,6 +1,6 @@
 """Score a model on data sets: panoptic quality, mask AP and mIoU, as Detectron2's evaluators do.
 
-    knet eval --config-file configs/shapes/panoptic.yaml --weights output/demo/model_final.pth
+    knet eval --config-file output/demo/config.yaml --weights output/demo/model_best.pth
     knet eval --model FOLDER --dataset coco_2017_val_panoptic
 
 Pictures are drawn beside their ground truth by `knet predict --dataset`; `knet report` shows all of

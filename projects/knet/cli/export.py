@@ -1,7 +1,6 @@
 """Export a model to ONNX or torch.export: image tensor in, final results out, in one graph.
 
-    knet export --config-file configs/shapes/panoptic.yaml --weights output/demo/model_final.pth \\
-        --output shapes.onnx
+    knet export --model output/demo/model --output model.onnx
     knet export --model FOLDER --format torch_export --output model.pt2
 
 docs/DEPLOY.md describes inputs, outputs and limits; tools/run_onnx.py runs the file.

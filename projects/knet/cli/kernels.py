@@ -1,8 +1,7 @@
 """Draw what the kernels of a model do.
 
     knet kernels photo.jpg --model FOLDER --output kernels
-    knet kernels --dataset shapes_val --images 200 --config-file configs/shapes/panoptic.yaml \\
-        --weights output/demo/model_final.pth
+    knet kernels --dataset coco_2017_val_panoptic --images 200 --model panoptic_r50_3x
 
 For each picture: the masks of the best kernels before the first and after every round
 (`NAME_rounds.png`) and their class scores (`NAME_classes.png`; not for semantic models, whose

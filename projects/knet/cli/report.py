@@ -1,7 +1,7 @@
 """Turn an evaluation into one HTML page: scores, classes, confusions, best and worst images.
 
-    knet report --config-file configs/shapes/panoptic.yaml --weights output/demo/model_final.pth
-    knet report --config-file configs/shapes/panoptic.yaml --predictions FOLDER
+    knet report --config-file output/demo/config.yaml --weights output/demo/model_best.pth
+    knet report --config-file output/demo/config.yaml --predictions FOLDER
 
 Without --predictions the model is run over the data set. With it, nothing is run: the folder holds
 results as files, as `knet predict --results FOLDER` writes them (without --confidence-threshold, so
