@@ -107,9 +107,9 @@ def draw_result(
 class _ClassColorVisualizer(Visualizer):
     """Detectron2's Visualizer with one colour a class, or one an object where there is one class.
 
-    Small objects, and many, get no labels, which would hide them. Unlike the original it does not vary colours
-    at random, separates neighbours of one class by light outlines, leaves holes of instances open,
-    and has labels of readable size.
+    Small objects, and many, get no labels, which would hide them. Unlike the original it does not
+    vary colours at random, separates neighbours of one class by light outlines, leaves holes of
+    instances open, and has labels of readable size.
 
     Args:
         image: ``(H, W, 3)`` RGB, values in [0, 255].

@@ -148,7 +148,7 @@ def _derive(
         cfg = settings.config()
         by_time = minutes is not None or (epochs is None and machine.device == "cpu")
         steps = None if settings.leaves("SOLVER.MAX_ITER") else cfg.SOLVER.MAX_ITER
-        cost = measure(cfg) if by_time and steps is None else None
+        cost = measure(cfg, num_gpus) if by_time and steps is None else None
     settings.choose(
         choose_steps(
             numbers,

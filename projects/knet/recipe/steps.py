@@ -38,14 +38,16 @@ class Cost:
     picture: float
 
 
-def measure(cfg: CfgNode) -> Cost:
+def measure(cfg: CfgNode, processes: int = 1) -> Cost:
     """Train and predict a little, with the data and the model of a config; nothing is kept.
 
     Args:
         cfg: whose data sets are registered, and whose weights can be read.
+        processes: that will train; tried is the share of one.
     """
     cfg = cfg.clone()
     cfg.defrost()
+    cfg.SOLVER.IMS_PER_BATCH //= processes
     with tempfile.TemporaryDirectory() as folder, EventStorage(0) as storage:
         cfg.OUTPUT_DIR = folder
         trainer = Trainer(cfg)
