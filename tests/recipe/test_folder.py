@@ -1,5 +1,6 @@
 """From a folder in any format to a trained model."""
 
+import json
 import re
 
 import numpy as np
@@ -69,6 +70,40 @@ def test_a_saved_model_is_trained_on(tmp_path):
         train_folder(tmp_path / "data", output=tmp_path / "x", model=str(folder), task="semantic")
 
 
+def test_a_saved_model_learns_other_classes(tmp_path):
+    folder = quick(tmp_path)
+    MAKERS["instance_ids"][0](tmp_path / "other")
+    new = train_folder(tmp_path / "other", QUICK[:-2], output=tmp_path / "more", model=str(folder))
+    assert KNetPredictor.from_pretrained(new).metadata.thing_classes == ["object"]
+
+
+def test_resuming_takes_keys_and_no_other_wishes(tmp_path):
+    quick(tmp_path)
+    arguments = {"output": tmp_path / "out", "resume": True}
+    with pytest.raises(UserError, match=r"--epochs cannot change with --resume"):
+        train_folder(tmp_path / "data", epochs=3, **arguments)
+    train_folder(tmp_path / "data", ["SOLVER.MAX_ITER", 4], **arguments)
+    log = (tmp_path / "out" / "log.txt").read_text()
+    assert "step 4 of 4" in log
+
+
+def test_two_processes_train(tmp_path):
+    opts = [*QUICK, "SOLVER.MAX_ITER", 1]
+    MAKERS["coco"][0](tmp_path / "data")
+    assert train_folder(tmp_path / "data", opts, output=tmp_path / "out", num_gpus=2).is_dir()
+
+
+def test_errors_of_what_is_scored_are_never_skipped(tmp_path):
+    MAKERS["coco"][0](tmp_path / "data")
+    names = json.loads((tmp_path / "data/annotations/instances_val2017.json").read_text())
+    (picture,) = (tmp_path / "data").rglob(names["images"][0]["file_name"])
+    picture.write_bytes(picture.read_bytes()[:200])
+    with pytest.raises(UserError, match=r"have 1 error.*would mislead"):
+        train_folder(
+            tmp_path / "data", [*QUICK, "DATASETS.ON_ERROR", "skip"], output=tmp_path / "out"
+        )
+
+
 def test_what_cannot_be_is_one_error(tmp_path):
     quick(tmp_path)
     with pytest.raises(UserError, match=r"holds a training: --resume .*--output"):
@@ -77,6 +112,10 @@ def test_what_cannot_be_is_one_error(tmp_path):
         train_folder(tmp_path / "data", QUICK, output=tmp_path / "data" / "out")
     with pytest.raises(UserError, match=r"no training to resume"):
         train_folder(tmp_path / "data", QUICK, output=tmp_path / "new", resume=True)
+    with pytest.raises(UserError, match=r"OUTPUT_DIR is what --output says"):
+        train_folder(tmp_path / "data", ["OUTPUT_DIR", "x"], output=tmp_path / "new")
+    with pytest.raises(ValueError, match=r"no such folder"):
+        train_folder(tmp_path / "data", QUICK, output=tmp_path / "new", model="output/modle")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty holds no file"):
         train_folder(tmp_path / "empty", QUICK, output=tmp_path / "new")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 
 from knet.cli.parser import Parser
 from knet.errors import UserError
@@ -41,7 +42,7 @@ def add_arguments(parser: Parser) -> None:
     length = folder.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=_positive, metavar="N", help="passes over the data")
     length.add_argument(
-        "--minutes", type=_positive, metavar="M", help="of training, in place of it"
+        "--minutes", type=_positive, metavar="M", help="that the command may take, in place of it (20 on a CPU)"
     )
     folder.add_argument(
         "--batch",
@@ -53,7 +54,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--seed", type=int, help="of weights, batches and splits")
     parser.add_argument(
         "--num-gpus",
-        type=int,
+        type=_whole,
         default=1,
         metavar="N",
         help="processes, of a GPU each (%(default)s)",
@@ -88,14 +89,16 @@ def run(args: argparse.Namespace) -> None:
 
 def _positive(text: str) -> float:
     with contextlib.suppress(ValueError):
-        if float(text) > 0:
+        if 0 < float(text) < math.inf:
             return float(text)
     raise argparse.ArgumentTypeError(f"{text} is no number above 0")
 
 
+def _whole(text: str) -> int:
+    if text.isdecimal() and int(text) >= 1:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text} is no number from 1 on")
+
+
 def _batch(text: str) -> int | None:
-    if text == "auto":
-        return None
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is neither a number from 1 on nor auto")
-    return int(text)
+    return None if text == "auto" else _whole(text)

@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 from knet.config import get_cfg_from_file
 from knet.model_folder import CONFIG, WEIGHTS, find_folder
 from knet.modeling.build import is_semantic
-from knet.recipe.choose import Choice
+from knet.recipe.choices import Choice
 from knet.zoo.models import config_path, find_model
 
 TASKS = ("instance", "panoptic", "semantic")
@@ -63,11 +63,17 @@ def start_from(task: str, model: str | None) -> Start:
         named = find_model(model)
         config, weights = config_path(named.config), f"knet://{named.name}"
         reason, trusted = f"trained by the authors on {named.data}", True
+        opts: tuple[Any, ...] = ("MODEL.WEIGHTS", weights, *adapt)
     else:
-        folder = find_folder(model, None)
+        if os.path.isdir(os.path.dirname(model) or "?") and not os.path.isdir(model):
+            raise ValueError(f"--model {model}: there is no such folder")
+        folder = find_folder(model, None).resolve()
         config, weights = folder / CONFIG, str(folder / WEIGHTS)
         reason, trusted = "the model that was asked for", False
-    opts = ("MODEL.WEIGHTS", weights, *adapt)
+        # the classes are those of the data
+        numbers = ("MODEL.KNET.NUM_THING_CLASSES", -1, "MODEL.KNET.NUM_STUFF_CLASSES", -1)
+        names = ("MODEL.KNET.THING_IDS", (), "MODEL.KNET.TEST.CLASSES", ())
+        opts = ("MODEL.WEIGHTS", weights, *adapt, *numbers, *names)
     start = Start(config, opts, reason, whole=True, trusted=trusted)
     if is_semantic(get_cfg_from_file(config, allow_base=trusted)) != (task == "semantic"):
         raise ValueError(

@@ -15,7 +15,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.utils.events import EventStorage
 
-from knet.recipe.choose import Choice, Data, Machine
+from knet.recipe.choices import Choice, Data, Machine
 from knet.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,9 @@ _START_SECONDS = 10.0  # from here to the first step, and for the last words
 _RESERVE = 0.06  # of the time, for what is slower than measured
 _EVALUATIONS = 4  # in a training, if they take little of its time
 _EVALUATION_SHARE = 0.12
-_EPOCHS, _MIN_STEPS, _MAX_STEPS = 50, 3000, 60_000
+# without a limit of time: how often every picture is seen; pictures of all steps, at least and most
+_EPOCHS, _LEAST, _MOST = 50, 48_000, 960_000
+_STEPS_APART = 50  # of evaluations, at least
 CPU_MINUTES = 20.0
 
 
@@ -107,28 +109,28 @@ def choose_steps(
         elapsed: seconds of the time that have gone by.
 
     Raises:
-        ValueError: the time is too short for a training.
+        ValueError: the time is too short for a training, or `cost` is missing.
     """
     pictures = len(data.sizes)
-    if minutes is None and epochs is None and machine.device == "cpu":
+    if minutes is None and epochs is None and not machine.on_gpu:
         minutes = CPU_MINUTES
-    evaluations = _EVALUATIONS
+    evaluations = 0
     if steps is not None:
         reason = "as asked for"
     elif epochs is not None:
         steps = max(1, round(epochs * pictures / batch))
         reason = f"{epochs:g} epochs of {pictures:,} pictures, {batch} a step"
-    elif minutes is None or cost is None:
-        steps = round(_EPOCHS * pictures / batch)
-        reason = f"{_EPOCHS} epochs of {pictures:,} pictures, {batch} a step"
-        if not _MIN_STEPS <= steps <= _MAX_STEPS:
-            steps = min(max(steps, _MIN_STEPS), _MAX_STEPS)
-            reason += f"; at least {_MIN_STEPS:,}, at most {_MAX_STEPS:,}"
+    elif minutes is None:
+        seen = min(max(_EPOCHS * pictures, _LEAST), _MOST)
+        steps = math.ceil(seen / batch)
+        reason = f"{seen / pictures:.3g} epochs of {pictures:,} pictures, {batch} a step"
+    elif cost is None:
+        raise ValueError("steps by time need the measured cost of one")
     else:
         seconds = 60 * minutes * (1 - _RESERVE) - elapsed - _START_SECONDS
         scoring = cost.picture * data.test_pictures
-        if scoring:
-            evaluations = int(min(_EVALUATIONS, max(_EVALUATION_SHARE * seconds / scoring, 1)))
+        share = _EVALUATION_SHARE * seconds
+        evaluations = int(min(_EVALUATIONS, max(share / scoring, 1))) if scoring else _EVALUATIONS
         steps = int((seconds - evaluations * scoring) / cost.step)
         if steps < 1:
             raise ValueError(
@@ -141,9 +143,10 @@ def choose_steps(
             f"evaluation{'s' * (evaluations > 1)} of {scoring:.0f} s"
         )
     yield Choice("SOLVER.MAX_ITER", steps, reason)
-    period = math.ceil(steps / evaluations)
+    evaluations = evaluations or min(_EVALUATIONS, max(1, steps // _STEPS_APART))
     times = "at the end" if evaluations == 1 else f"{evaluations} times"
-    yield Choice("TEST.EVAL_PERIOD", period, times)
-    yield Choice("SOLVER.CHECKPOINT_PERIOD", period, "then, and every 10 minutes")
+    yield Choice("TEST.EVAL_PERIOD", math.ceil(steps / evaluations), times)
+    # those before evaluations and every 10 minutes, of which the newest two stay, are enough
+    yield Choice("SOLVER.CHECKPOINT_PERIOD", steps + 1, "")
     warmup = max(1, min(100, steps // 20))
     yield Choice("SOLVER.WARMUP_ITERS", warmup, "a twentieth of the steps, 100 at most")

@@ -229,7 +229,7 @@ def add_config_defects(
     if model and cfg.MODEL.KNET.KERNEL_HEAD == "learned":
         for report in reports:
             report.defects += _count_defects(report, cfg)
-        cell = _cell(cfg) if any(report.image_areas for report in reports) else 0.0
+        cell = mask_cell(cfg) if any(report.image_areas for report in reports) else 0.0
         for report in reports:
             report.defects += _size_defects(report, cfg, cell)
     train = [report for report in reports if report.name in cfg.DATASETS.TRAIN]
@@ -261,7 +261,7 @@ def _count_defects(report: DatasetReport, cfg: CfgNode) -> list[Defect]:
     return found
 
 
-def _cell(cfg: CfgNode) -> float:
+def mask_cell(cfg: CfgNode) -> float:
     """The side of a cell of the masks, in pixels of the resized picture."""
     plain = cfg.clone()
     plain.defrost()

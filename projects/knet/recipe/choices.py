@@ -12,23 +12,30 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from detectron2.config import CfgNode
 
+from knet.data.check.data_set import mask_cell
 from knet.data.check.report import DatasetReport
 from knet.data.images import open_image
+from knet.errors import UserError
+from knet.training.optimizer import scaled_rate
 
 __all__ = ["Choice", "Data", "Machine", "choose", "format_choices"]
 
-MASK_STRIDE = 4  # of configs/lite
+# pictures, from which on the published settings learn, too
+FEW_PICTURES = 20_000
 _DIVISOR = 32  # sizes of pictures are multiples
-# the shorter side at most, and for small objects; sides of crops; pictures of a step
-_SIDES = {"cpu": (384, 512), "cuda": (640, 800)}
-_CROPS = {"cpu": 256, "cuda": 512}
-_BATCHES = {"cpu": 4, "cuda": 16}
+# of a CPU and of a GPU: the shorter side at most, and for small objects; sides of crops; pictures
+# of a step
+_SIDES = ((384, 512), (640, 800))
+_CROPS = (256, 512)
+_BATCHES = (4, 16)
 _SCALES = (0.875, 1.125)
 _SMALL_CELLS = 4.25  # sides of small objects in cells of the masks: fewer, and their shape is lost
 _LARGE_SHARE = 0.9  # of a crop's side: objects that are larger are seldom seen whole
-_CROWDED = 1.5  # objects of a crowded crop, relative to the mean of the picture
+_CROWDED = 2.25  # objects of a crowded crop, relative to the mean of the picture
 _MAX_KERNELS = 300
+_MAX_RATE = 1e-3  # AdamW diverges above
 _LOOKED_AT = 50  # pictures
 _DIM = 0.5  # of the range of brightness, below which pictures are stretched
 
@@ -119,49 +126,74 @@ class Machine:
     cores: int = 1
 
     @property
+    def on_gpu(self) -> bool:
+        """Whether it has the sizes of a GPU; all other devices get those of a CPU."""
+        return self.device == "cuda"
+
+    @property
     def name(self) -> str:
         """In words."""
-        return "GPU" if self.device == "cuda" else "CPU"
+        return "GPU" if self.on_gpu else "CPU"
 
 
 def choose(
-    data: Data, machine: Machine, *, whole: bool, batch: int | None = None
+    data: Data, machine: Machine, base: CfgNode, *, whole: bool, batch: int | None = None
 ) -> Iterator[Choice]:
     """All settings that depend on the data but for the number of steps.
 
     Args:
         data: of the training.
         machine: that trains.
-        whole: whether it starts from a whole model, whose own settings then stay; else from the
-            recipe's config, whose masks have the stride MASK_STRIDE.
+        base: the config that it starts from.
+        whole: whether its weights are those of a whole model, whose own settings then stay.
         batch: pictures of a step; None: the recipe's.
+
+    Raises:
+        UserError: the batch is too small for the model.
     """
     yield from _results(data)
-    side, reason = _side(data, machine)
+    cell = mask_cell(base) if data.sides else 0.0
+    side, reason = _side(data, machine, cell)
     yield Choice("INPUT.MIN_SIZE_TEST", side, reason)
     longest = _round(side * min(data.ratio, 2.0))
     yield Choice("INPUT.MAX_SIZE_TEST", longest, f"9 in 10 pictures are {data.ratio:.2g}:1 or less")
-    smallest, largest = _round(side * _SCALES[0]), _round(side * _SCALES[1])
-    text = "of the size in tests: objects are seen at several sizes"
-    yield Choice(
-        "INPUT.MIN_SIZE_TRAIN", (smallest, largest), f"{_SCALES[0]} to {_SCALES[1]} {text}"
-    )
+    smallest, largest = (_round(side * scale) for scale in _SCALES)
+    text = f"{_SCALES[0]} to {_SCALES[1]} times that of tests: objects come in several sizes"
+    yield Choice("INPUT.MIN_SIZE_TRAIN", (smallest, largest), text)
     yield Choice("INPUT.MIN_SIZE_TRAIN_SAMPLING", "range", "")
     longest = _round(largest * min(data.ratio, 2.0))
     yield Choice("INPUT.MAX_SIZE_TRAIN", longest, "")
     crop, reason = _crop(data, machine, side)
+    if crop >= longest:
+        crop, reason = longest, "whole pictures"
     yield Choice("INPUT.CROP.ENABLED", True, "")
     yield Choice("INPUT.CROP.TYPE", "absolute", "")
     yield Choice("INPUT.CROP.SIZE", (crop, crop), reason)
     if data.task != "semantic":
-        yield from _kernels(data, whole, crop / side)
+        few = not whole and len(data.sizes) < FEW_PICTURES
+        if not whole:
+            yield from _little_data(data, few)
+        own = base if whole and base.MODEL.KNET.KERNEL_PEAKS else None
+        yield from _kernels(data, few, own, crop / side)
     if data.dim:
         yield Choice(
             "INPUT.CONTRAST_CUTOFF",
             0.5,
             f"half of the pictures use {100 * data.brightness:.0f} % of the range of brightness",
         )
-    yield from _solver(data, machine, whole, batch)
+    yield from _solver(data, machine, base, batch)
+
+
+def _little_data(data: Data, few: bool) -> Iterator[Choice]:
+    """What configs/custom turns on, and large data do not need."""
+    count = f"{len(data.sizes):,} pictures are {'few' if few else 'many'}"
+    yield Choice(
+        "MODEL.KNET.KERNEL_PEAKS",
+        few,
+        f"{count}: learned kernels take thousands of steps to share out a picture",
+    )
+    yield Choice("MODEL.KNET.RESIDUAL_MASKS", few, f"{count}: rounds start from what is there")
+    yield Choice("MODEL.KNET.CLASS_PRIOR", 0.1 if few else 0.01, f"{count}; 0.01 is published")
 
 
 def _results(data: Data) -> Iterator[Choice]:
@@ -173,28 +205,27 @@ def _results(data: Data) -> Iterator[Choice]:
     yield Choice("INPUT.KNET_TARGETS", targets.get(data.task, ["instances", "sem_seg"]), "")
 
 
-def _side(data: Data, machine: Machine) -> tuple[int, str]:
-    """The shorter side of pictures in tests, and why."""
+def _side(data: Data, machine: Machine, cell: float) -> tuple[int, str]:
+    """The shorter side of pictures in tests, and why; `cell` is the side of one of the masks."""
     own = float(np.median([min(size) for size in data.sizes]))
-    limit, small_limit = _SIDES[machine.device]
+    limit, small_limit = _SIDES[machine.on_gpu]
     side, reason = min(own, limit), f"half of the pictures have a shorter side of {own:.0f} or less"
     if own > limit:
         reason += f"; {limit} is what a {machine.name} gets through in the time"
     if data.sides:
         small = float(np.percentile(data.sides, 25))
-        needed = _SMALL_CELLS * MASK_STRIDE / small
+        needed = _SMALL_CELLS * cell / small
         if needed > side:
             side = min(needed, small_limit, 2 * own)
-            cells = side * small / MASK_STRIDE
             reason = (
                 f"a quarter of the objects is below {100 * small:.1f} % of the shorter side, "
-                f"which is {cells:.1f} cells of the masks then"
+                f"which is {side * small / cell:.1f} cells of the masks then, {cell:g} pixels each"
             )
     return _round(side), reason
 
 
 def _crop(data: Data, machine: Machine, side: int) -> tuple[int, str]:
-    crop = _CROPS[machine.device]
+    crop = _CROPS[machine.on_gpu]
     reason = f"what a {machine.name} gets through in the time"
     if data.sides:
         large = side * float(np.percentile(data.sides, 90))
@@ -204,37 +235,61 @@ def _crop(data: Data, machine: Machine, side: int) -> tuple[int, str]:
     return crop, reason
 
 
-def _kernels(data: Data, whole: bool, share: float) -> Iterator[Choice]:
-    """Numbers of kernels, for a crop that is `share` of the picture's shorter side."""
+def _kernels(data: Data, few: bool, peaks: CfgNode | None, share: float) -> Iterator[Choice]:
+    """Numbers of kernels.
+
+    Args:
+        data: of the training.
+        few: whether these are to start on peaks.
+        peaks: the config of a whole model whose kernels do.
+        share: the crop's side in parts of the picture's shorter one.
+    """
     most, usual = max(data.objects, default=0), float(np.percentile(data.objects or [0], 99))
     kernels = min(max(10 * math.ceil(most / 10), 30), _MAX_KERNELS)
     reason = f"a picture has up to {most} objects, 99 in 100 have at most {usual:.0f}"
-    if whole:
-        if kernels > 100:
-            yield Choice("MODEL.KNET.NUM_KERNELS", kernels, reason)
-    else:
+    if few:
         cropped = min(1.0, share) * min(1.0, share / data.ratio)
         in_crop = 10 * math.ceil(_CROWDED * cropped * usual / 10)
         yield Choice(
             "MODEL.KNET.NUM_KERNELS",
             min(max(in_crop, 20), kernels),
-            f"a crop shows {100 * cropped:.0f} % of a picture, where objects crowd more",
+            f"a crop shows {100 * cropped:.0f} % of a picture, some have more of the objects",
         )
         yield Choice("MODEL.KNET.TEST.NUM_KERNELS", kernels, reason)
+    elif peaks is not None:
+        kernels = max(kernels, peaks.MODEL.KNET.TEST.NUM_KERNELS or peaks.MODEL.KNET.NUM_KERNELS)
+        yield Choice("MODEL.KNET.TEST.NUM_KERNELS", kernels, reason)
+    else:
+        kernels = max(kernels, 100)
+        yield Choice("MODEL.KNET.NUM_KERNELS", kernels, f"{reason}; 100 is published")
+        yield Choice("MODEL.KNET.TEST.NUM_KERNELS", 0, "")
     yield Choice("TEST.DETECTIONS_PER_IMAGE", max(kernels, 100), "as many, and no less than COCO's")
 
 
-def _solver(data: Data, machine: Machine, whole: bool, batch: int | None) -> Iterator[Choice]:
-    own = 16 if whole else 4
-    chosen = batch or _BATCHES[machine.device] * machine.processes
-    reason = "as asked for" if batch else f"for a {machine.name}"
-    yield Choice("SOLVER.IMS_PER_BATCH", chosen, reason)
-    yield Choice(
-        "SOLVER.REFERENCE_BATCH", own, "which the learning rate of the config is meant for"
-    )
-    if whole:
-        yield Choice("SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "needs no steps to be set")
-    workers = min(4, (machine.cores or 1) // machine.processes - 1) if machine.cores > 2 else 0
+def _solver(data: Data, machine: Machine, base: CfgNode, batch: int | None) -> Iterator[Choice]:
+    if batch is not None:
+        reason = "as asked for"
+    else:
+        # no more than a tenth of the pictures a step, but what every process needs
+        batch = _BATCHES[machine.on_gpu] * machine.processes
+        batch = max(min(batch, len(data.sizes) // 10), 4 * machine.processes)
+        reason = f"for a {machine.name} and {len(data.sizes):,} pictures"
+    if data.task == "semantic" and batch < 2 * machine.processes:
+        raise UserError(
+            f"--batch {batch} is too small for a semantic model, whose batch norms need two "
+            "pictures in every process"
+        )
+    yield Choice("SOLVER.IMS_PER_BATCH", batch, reason)
+    own = base.SOLVER.REFERENCE_BATCH or base.SOLVER.IMS_PER_BATCH
+    rate = min(scaled_rate(base.SOLVER.BASE_LR, own, batch), _MAX_RATE)
+    reason = f"{base.SOLVER.BASE_LR:g} is for {own} pictures a step"
+    if batch != own:
+        reason += f", by the square root; at most {_MAX_RATE:g}"
+    yield Choice("SOLVER.BASE_LR", rate, reason)
+    yield Choice("SOLVER.REFERENCE_BATCH", 0, "")
+    yield Choice("SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "falls from the start to zero")
+    cores = machine.cores // machine.processes
+    workers = min(4, cores - 1) if cores > 2 else 0
     yield Choice("DATALOADER.NUM_WORKERS", workers, f"{machine.cores} cores")
 
 
