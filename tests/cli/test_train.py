@@ -57,7 +57,7 @@ def test_a_config_is_trained_as_it_says(called):
     ("words", "message"),
     [
         ([*CONFIG, "--epochs", "3"], "--epochs goes with --data"),
-        (["--data", "x", "--batch", "0"], "0 is neither a number from 1 on nor auto"),
+        (["--data", "x", "--batch", "0"], "0 is no number from 1 on"),
         (["--data", "x", "--minutes", "0"], "0 is no number above 0"),
         (["--data", "x", "--minutes", "1", "--epochs", "1"], "not allowed with"),
         (["--data", "x", *CONFIG], "not allowed with"),
