@@ -25,7 +25,7 @@ _PICTURES = 4  # predicted, for the time of an evaluation
 _START_SECONDS = 10.0  # from here to the first step, and for the last words
 _RESERVE = 0.06  # of the time, for what is slower than measured
 _EVALUATIONS = 4  # in a training, if they take little of its time
-_EVALUATION_SHARE = 0.12
+_EVALUATION_SHARE, _LARGEST_SHARE = 0.12, 0.25  # of the time; the latter of the first two
 # without a limit of time: how often every picture is seen; pictures of all steps, at least and most
 _EPOCHS, _LEAST, _MOST = 50, 48_000, 960_000
 _STEPS_APART = 50  # of evaluations, at least
@@ -85,6 +85,13 @@ def _wait(cfg: CfgNode) -> None:
         torch.cuda.synchronize()
 
 
+def _affordable(scoring: float, seconds: float) -> int:
+    """How many evaluations a training of so many seconds has: two show whether it goes up."""
+    if 2 * scoring > _LARGEST_SHARE * seconds:
+        return 1
+    return min(_EVALUATIONS, max(2, int(_EVALUATION_SHARE * seconds / max(scoring, 1e-9))))
+
+
 def choose_steps(
     data: Data,
     machine: Machine,
@@ -129,8 +136,7 @@ def choose_steps(
     else:
         seconds = 60 * minutes * (1 - _RESERVE) - elapsed - _START_SECONDS
         scoring = cost.picture * data.test_pictures
-        share = _EVALUATION_SHARE * seconds
-        evaluations = int(min(_EVALUATIONS, max(share / scoring, 1))) if scoring else _EVALUATIONS
+        evaluations = _affordable(scoring, seconds)
         steps = int((seconds - evaluations * scoring) / cost.step)
         if steps < 1:
             raise ValueError(
