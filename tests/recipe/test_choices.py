@@ -45,7 +45,7 @@ def test_large_pictures_are_reduced_to_what_the_machine_can():
     cpu, gpu = chosen(data, CPU), chosen(data, GPU)
     assert (cpu["INPUT.MIN_SIZE_TEST"], gpu["INPUT.MIN_SIZE_TEST"]) == (384, 640)
     assert cpu["INPUT.MAX_SIZE_TEST"] == 672  # 16:9
-    assert cpu["INPUT.MIN_SIZE_TRAIN"] == (320, 448) and cpu["INPUT.CROP.SIZE"] == (256, 256)
+    assert cpu["INPUT.MIN_SIZE_TRAIN"] == (336, 432) and cpu["INPUT.CROP.SIZE"] == (256, 256)
     assert gpu["INPUT.CROP.SIZE"] == (512, 512)
     assert chosen(data, Machine("mps"))["INPUT.MIN_SIZE_TEST"] == 384
 

@@ -157,7 +157,7 @@ def choose(
     yield Choice("INPUT.MIN_SIZE_TEST", side, reason)
     longest = _round(side * min(data.ratio, 2.0))
     yield Choice("INPUT.MAX_SIZE_TEST", longest, f"9 in 10 pictures are {data.ratio:.2g}:1 or less")
-    smallest, largest = (_round(side * scale) for scale in _SCALES)
+    smallest, largest = (round(side * scale) for scale in _SCALES)
     text = f"{_SCALES[0]} to {_SCALES[1]} times that of tests: objects come in several sizes"
     yield Choice("INPUT.MIN_SIZE_TRAIN", (smallest, largest), text)
     yield Choice("INPUT.MIN_SIZE_TRAIN_SAMPLING", "range", "")
