@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from knet.free_memory import free_memory, peak_memory
+from knet.free_memory import address_hint, free_memory, peak_memory
 
 GB = 1 << 30
 
@@ -57,8 +57,13 @@ def test_the_address_space_may_be_limited(tmp_path, monkeypatch):
     write(tmp_path, {**MACHINE, "proc/self/statm": f"{pages} 17 5\n"})
     monkeypatch.setattr(resource, "getrlimit", lambda _: (3 * GB, 8 * GB))
     assert free_memory(tmp_path) == GB
+    assert "3.0 GB (ulimit -v), of which 2.0 GB are taken" in address_hint(tmp_path)
+    write(tmp_path, {"proc/meminfo": f"MemAvailable:  {1 << 19} kB\n"})
+    assert address_hint(tmp_path) == ""  # the machine has less
+    write(tmp_path, MACHINE)
     monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY,) * 2)
     assert free_memory(tmp_path) == 8 * GB
+    assert address_hint(tmp_path) == ""
 
 
 def test_this_machine_has_some():

@@ -5,10 +5,13 @@ from __future__ import annotations
 import difflib
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+
+from knet.free_memory import address_hint
 
 # environment variable: 1 shows where an error came from
 TRACEBACK = "KNET_TRACEBACK"
@@ -21,14 +24,39 @@ class UserError(Exception):
 
 # What the package raises on purpose, with a message that names the thing and the mend.
 MEANT = (UserError, OSError, ValueError, KeyError, ImportError, FloatingPointError)
+# in errors for want of memory: PyTorch's, the system's and, the last, oneDNN's
+_NO_MEMORY = (
+    *("allocate memory", "out of memory", "enough memory", "bad_alloc", "bad allocation"),
+    "could not create a primitive",
+)
+_ASKED = re.compile(r"allocate (\d[\d.]* \w+)")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a library could not get memory, on the machine or its GPU."""
+    told = isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)
+    return told or isinstance(error, MemoryError)
+
+
+def is_meant(error: BaseException | None) -> bool:
+    """Whether an error is for the user: one of `MEANT`, or for want of memory."""
+    return isinstance(error, MEANT) or (error is not None and is_out_of_memory(error))
 
 
 def one_line(error: BaseException) -> str:
     """The message of an error in one line.
 
     An error that did not come from this package's own lines (of a library, or by accident) says
-    how to see where it did.
+    how to see where it did; one for want of memory, what takes less.
     """
+    if is_out_of_memory(error):
+        asked = _ASKED.search(str(error))
+        return (
+            f"out of memory{f' ({asked[1]} more were asked for)' if asked else ''}. "
+            f"{address_hint()}In training raise SOLVER.ACCUMULATION_STEPS, which keeps the batch, "
+            "or lower SOLVER.IMS_PER_BATCH; or take smaller images (INPUT.MIN_SIZE_TRAIN, "
+            "MIN_SIZE_TEST) or crops (INPUT.CROP)"
+        )
     # KeyError's own text is in quotes
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     text = " ".join(text.split()) or type(error).__name__
@@ -62,7 +90,9 @@ def run_command(name: str, main: Callable[[], int | None]) -> int:
     """
     try:
         return main() or 0
-    except MEANT as error:
+    except Exception as error:
+        if not is_meant(error):
+            raise
         if _trace_wanted():
             traceback.print_exc()
         sys.stdout.flush()
@@ -79,7 +109,7 @@ def is_shown(record: logging.LogRecord) -> bool:
     Libraries log an exception before it goes on to `run_command`, which tells it in one line.
     """
     error = record.exc_info[1] if record.exc_info else None
-    return not isinstance(error, MEANT) or _trace_wanted()
+    return not is_meant(error) or _trace_wanted()
 
 
 def _trace_wanted() -> bool:

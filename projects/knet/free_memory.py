@@ -23,7 +23,26 @@ def free_memory(root: str | os.PathLike[str] = "/") -> float:
     base = Path(root)
     kilobytes = _number(base / "proc/meminfo", "MemAvailable:")
     machine = 1024 * kilobytes if kilobytes < math.inf else _installed()
-    return min([machine, _address_rest(base), *_group_rests(base)])
+    limit, taken = _address_space(base)
+    return min([machine, max(limit - taken, 0), *_group_rests(base)])
+
+
+def address_hint(root: str | os.PathLike[str] = "/") -> str:
+    """A sentence on the limit of the address space if that leaves the least, else nothing.
+
+    Libraries take gigabytes of the address space that they never fill.
+
+    Args:
+        root: where /proc and /sys are.
+    """
+    limit, taken = _address_space(Path(root))
+    if not limit - taken <= free_memory(root) < math.inf:
+        return ""
+    return (
+        f"The limit is that of the address space, {limit / 2**30:.1f} GB (ulimit -v), of which "
+        f"{taken / 2**30:.1f} GB are taken by now, mostly by libraries that do not fill it: raise "
+        "it, or limit the memory by a control group. "
+    )
 
 
 def peak_memory() -> int:
@@ -44,17 +63,17 @@ def _installed() -> float:
         return math.inf
 
 
-def _address_rest(base: Path) -> float:
-    """What the limit of the address space leaves to this process."""
+def _address_space(base: Path) -> tuple[float, float]:
+    """Its limit for this process, infinite without one, and what is taken."""
     try:
         resource = importlib.import_module("resource")
     except ImportError:  # not on Windows
-        return math.inf
+        return math.inf, 0
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     pages = _number(base / "proc/self/statm")
     if limit == resource.RLIM_INFINITY or pages == math.inf:
-        return math.inf
-    return max(limit - pages * resource.getpagesize(), 0)
+        return math.inf, 0
+    return limit, pages * resource.getpagesize()
 
 
 def _group_rests(base: Path) -> Iterator[float]:

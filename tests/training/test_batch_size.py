@@ -1,5 +1,6 @@
 """The choice of how many images pass at a time, with trials that are made up, and a true limit."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +66,12 @@ def test_a_process_that_ends_is_a_failure(cfg, monkeypatch):
         largest_batch(cfg)
 
 
+def test_a_batch_that_the_model_does_not_train_with_is_for_the_user(semantic_cfg):
+    semantic_cfg.SOLVER.IMS_PER_BATCH = 1
+    with pytest.raises(UserError, match="two images a process: raise SOLVER.IMS_PER_BATCH"):
+        largest_batch(semantic_cfg)
+
+
 def test_the_worst_image(cfg):
     from detectron2.data import DatasetCatalog
 
@@ -124,3 +131,9 @@ def test_a_limit_of_the_address_space(tiny_opts, tiny_shapes):
     images, passes, reason = done.stdout.strip().split("; ", 2)
     assert int(images) * int(passes) == 64 and 1 <= int(images) < 64
     assert "; " in reason  # why no more
+
+    done = subprocess.run([*command, "60", *opts], capture_output=True, text=True, timeout=200)
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("knet.errors.UserError: no training step fits into memory")
+    told = re.search(r"address space, ([\d.]+) GB \(ulimit -v\), of which ([\d.]+) GB are", last)
+    assert told and 0 <= float(told[1]) - float(told[2]) < 0.2

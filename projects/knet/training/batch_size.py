@@ -30,6 +30,7 @@ from knet.classes import class_ids_from_config
 from knet.data.loader import seed_everything
 from knet.data.mapper import KNetDatasetMapper
 from knet.errors import UserError
+from knet.free_memory import address_hint
 from knet.modeling.build import is_semantic
 from knet.training import memory_trial
 from knet.training.memory_trial import Sample, Trial
@@ -65,7 +66,9 @@ def largest_batch(cfg: CfgNode, *, processes: int = 1) -> Choice:
         processes: that will train on this machine, each with its GPU, or all on the CPU.
 
     Raises:
-        UserError: not even the smallest pass fits, or the processes cannot share the batch.
+        UserError: not even the smallest pass fits, the processes cannot share the batch, or the
+            model does not train with one so small.
+        ValueError: the latter on a GPU.
         RuntimeError: a step fails for another reason.
     """
     wanted = cfg.SOLVER.IMS_PER_BATCH
@@ -91,8 +94,9 @@ def largest_batch(cfg: CfgNode, *, processes: int = 1) -> Choice:
     what = f"{height}x{width} pixels with {len(sample.get('instances', ()))} objects"
     if best is None:
         raise UserError(
-            f"no training step fits into memory: of images of {what}, {failure}. Lower "
-            "INPUT.MIN_SIZE_TRAIN and MAX_SIZE_TRAIN, crop (INPUT.CROP), or take a smaller model"
+            f"no training step fits into memory: of images of {what}, {failure}. {address_hint()}"
+            "Lower INPUT.MIN_SIZE_TRAIN and MAX_SIZE_TRAIN, crop (INPUT.CROP), or take a smaller "
+            "model"
         )
     passes = share // best.images
     reason = (
@@ -196,7 +200,8 @@ def _in_child(
             for line in child.stdout:
                 message = json.loads(line)
                 if "error" in message:
-                    raise RuntimeError(f"a training step cannot be tried: {message['error']}")
+                    kind = UserError if message["meant"] else RuntimeError
+                    raise kind(f"a training step cannot be tried: {message['error']}")
                 trial = Trial(**message)
                 done = trial.images
                 yield trial

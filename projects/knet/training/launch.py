@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from detectron2.utils import comm
 
-from knet.errors import MEANT, UserError, one_line
+from knet.errors import UserError, is_meant, one_line
 from knet.training.stop import Stopped, hangups
 
 __all__ = ["launch"]
@@ -160,7 +160,7 @@ def _run(
         _in_group(*work)
     except Exception as error:
         with sending:
-            sender.send((index, one_line(error), traceback.format_exc(), isinstance(error, MEANT)))
+            sender.send((index, one_line(error), traceback.format_exc(), is_meant(error)))
         logging.shutdown()
         sys.stdout.flush()
         # without the end of the process group, for which it might wait

@@ -21,7 +21,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from knet.accel import accelerate_as_configured
-from knet.errors import one_line
+from knet.errors import is_meant, is_out_of_memory, one_line
 from knet.free_memory import free_memory, peak_memory
 from knet.training.average import WeightAverage
 from knet.training.distribute import check_batch_norm
@@ -33,8 +33,6 @@ __all__ = ["Trial", "attempts"]
 # share of the free memory that steps may take. Of a CPU's the rest is for workers of the loader,
 # evaluation and pictures; of a GPU's for gaps between the tensors
 _SHARE = {"cpu": 0.75, "cuda": 0.9}
-# in errors for want of memory, PyTorch's and the system's
-_OUT = ("allocate memory", "out of memory", "bad_alloc", "bad allocation")
 
 Sample = dict[str, Any]
 
@@ -76,7 +74,7 @@ def attempts(cfg: CfgNode, sample: Sample, sizes: Sequence[int], processes: int)
             if not run(images):
                 continue
         except (MemoryError, RuntimeError) as error:
-            out = isinstance(error, MemoryError) or any(word in str(error) for word in _OUT)
+            out = is_out_of_memory(error)
             if first and not out:
                 raise
             # what has worked with fewer images fails for memory, whatever a library calls it
@@ -161,7 +159,8 @@ def main() -> None:
             for trial in attempts(*pickle.load(sys.stdin.buffer)):
                 print(json.dumps(trial._asdict()), file=out, flush=True)
         except Exception as error:
-            print(json.dumps({"error": one_line(error)}), file=out, flush=True)
+            told = {"error": one_line(error), "meant": is_meant(error)}
+            print(json.dumps(told), file=out, flush=True)
             raise
 
 
