@@ -68,7 +68,7 @@ def test_a_process_that_ends_is_a_failure(cfg, monkeypatch):
 
 def test_a_batch_that_the_model_does_not_train_with_is_for_the_user(semantic_cfg):
     semantic_cfg.SOLVER.IMS_PER_BATCH = 1
-    with pytest.raises(UserError, match="two images a process: raise SOLVER.IMS_PER_BATCH"):
+    with pytest.raises(UserError, match=r"two images a process: raise SOLVER\.IMS_PER_BATCH"):
         largest_batch(semantic_cfg)
 
 

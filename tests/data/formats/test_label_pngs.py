@@ -7,11 +7,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from knet.data.defects import DataError
 from knet.data.formats import recognise
 
 from .makers import COLORS, STEMS, instance_ids_unnamed, labels, numbers, picture, png
+
+NUM_OBJECTS = sum(int(numbers(stem).max()) for stem in STEMS)
+
+
+def objects_of(found, folder):
+    data = found.prepare(folder)
+    contents = [json.loads(Path(e["JSON_FILE"]).read_text()) for e in (data.train, data.val)]
+    return sum(len(content["annotations"]) for content in contents)
 
 
 def write(root, make, folder="masks"):
@@ -55,6 +64,9 @@ def test_gaps_and_pieces_are_classes(tmp_path):
     write(tmp_path / "gaps", lambda stem: numbers(stem) * 3)
     found = recognise(tmp_path / "gaps")
     assert found.format == "label PNGs" and "0 hold 0 and the numbers 1 to n" in found.notes[0]
+    found = recognise(tmp_path / "gaps", task="instance")  # numbers of hidden objects are gaps, too
+    assert "each number an object; the task 'instance' decides, although of 6" in found.notes[0]
+    assert objects_of(found, tmp_path / "out") == NUM_OBJECTS
 
     def pieces(stem):
         values = numbers(stem)
@@ -66,6 +78,25 @@ def test_gaps_and_pieces_are_classes(tmp_path):
     assert found.format == "label PNGs" and "fall into several pieces" in found.notes[0]
 
 
+def test_objects_are_one_class_of_a_semantic_task(tmp_path):
+    instance_ids_unnamed(tmp_path / "data")
+    found = recognise(tmp_path / "data", task="semantic")
+    assert "one class, 'object', and 0 the background; the task 'semantic'" in found.notes[0]
+    data = found.prepare(tmp_path / "out")
+    assert data.classes == ["background", "object"]
+    path = Path(data.train["SEM_SEG_ROOT"])
+    map_file = min(path.rglob("*.png"))
+    stem = next(stem for stem in STEMS if stem in map_file.name)
+    assert np.array_equal(np.array(Image.open(map_file)), numbers(stem) > 0)
+
+
+def test_masks_of_two_values_number_no_objects(tmp_path):
+    write(tmp_path, lambda stem: (numbers(stem) > 0).astype(np.uint8) * 255)
+    assert recognise(tmp_path).task == "semantic"
+    with pytest.raises(DataError, match="hold 0 and 255 alone, which do for semantic"):
+        recognise(tmp_path, task="instance")
+
+
 def test_numbers_above_255_are_objects(tmp_path):
     write(tmp_path, lambda stem: numbers(stem).astype(np.uint16) * 300)
     found = recognise(tmp_path)
@@ -75,12 +106,8 @@ def test_numbers_above_255_are_objects(tmp_path):
 def test_a_colour_for_each_object(tmp_path):
     palette = np.array([*COLORS, (0, 90, 0), (90, 90, 0)], np.uint8)
     write(tmp_path / "data", lambda stem: palette[numbers(stem)])
-    data = recognise(tmp_path / "data", task="instance").prepare(tmp_path / "out")
-    contents = [
-        json.loads(Path(entry["JSON_FILE"]).read_text()) for entry in (data.train, data.val)
-    ]
-    objects = sum(int(numbers(stem).max()) for stem in STEMS)
-    assert sum(len(content["annotations"]) for content in contents) == objects
+    found = recognise(tmp_path / "data", task="instance")
+    assert objects_of(found, tmp_path / "out") == NUM_OBJECTS
 
 
 def test_counterparts_that_lack_are_counted(tmp_path):

@@ -13,7 +13,7 @@ from knet.data.defects import DataError, failure
 from knet.data.formats.class_list import LabelClass, find_classes
 from knet.data.formats.found import Found
 from knet.data.formats.label_values import LabelMapSource, read_codes, read_values
-from knet.data.formats.maps import BACKGROUND
+from knet.data.formats.maps import BACKGROUND, PaintedSource
 from knet.data.formats.objects import Object, ObjectSource, Size
 from knet.data.formats.pairs import find_pairs
 from knet.data.formats.split import Item
@@ -23,16 +23,21 @@ CLASSES, OBJECTS, COLORS = "label PNGs", "instance-id PNGs", "colour masks"
 _SAMPLE = 40  # maps that recognition decodes
 _FOLDER = re.compile(r"instance|(?<![a-z])inst(?![a-z])|object|pedmask")
 _SHARE = 0.9  # of maps, numbers or pixels that have to say `objects`
+_WHITE = 255  # of the foreground in masks of two values
 _VARIED = 3  # objects in the fullest map, at least
 _OBJECT = "object"  # the class of objects without a name
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a sample of maps says: ``objects``, ``classes`` or ``open``, and why."""
+    """What a sample of maps says: ``objects``, ``classes`` or ``open``, and why.
+
+    Unless it is sure, a task that is asked for wins.
+    """
 
     kind: str
     reason: str
+    sure: bool = False
 
 
 def find(tree: Tree, task: str | None) -> Found | None:
@@ -49,25 +54,28 @@ def find(tree: Tree, task: str | None) -> Found | None:
     file, classes = listed if listed else ("", None)
     colored = bool(classes) and any(c.color for c in classes or [])
     evidence = _evidence(tree, pairs.items, colored=colored, classes=classes)
-    what = f"{tree.root}: {evidence.reason}, which"
-    if evidence.kind == "open":
-        chosen = chosen_task(task, ("semantic", "instance"), what)
-    else:
-        only = "instance" if evidence.kind == "objects" else "semantic"
-        chosen = chosen_task(task, (only,), what)
+    tasks = ("instance", "semantic") if evidence.kind == "objects" else ("semantic", "instance")
+    possible = tasks[:1] if evidence.sure else tasks
+    chosen = chosen_task(task, possible, f"{tree.root}: {evidence.reason}, which")
+    reason = evidence.reason
+    if chosen != tasks[0] and evidence.kind != "open":
+        reason = f"the task {chosen!r} decides, although {reason}"
     items = pairs.items
     notes = []
     source: Any
+    name = next((c.name for c in classes or [] if _is_object(c)), _OBJECT)
     if chosen == "instance":
-        name = next((c.name for c in classes or [] if _is_object(c)), _OBJECT)
         form, source = OBJECTS, InstanceIdSource(tree, name)
         means = f"each number a {name!r}" if name != _OBJECT else "each number an object"
+    elif evidence.kind == "objects":
+        form, source = OBJECTS, PaintedSource(InstanceIdSource(tree, name))
+        means = f"all numbers one class, {name!r}, and 0 the background"
     else:
         form, source = COLORS if colored else CLASSES, LabelMapSource(tree, classes, file)
         means = f"classes from {file}" if classes else "each value a class"
     notes.append(
         f"{tree.root} was taken for {form}: {len(items)} pictures with a label map, {means}; "
-        f"{evidence.reason}"
+        f"{reason}"
     )
     if pairs.bare:
         notes.append(f"pictures without a label map: {len(pairs.bare)}, not used")
@@ -86,13 +94,13 @@ def _evidence(
 ) -> Evidence:
     """Whether the maps number objects or classes."""
     if colored:
-        return Evidence("classes", "a file gives the colour of each class")
+        return Evidence("classes", "a file gives the colour of each class", sure=True)
     if classes and len([c for c in classes if _is_object(c)]) > 1:
-        return Evidence("classes", "a file names several classes")
+        return Evidence("classes", "a file names several classes", sure=True)
     found = _FOLDER.search(" ".join(re.split(r"[/]", items[0].label.lower())[:-1]))
     if found:
         return Evidence("objects", f"their folder is named so ({found[0]!r})")
-    counts, whole, numbers, dense, wide = [], 0, 0, 0, False
+    counts, whole, numbers, dense, wide, binary = [], 0, 0, 0, False, True
     sample = spread([item.label for item in items], _SAMPLE)
     for path in sample:
         mode, values = read_values(tree.root / path)
@@ -100,6 +108,7 @@ def _evidence(
             return Evidence("open", "the maps are colours, of classes or of objects")
         shown = np.unique(values)
         wide |= mode.startswith("I") and int(shown.max()) > 255
+        binary &= set(shown.tolist()) <= {0, _WHITE}
         numbered = shown[shown > 0]
         counts.append(len(numbered))
         dense += bool(0 in shown and (numbered == np.arange(1, len(numbered) + 1)).all())
@@ -107,6 +116,8 @@ def _evidence(
         numbers += min(len(numbered), 50)
     if wide:
         return Evidence("objects", "values above 255 are too many for classes")
+    if binary and numbers:
+        return Evidence("classes", "the maps hold 0 and 255 alone", sure=True)
     text = f"of {len(sample)} maps looked at, {dense} hold 0 and the numbers 1 to n"
     if dense < _SHARE * len(sample) or not numbers:
         return Evidence("classes", f"{text}, so that the values are classes")

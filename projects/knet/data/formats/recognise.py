@@ -38,7 +38,7 @@ def recognise(
         folder: of pictures and labels, with parts for training and validation or without.
         val: another folder, for validation; of the same format, with the same classes.
         task: ``instance``, ``panoptic`` or ``semantic``; None: what the labels are made for. Where
-            labels may be classes or objects it decides.
+            label maps may hold classes or objects it decides, whatever their numbers look like.
 
     Returns:
         The format, the task and sentences on what was assumed; ``prepare(output)`` makes two data
