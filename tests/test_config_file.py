@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from knet.config import add_knet_config, get_cfg_from_file
+from knet.config_file import inference_kernels
 
 PANOPTIC = os.path.abspath("configs/shapes/panoptic.yaml")
 
@@ -238,3 +239,16 @@ def test_configs_of_before_are_read(read):
     add_knet_config(cfg)  # as for Detectron2's own configs, a second time
     with pytest.raises(ValueError, match=r"ACCEL\.RECOMPUTE is \['neck'\]"):
         read("MODEL: {KNET: {RECOMPUTE: [neck]}}")
+
+
+@pytest.mark.parametrize(
+    ("opts", "expected"),
+    [
+        (["NUM_KERNELS", 40], ("MODEL.KNET.NUM_KERNELS", 40)),
+        (["NUM_KERNELS", 40, "KERNEL_PEAKS", True], ("MODEL.KNET.TEST.NUM_KERNELS", 40)),
+        (["KERNEL_PEAKS", True, "TEST.NUM_KERNELS", 300], ("MODEL.KNET.TEST.NUM_KERNELS", 300)),
+    ],
+)
+def test_kernels_in_inference(read, opts, expected):
+    opts = [f"MODEL.KNET.{word}" if k % 2 == 0 else word for k, word in enumerate(opts)]
+    assert inference_kernels(read("SEED: 1", *opts)) == expected

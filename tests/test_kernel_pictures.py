@@ -47,6 +47,12 @@ def test_last_masks_and_scores_are_the_models(tiny_cfg):
         assert trace.scores[-1, row] == trace.class_scores[-1, row, label]
 
 
+def test_kernels_of_an_image_alone_have_no_average(tiny_cfg):
+    tiny_cfg.MODEL.KNET.KERNEL_PEAKS = True
+    with pytest.raises(ValueError, match=r"found anew in every image.*name pictures"):
+        average_masks(make(tiny_cfg), [picture()])
+
+
 def test_masks_of_every_round(tiny_cfg):
     predictor, image = make(tiny_cfg), picture()
     trace = trace_kernels(predictor, image, num_kernels=5)

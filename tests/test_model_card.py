@@ -32,13 +32,28 @@ def test_what_a_card_says():
                  "semantic-segmentation"],
     }  # fmt: skip
     assert "# K-Net: panoptic, instance and semantic segmentation of 2 classes" in card
-    assert texts["Scores"].splitlines()[2:] == [
+    assert texts["Scores"].splitlines() == [
+        r"On coco\_2017\_val\_panoptic:", "", "| results | percent |", "|---|---|",
         "| panoptic | PQ 44.3, SQ 80.0 |", "| instances (masks) | AP 33.0 |",
     ]  # fmt: skip
     assert texts["Training"] == r"Trained on leaves\_train."
     assert "| parameters | 1,234,567 |" in texts["Model"] and "(depth 50)" in texts["Model"]
     assert texts["Classes"] == "Things (1): street cat.\n\n" + r"Stuff (1): sky\_\<b\>\|\*."
     assert texts["Licence"] == "Weights: cc-by-4.0."
+
+
+def test_a_small_model_says_where_it_came_from():
+    opts = ["MODEL.KNET.KERNEL_PEAKS", True, "MODEL.KNET.TEST.NUM_KERNELS", 300]
+    cfg = get_cfg_of_model("panoptic_r50_3x", [*opts, "DATASETS.TEST", ()])
+    one = ClassNames(("nucleus",), 1)
+    card = model_card(cfg, one, parameters=1, scores={"segm/AP": 1.0}, base="/home/me/cells/a.pth")
+    _, texts = parts(card)
+    assert "segmentation of 1 class\n" in card
+    assert "| kernels | found in the image, up to 300, updated in 3 rounds |" in texts["Model"]
+    assert texts["Training"].endswith("It began with the weights cells/a.pth.")
+    assert texts["Scores"].startswith("| results | percent |")
+    card = model_card(cfg, one, parameters=1, base="package://lite0")
+    assert "It began with the weights package://lite0." in card
 
 
 def test_results_are_those_that_are_on():

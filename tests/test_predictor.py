@@ -34,6 +34,7 @@ def assert_equal(a, b):
 
 def test_saved_and_loaded_it_says_the_same(predictor, tmp_path):
     image = picture()
+    predictor.cfg.INPUT.REDUCED_FOLDER = str(tmp_path / "reduced")
     before = predictor(image)
     assert before["panoptic_seg"][0].shape == (50, 70) and before["panoptic_seg"][1]
     predictor.save_pretrained(tmp_path / "model")

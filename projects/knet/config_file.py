@@ -130,6 +130,13 @@ def value_of(cfg: CN, key: str) -> Any:
     return functools.reduce(getattr, key.split("."), cfg)
 
 
+def inference_kernels(cfg: CN) -> tuple[str, int]:
+    """The key that says how many thing kernels an image has in inference, and their number."""
+    knet = cfg.MODEL.KNET
+    key = "MODEL.KNET.TEST.NUM_KERNELS" if knet.KERNEL_PEAKS else "MODEL.KNET.NUM_KERNELS"
+    return key, knet.TEST.NUM_KERNELS or knet.NUM_KERNELS
+
+
 def check_pairs(opts: Sequence[Any]) -> None:
     """Refuse a flag among the config keys, which programs take at the end of the command line.
 

@@ -147,8 +147,15 @@ def average_masks(
         score_threshold: from which score on a kernel counts as used.
 
     Raises:
-        ValueError: no image, or as `trace_kernels`.
+        ValueError: no image, the kernels are every image's own (KERNEL_PEAKS), or as
+            `trace_kernels`.
     """
+    if predictor.cfg.MODEL.KNET.KERNEL_PEAKS:
+        raise ValueError(
+            "this model's kernels (MODEL.KNET.KERNEL_PEAKS) are found anew in every image, so that "
+            "their numbers mean nothing and there is no average: name pictures in place of a "
+            "data set"
+        )
     names, num_stuff = _classes(predictor)
     total = counts = torch.zeros(0)
     num_images = 0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -14,6 +15,7 @@ from detectron2.config import CfgNode
 
 import knet
 from knet.checkpoint.class_names import ClassNames
+from knet.config_file import inference_kernels
 from knet.modeling.build import is_semantic
 
 # what evaluations call their results, in words
@@ -67,16 +69,19 @@ def model_card(
     parameters: int,
     scores: Mapping[str, Any] | None = None,
     license: str = "",
+    base: str = "",
 ) -> str:
     """The text of a model's card.
 
     Args:
-        cfg: the model's config; DATASETS.TRAIN names the training data, if any.
+        cfg: the model's config; DATASETS.TRAIN names the training data, if any, TEST those that
+            the scores are of.
         classes: names of the model's classes; None if they have none.
         parameters: their number.
         scores: in percent by names such as "segm/AP", as the last line of `metrics.json` has them;
             of its keys those of evaluations are taken, without those of single classes.
         license: of the weights, best an identifier of the Hub ("cc-by-4.0"); empty: not known.
+        base: MODEL.WEIGHTS that the training began with; of a path only the last names are told.
     """
     semantic = is_semantic(cfg)
     test = cfg.MODEL.KNET.TEST
@@ -87,13 +92,17 @@ def model_card(
     }
     tasks = [task for task, (is_on, _) in on.items() if is_on] or list(on)
     data = ", ".join(map(_plain, cfg.DATASETS.TRAIN))
+    training = f"Trained on {data}." if data else "The training data were not recorded."
+    if base:
+        name = base if "://" in base else "/".join(Path(base).parts[-2:])
+        training += f" It began with the weights {_plain(name)}."
     return _CARD.format(
         head=yaml.safe_dump(_head(tasks, license), sort_keys=False, allow_unicode=True),
         tasks=" and ".join(filter(None, [", ".join(tasks[:-1]), tasks[-1]])),
-        of_classes="" if classes is None else f" of {len(classes.names)} classes",
+        of_classes="" if classes is None else _count_classes(len(classes.names)),
         results=", ".join(f'results["{on[task][1]}"]' for task in tasks),
-        scores="\n".join(_scores(scores or {})) or "None were given when the model was saved.",
-        training=f"Trained on {data}." if data else "The training data were not recorded.",
+        scores="\n".join(_scores(scores or {}, cfg)) or "None were given when the model was saved.",
+        training=training,
         model="\n".join(f"| {key} | {value} |" for key, value in _model(cfg, parameters)),
         classes="\n\n".join(_classes(classes)),
         license=f"Weights: {_plain(license)}."
@@ -112,12 +121,18 @@ def _head(tasks: Sequence[str], license: str) -> dict[str, Any]:
     return {**head, "library_name": "knet", "pipeline_tag": "image-segmentation", "tags": tags}
 
 
-def _scores(scores: Mapping[str, Any]) -> Iterator[str]:
+def _count_classes(number: int) -> str:
+    return f" of {number} class{'es' * (number != 1)}"
+
+
+def _scores(scores: Mapping[str, Any], cfg: CfgNode) -> Iterator[str]:
     found: dict[str, list[str]] = {}
     for key, value in scores.items():
         task, _, metric = key.partition("/")
         if task in _EVALUATIONS and "-" not in metric:
             found.setdefault(_EVALUATIONS[task], []).append(f"{_plain(metric)} {value:.1f}")
+    if found and cfg.DATASETS.TEST:
+        yield from (f"On {', '.join(map(_plain, cfg.DATASETS.TEST))}:", "")
     if found:
         yield from ("| results | percent |", "|---|---|")
         yield from (f"| {task} | {', '.join(values)} |" for task, values in found.items())
@@ -130,7 +145,10 @@ def _model(cfg: CfgNode, parameters: int) -> Iterator[tuple[str, str]]:
     elif "resnet" in backbone and "small" not in backbone:
         backbone += f" (depth {cfg.MODEL.RESNETS.DEPTH})"
     yield "backbone", _plain(backbone)
-    kind = f"{keys.NUM_KERNELS} learned" if keys.KERNEL_HEAD == "learned" else keys.KERNEL_HEAD
+    kind = keys.KERNEL_HEAD
+    if kind == "learned":
+        _, number = inference_kernels(cfg)
+        kind = f"found in the image, up to {number}" if keys.KERNEL_PEAKS else f"{number} learned"
     yield "kernels", f"{_plain(kind)}, updated in {keys.NUM_ROUNDS} rounds"
     yield "parameters", f"{parameters:,}"
     sizes = f"short side {cfg.INPUT.MIN_SIZE_TEST}, long side up to {cfg.INPUT.MAX_SIZE_TEST}"

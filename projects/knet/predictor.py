@@ -43,6 +43,7 @@ from knet.classes import (
     find_classes,
 )
 from knet.config import get_cfg_from_file, get_cfg_of_model
+from knet.config_file import inference_kernels
 from knet.data import register_custom
 from knet.data.augmentation import build_knet_augmentation
 from knet.data.custom import register_builtin
@@ -178,6 +179,7 @@ class KNetPredictor:
         *,
         scores: Mapping[str, Any] | None = None,
         license: str = "",
+        base: str = "",
     ) -> None:
         """Write weights, config, class names and a model card into a folder, made if need be.
 
@@ -185,7 +187,7 @@ class KNetPredictor:
 
         Args:
             folder: of the model.
-            scores, license: for the card, see `knet.model_card.model_card`.
+            scores, license, base: for the card, see `knet.model_card.model_card`.
 
         Raises:
             OSError: a file cannot be written.
@@ -199,7 +201,8 @@ class KNetPredictor:
         # the folder stands by itself: no data set, no path
         cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ()
         cfg.DATASETS.CUSTOM = []
-        cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR = "", "output"
+        cfg.MODEL.WEIGHTS = cfg.INPUT.REDUCED_FOLDER = ""
+        cfg.OUTPUT_DIR = "output"
         cfg.MODEL.KNET.UNSAFE_WEIGHTS = cfg.MODEL.TIMM.PRETRAINED = False
         cfg.MODEL.KNET.NUM_THING_CLASSES = len(ids.things)
         cfg.MODEL.KNET.NUM_STUFF_CLASSES = len(ids.stuff)
@@ -208,7 +211,9 @@ class KNetPredictor:
         write_classes(out / CLASSES, self.metadata)
         size = sum(parameter.numel() for parameter in self._plain.parameters())
         # of the whole config, which names the training data
-        card = model_card(self.cfg, classes, parameters=size, scores=scores, license=license)
+        card = model_card(
+            self.cfg, classes, parameters=size, scores=scores, license=license, base=base
+        )
         write_text(out / CARD, card)
         # last, so that weights never stand beside files that were not written with them unseen
         state = self._plain.state_dict()
@@ -312,7 +317,7 @@ class KNetPredictor:
         if options is not None and options.panoptic:
             parts["PANOPTIC_ON"] = 20
         if options is not None and options.instance and options.score_threshold <= 0:
-            pairs = self.cfg.MODEL.KNET.NUM_KERNELS * len(ids.things)
+            pairs = inference_kernels(self.cfg)[1] * len(ids.things)
             parts["INSTANCE_ON"] = min(options.top_k, pairs)
         needed, there = sum(parts.values()) * height * width, free_memory()
         if needed > there:

@@ -14,10 +14,11 @@ THING_IDS, STUFF_IDS = {3: 0, 7: 1}, {20: 2, 31: 3}
 
 
 def config(panoptic=True, instance=True, semantic=True, top_k=100, kernels=100):
-    test = {"PANOPTIC_ON": panoptic, "INSTANCE_ON": instance, "SEMANTIC_ON": semantic}
+    on = {"PANOPTIC_ON": panoptic, "INSTANCE_ON": instance, "SEMANTIC_ON": semantic}
+    knet = {"TEST": {**on, "NUM_KERNELS": 0}, "NUM_KERNELS": kernels, "KERNEL_PEAKS": False}
     return CfgNode(
         {
-            "MODEL": {"KNET": {"TEST": test, "NUM_KERNELS": kernels}},
+            "MODEL": {"KNET": knet},
             "TEST": {"DETECTIONS_PER_IMAGE": top_k},
         }
     )

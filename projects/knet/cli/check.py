@@ -22,6 +22,7 @@ from detectron2.config import CfgNode, get_cfg
 
 from knet.cli.parser import Parser
 from knet.config import add_knet_config, get_cfg_from_file
+from knet.config_file import inference_kernels
 from knet.data.check.report import format_report
 from knet.data.check.run import check_data, draw_records, max_pixels, show_progress
 from knet.data.fix import fix
@@ -121,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
         workers=args.workers,
         progress=show_progress,
     )
-    kernels = cfg.MODEL.KNET.NUM_KERNELS if cfg is not None and model else None
+    kernels = inference_kernels(cfg)[1] if cfg is not None and model else None
     limit = max_pixels(cfg)
     for report in reports:
         print(format_report(report, num_kernels=kernels, show_all=args.all_defects), end="\n\n")

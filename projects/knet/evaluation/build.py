@@ -14,6 +14,8 @@ from detectron2.evaluation import (
     DatasetEvaluator,
 )
 
+from knet.config_file import inference_kernels
+
 from .derived import converted_dataset, instance_dataset, semantic_dataset
 from .instances import InstanceEvaluator
 from .panoptic import PanopticEvaluator
@@ -81,10 +83,8 @@ def build_evaluator(
 def _instances(cfg: CfgNode, name: str, folder: str | None) -> DatasetEvaluator:
     if not MetadataCatalog.get(name).get("json_file"):
         name = converted_dataset(name, folder)
-    limits = {
-        "TEST.DETECTIONS_PER_IMAGE": cfg.TEST.DETECTIONS_PER_IMAGE,
-        "MODEL.KNET.NUM_KERNELS": cfg.MODEL.KNET.NUM_KERNELS,
-    }
+    key, kernels = inference_kernels(cfg)
+    limits = {"TEST.DETECTIONS_PER_IMAGE": cfg.TEST.DETECTIONS_PER_IMAGE, key: kernels}
     # below COCO's 100 the limit changes nothing: there are no more detections
     most = max(100, cfg.TEST.DETECTIONS_PER_IMAGE)
     return InstanceEvaluator(name, folder, max_dets_per_image=most, limits=limits)

@@ -13,6 +13,7 @@ from torch import nn
 
 from knet.classes import ClassIds, chosen_classes, class_ids_from_config
 from knet.config_check import check_config
+from knet.config_file import inference_kernels
 from knet.errors import nearest
 from knet.modeling.backbones import init_fpn
 from knet.modeling.criterion import KNetCriterion, LossWeights, SemanticCriterion
@@ -209,7 +210,7 @@ def _peaks(cfg: CfgNode) -> PeakKernels:
     return PeakKernels(
         hidden_dim=knet.HIDDEN_DIM,
         num_kernels=knet.NUM_KERNELS,
-        num_test_kernels=knet.TEST.NUM_KERNELS or knet.NUM_KERNELS,
+        num_test_kernels=inference_kernels(cfg)[1],
         norm=group_norm(knet.NORM_GROUPS),
     )
 

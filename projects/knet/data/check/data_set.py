@@ -20,6 +20,7 @@ from detectron2.modeling import build_backbone
 from detectron2.utils.file_io import PathManager
 from torch.utils.data import DataLoader
 
+from knet.config_file import inference_kernels
 from knet.data.categories import category_warnings, instance_metadata, read_categories
 from knet.data.check.record import Expected, RecordSummary, inspect_record
 from knet.data.check.report import DatasetReport
@@ -239,12 +240,12 @@ def add_config_defects(
 
 
 def _count_defects(report: DatasetReport, cfg: CfgNode) -> list[Defect]:
-    knet, limits = cfg.MODEL.KNET, {}
+    knet, limits = cfg.MODEL.KNET, dict[str, int]()
     trained = report.name in cfg.DATASETS.TRAIN
     if not knet.KERNEL_PEAKS or (trained and not cfg.INPUT.CROP.ENABLED):
         limits["MODEL.KNET.NUM_KERNELS"] = knet.NUM_KERNELS
     elif not trained:  # a crop holds fewer objects than its image
-        limits["MODEL.KNET.TEST.NUM_KERNELS"] = knet.TEST.NUM_KERNELS or knet.NUM_KERNELS
+        limits.update([inference_kernels(cfg)])
     if cfg.MODEL.KNET.TEST.INSTANCE_ON:
         limits["TEST.DETECTIONS_PER_IMAGE"] = cfg.TEST.DETECTIONS_PER_IMAGE
     counts = np.array(report.objects, np.int64)
