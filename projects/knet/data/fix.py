@@ -37,7 +37,7 @@ def fix(
     *,
     image_root: PathLike | None = None,
     split: float | None = None,
-    seed: int = 0,
+    seed: int = 1,
 ) -> Fixed:
     """Mends a COCO instances JSON; the file itself stays as it is.
 

@@ -29,10 +29,11 @@ def content_of(entry):
 
 
 def test_files_that_can_be_used_are_named_as_they_are(tmp_path):
-    coco(tmp_path)
-    data = recognise(tmp_path).prepare(tmp_path / "out")
-    assert data.val["JSON_FILE"] == str(tmp_path / "annotations" / "instances_val2017.json")
-    assert data.val["IMAGE_ROOT"] == str(tmp_path / "val2017")
+    root = tmp_path / "data"
+    coco(root)
+    data = recognise(root).prepare(tmp_path / "out")
+    assert data.val["JSON_FILE"] == str(root / "annotations" / "instances_val2017.json")
+    assert data.val["IMAGE_ROOT"] == str(root / "val2017")
 
 
 def test_roboflows_empty_class_is_left_out_and_said(tmp_path):
@@ -65,8 +66,8 @@ def test_panoptic_part_is_split_off(tmp_path):
 
 @pytest.mark.parametrize("task", ["instance", "semantic"])
 def test_panoptic_labels_do_for_every_task(task, tmp_path):
-    panoptic(tmp_path)
-    data = recognise(tmp_path, task=task).prepare(tmp_path / "out")
+    panoptic(tmp_path / "data")
+    data = recognise(tmp_path / "data", task=task).prepare(tmp_path / "out")
     assert (data.task, data.val["FORMAT"]) == (task, "coco_panoptic")
 
 

@@ -68,11 +68,11 @@ def test_broken_shapes_are_named(broken, message, tmp_path):
 
 
 def test_a_picture_of_another_size(tmp_path):
-    labelme(tmp_path)
-    path = tmp_path / f"{STEMS[0]}.json"
+    labelme(tmp_path / "data")
+    path = tmp_path / "data" / f"{STEMS[0]}.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "imageHeight": 99}))
     with pytest.raises(DataError, match=r"was made for 64x99 pixels, its picture .* has 64x48"):
-        recognise(tmp_path).prepare(tmp_path / "out")
+        recognise(tmp_path / "data").prepare(tmp_path / "out")
 
 
 def test_pictures_elsewhere_and_none(tmp_path):

@@ -137,13 +137,13 @@ def test_a_task_that_the_labels_do_not_do_for(tmp_path):
 
 
 def test_no_picture_is_decoded_for_recognition(tmp_path):
-    makers.yolo(tmp_path)
+    makers.yolo(tmp_path / "data")
     for path in tmp_path.rglob("*.jpg"):
         path.write_bytes(path.read_bytes()[:-200])  # headers are whole
-    found = recognise(tmp_path)
+    found = recognise(tmp_path / "data")
     assert found.num_images == 6
     data = found.prepare(tmp_path / "out")
-    content = json.loads((tmp_path / "out" / "data" / f"{data.val['NAME']}.json").read_text())
+    content = json.loads((tmp_path / "out" / f"{data.val['NAME']}.json").read_text())
     assert {image["width"] for image in content["images"]} == {makers.WIDTH}
 
 
@@ -156,3 +156,20 @@ def test_copies_of_pictures_are_never_made(tmp_path):
     makers.coco(tmp_path / "coco")
     recognise(tmp_path / "coco").prepare(tmp_path / "out")
     assert not (tmp_path / "out").exists()  # COCO's files are used as they are
+
+
+@pytest.mark.parametrize("output", ["data/out", "data", "val/out"])
+def test_nothing_is_written_into_the_data(tmp_path, output):
+    """The next call would take it for data."""
+    makers.yolo(tmp_path / "data")
+    makers.yolo(tmp_path / "val")
+    found = recognise(tmp_path / "data", val=tmp_path / "val")
+    with pytest.raises(UserError, match=f"{output} lies in the data, .*: name another --output"):
+        found.prepare(tmp_path / output)
+    assert not (tmp_path / output).exists() or output == "data"
+
+
+def test_check_and_training_divide_alike(tmp_path):
+    makers.yolo_unsplit(tmp_path / "data")
+    notes = recognise(tmp_path / "data").prepare(tmp_path / "out").notes
+    assert any("(seed 1)" in note for note in notes)  # the seed of `train_folder`

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from knet.data.defects import DataError
 from knet.data.formats.split import Item, split_items
 from knet.data.formats.tree import Tree
-from knet.errors import first_of
+from knet.errors import UserError, first_of
 
 Entry = dict[str, Any]  # of DATASETS.CUSTOM
 
@@ -77,25 +77,38 @@ class Found:
         """The number of its pictures, of all parts and of the folder for validation."""
         return len(self.items) + (len(self.val.items) if self.val else 0)
 
+    def require_outside(self, output: str | os.PathLike[str]) -> None:
+        """Refuse a folder within the data, whose files would be taken for data the next time.
+
+        Raises:
+            UserError: naming it and the data.
+        """
+        place = Path(output).resolve()
+        for root in (found.root.resolve() for found in (self, self.val) if found):
+            if root == place or root in place.parents:
+                raise UserError(f"{output} lies in the data, {root}: name another --output folder")
+
     def prepare(
-        self, output: str | os.PathLike[str], val_share: float = 0.2, seed: int = 0
+        self, output: str | os.PathLike[str], val_share: float = 0.2, seed: int = 1
     ) -> Prepared:
         """Makes two data sets of the folder.
 
         Pictures are never copied. Annotations that cannot be used as they are come to
-        ``output/data``, each file and folder whole or not at all, with the same bytes every time.
+        ``output``, each file and folder whole or not at all, with the same bytes every time.
 
         Args:
-            output: folder; made if missing.
+            output: folder outside of the data; made if missing.
             val_share: of the pictures, for validation, where the folder names no part for it.
             seed: of that choice.
 
         Raises:
+            UserError: `output` lies in the data.
             DataError: naming file and mend, for labels that cannot be used.
             ValueError: ``val_share`` is not between 0 and 1.
         """
         if not 0 < val_share < 1:
             raise ValueError(f"val_share is {val_share}; it must be between 0 and 1")
+        self.require_outside(output)
         notes = list(self.notes)
         source, val_source = self.source, self.source
         if self.val is None:
@@ -107,7 +120,7 @@ class Found:
             classes = source.class_names(train)
             notes += _compare(classes, val_source.class_names(val), self.root, self.val.root)
         notes.append(text)
-        folder = Path(os.path.abspath(output)) / "data"
+        folder = Path(os.path.abspath(output))
         stem = re.sub(r"[^a-z0-9]+", "_", self.root.name.lower()).strip("_") or "data"
         train_entry = source.entry(f"{stem}_train", train, classes, folder)
         val_entry = val_source.entry(f"{stem}_val", val, classes, folder)
