@@ -31,6 +31,7 @@ def test_inputs_stand_before_config_keys(parser):
         (["--taks", "x"], "there is no option --taks; did you mean --task?"),
         (["a", "--data-set=x", "b"], "there is no option --data-set=x; did you mean --dataset?"),
         (["--qqq"], "there is no option --qqq ("),
+        (["-q", "a"], "there is no option -q ("),
         (["--task"], "--task: expected one argument"),
         (["--tas", "x"], "there is no option --tas; did you mean --task?"),
     ],
@@ -42,6 +43,15 @@ def test_a_wrong_flag_is_one_line(parser, words, message, capsys):
     assert end.value.code == 2
     assert line.startswith("knet tool: error: ") and message in line
     assert line.endswith("(knet tool --help shows the options)")
+
+
+def test_a_slip_of_the_pen_comes_before_what_is_required(parser, capsys):
+    which = parser.add_mutually_exclusive_group(required=True)
+    for flag in ("--config-file", "--model"):
+        which.add_argument(flag)
+    with pytest.raises(SystemExit):
+        parser.parse(["--modle", "x", "a.jpg"])
+    assert "there is no option --modle; did you mean --model?" in capsys.readouterr().err
 
 
 def test_what_is_no_config_key_is_told(capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import itertools
 import logging
 import os
 from collections.abc import Sequence
@@ -49,10 +50,14 @@ class Parser(argparse.ArgumentParser):
         metavar, text = self._inputs or ("KEY VALUE", keys)
         text = f"{text}; config keys and values may follow" if self._inputs else text
         self.add_argument("inputs", nargs="*", metavar=metavar, help=text)
+        # before it is asked for flags that are required, which a slip of the pen may be meant for
+        for word in itertools.takewhile("--".__ne__, words):
+            if word.startswith("--") and word.partition("=")[0] not in self._option_string_actions:
+                self.error(f"there is no option {word}{self._nearest(word)}")
         args, unknown = self.parse_known_intermixed_args(words)
         for word in unknown:
             if word.startswith("-"):
-                self.error(f"there is no option {word}{self._nearest(word)}")
+                self.error(f"there is no option {word}")
         args.inputs, args.opts = split_config_keys(args.inputs)
         if not self._inputs:  # what is no key is told as such
             args.inputs, args.opts = [], args.inputs + args.opts
