@@ -1,5 +1,6 @@
 """Large pictures kept at the size of the training give the same samples."""
 
+import copy
 import os
 
 import numpy as np
@@ -55,6 +56,20 @@ def test_samples_are_equal_bit_by_bit(tmp_path, form):
         for record in records:
             assert_same(sample(plain, record), sample(reduced, record))
     assert len(list((tmp_path / "reduced").iterdir())) == len(records)
+
+
+def test_equal_records_have_one_file(tmp_path):
+    """Whatever their objects share, and in whatever order their keys stand."""
+    name = str(tmp_path / "a.png")
+    Image.new("RGB", (4, 4)).save(name)
+    rle = {"size": [4, 4], "counts": b"\xff0"}
+    mine = {"file_name": name, "annotations": [{"segmentation": rle}, {"segmentation": rle}],
+            "polygon": np.array([1.5, 2])}  # fmt: skip
+    same = {key: copy.deepcopy(mine[key]) for key in reversed(mine)}
+    same["annotations"] = [{"segmentation": dict(rle, size=[4, 4])} for _ in range(2)]
+    other = {**mine, "annotations": []}
+    keys = [ReducedPictures(tmp_path, 16, 32)._key(record) for record in (mine, same, other)]
+    assert keys[0] == keys[1] != keys[2]
 
 
 def test_files_are_read_once_and_again_when_they_change(tmp_path, monkeypatch):

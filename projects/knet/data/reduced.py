@@ -6,8 +6,8 @@ Decoding a photograph of a megapixel and its masks takes longer than a step wait
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-import pickle
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -24,7 +24,7 @@ from knet.files import whole_file
 
 _FACTOR = 1.5  # of both sides: less would save little
 _FILES = ("file_name", "pan_seg_file_name", "sem_seg_file_name")
-_VERSION = 1  # of the files' content
+_VERSION = 2  # of the files' content
 
 Record = dict[str, Any]
 Sample = tuple[np.ndarray, Labels, tuple[int, int]]  # picture, labels, (H, W) of the file
@@ -95,7 +95,13 @@ class ReducedPictures:
         files = [os.stat(record[key]) for key in _FILES if key in record]
         states = [(state.st_size, state.st_mtime_ns) for state in files]
         settings = (_VERSION, self.shortest, self.longest, self.settings)
-        return hashlib.sha256(pickle.dumps((settings, states, record))).hexdigest()[:32]
+        text = json.dumps((settings, states, record), sort_keys=True, default=_plain)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _plain(value: Any) -> Any:
+    """What JSON cannot hold of a record: RLE's bytes, arrays."""
+    return value.decode("latin-1") if isinstance(value, bytes) else np.asarray(value).tolist()
 
 
 def _reduce(image: np.ndarray, labels: Labels, resize: T.Transform) -> tuple[np.ndarray, Labels]:
