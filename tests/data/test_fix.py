@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+import knet.data.fix
 from knet.data import check_dataset, register_coco_instances
 from knet.data.defects import DataError
 from knet.data.fix import fix
@@ -59,15 +60,15 @@ def test_every_mend_is_counted_and_the_checker_content(good):
     expected["annotations"][2]["id"], expected["annotations"][3]["id"] = 16, 17
     fixed, (found,) = run(good, image_root=folder / "data" / "images")
     assert set(fixed.changes) == {
-        "1 classes that are but a heading of others left out",
-        "1 names of pictures corrected to where they are",
-        "1 sizes read from the pictures",
-        "1 images that came twice merged",
-        "1 annotations that came twice left out",
-        "1 missing `iscrowd` set to 0",
-        "2 areas counted from the mask",
-        "1 boxes drawn from the mask",
-        "2 ids of annotations given anew",
+        "classes left out that are but a heading of others: 1",
+        "names of pictures corrected to where they are: 1",
+        "sizes read from the pictures: 1",
+        "images that came twice merged: 1",
+        "annotations that came twice left out: 1",
+        "missing `iscrowd` set to 0: 1",
+        "areas counted from the mask: 2",
+        "boxes drawn from the mask: 1",
+        "ids of annotations given anew: 2",
     }
     for category in found["categories"]:
         assert category.pop("supercategory") == "plants"
@@ -88,6 +89,21 @@ def test_split(good):
     assert "3 pictures were split off" in fixed.changes[-1] or "of 3" in fixed.changes[-1]
 
 
+def test_both_files_are_written_or_none(good, monkeypatch):
+    written = []
+
+    def full(path, content, write=knet.data.fix.write_json):
+        if written:
+            raise OSError(28, "No space left on device")
+        written.append(path)
+        write(path, content)
+
+    monkeypatch.setattr(knet.data.fix, "write_json", full)
+    with pytest.raises(OSError, match="No space"):
+        run(good, split=0.3)
+    assert not list(good[0].glob("out*"))
+
+
 def test_what_takes_a_judgement_stays(good):
     good[1]["annotations"][0].update(segmentation=[[1, 2]], area=3)
     good[1]["annotations"][1]["image_id"] = 1234
@@ -101,6 +117,9 @@ def test_refusals(good):
     source = folder / "data" / "annotations.json"
     with pytest.raises(UserError, match="is never written over"):
         fix(source, source)
+    (folder / "other_val.json").write_text("mine")
+    with pytest.raises(UserError, match=r"other_val\.json is there already: remove it, or name"):
+        fix(source, folder / "other.json", split=0.2)
     with pytest.raises(UserError, match="there is no such folder; make it first"):
         fix(source, folder / "nowhere" / "out.json")
     with pytest.raises(ValueError, match="split is 1; it must be between 0 and 1"):

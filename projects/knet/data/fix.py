@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections import Counter
@@ -18,7 +19,7 @@ from knet.data.formats.split import Item, split_items
 from knet.data.formats.tree import Tree
 from knet.data.masks import encode_segmentation, segmentation_errors
 from knet.errors import UserError
-from knet.files import write_json
+from knet.files import whole_file, write_json
 
 PathLike = Union[str, "os.PathLike[str]"]
 
@@ -57,7 +58,8 @@ def fix(
 
     Raises:
         FileNotFoundError: there is no such file.
-        UserError: it would be written over, there is no folder for the output or of the pictures.
+        UserError: a file would be written over, there is no folder for the output or of the
+            pictures.
         DataError: the file is not usable, or an id is that of two different images.
         ValueError: ``split`` is not between 0 and 1.
     """
@@ -69,6 +71,9 @@ def fix(
         targets = [target.with_name(f"{target.stem}_{part}.json") for part in ("train", "val")]
     if source.resolve() in [path.resolve() for path in targets]:
         raise UserError(f"{source} is never written over: name another file")
+    for path in targets:
+        if path.exists():
+            raise UserError(f"{path} is there already: remove it, or name another file")
     if not target.resolve().parent.is_dir():
         raise UserError(f"{target}: there is no such folder; make it first")
     content = load_json(str(source))
@@ -79,21 +84,23 @@ def fix(
         _complete_images(content, source, Tree(image_root), changes)
     _merge_images(content, str(source), changes)
     _mend_annotations(content, str(source), changes)
-    texts = [f"{count} {what}" for what, count in changes.items()] or ["nothing had to be changed"]
-    if split is None:
-        write_json(target, content)
-        return Fixed(targets, texts)
-    items = [Item(image["file_name"]) for image in content["images"]]
-    *parts, text = split_items(items, split, seed)
-    for path, part in zip(targets, parts):
-        write_json(path, _subset(content, {item.image for item in part}))
-    return Fixed(targets, [*texts, text])
+    texts = [f"{what}: {count}" for what, count in changes.items()] or ["nothing had to be changed"]
+    contents = [content]
+    if split is not None:
+        items = [Item(image["file_name"]) for image in content["images"]]
+        *parts, text = split_items(items, split, seed)
+        contents = [_subset(content, {item.image for item in part}) for part in parts]
+        texts.append(text)
+    with contextlib.ExitStack() as stack:  # all of them or none
+        for path, part_content in zip(targets, contents):
+            write_json(stack.enter_context(whole_file(path)), part_content)
+    return Fixed(targets, texts)
 
 
 def _drop_roots(content: Content, changes: Counter[str]) -> None:
     dropped = empty_roots([content])
     content["categories"] = [c for c in content["categories"] if c not in dropped]
-    _count(changes, "classes that are but a heading of others left out", len(dropped))
+    _count(changes, "classes left out that are but a heading of others", len(dropped))
 
 
 def _complete_images(content: Content, source: Path, tree: Tree, changes: Counter[str]) -> None:
