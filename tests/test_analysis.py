@@ -100,12 +100,21 @@ def test_the_model_is_left_as_it_was():
     assert torch.backends.mha.get_fastpath_enabled()
 
 
-@pytest.mark.parametrize("name", ["panoptic", "instance", "semantic"])
-def test_models_are_counted_completely(name):
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [("panoptic", []), ("instance", ["MODEL.KNET.KERNEL_PEAKS", True]), ("semantic", [])],
+)
+def test_models_are_counted_completely(name, more):
     from detectron2.modeling import build_model
 
     classes = {"panoptic": (4, 3), "instance": (4, 0), "semantic": (0, 7)}[name]
-    opts = ["MODEL.KNET.NUM_THING_CLASSES", classes[0], "MODEL.KNET.NUM_STUFF_CLASSES", classes[1]]
+    opts = [
+        *more,
+        "MODEL.KNET.NUM_THING_CLASSES",
+        classes[0],
+        "MODEL.KNET.NUM_STUFF_CLASSES",
+        classes[1],
+    ]
     cfg = get_cfg_from_file(f"configs/shapes/{name}.yaml", [*TINY, *opts])
     model = build_model(cfg).eval()
     image = torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)

@@ -232,13 +232,13 @@ _OTHER: dict[str, Handle] = {
 _FREE = _names(
     # moving and making data
     "_shape_as_tensor _to_copy _unsafe_view adjoint alias as_strided as_tensor broadcast_tensors "
-    "broadcast_to clone concat concatenate detach diagonal empty_like empty_strided expand_as fill "
-    "flip full_like im2col index_copy index_fill index_put index_select lift lift_fresh linspace "
-    "mT masked_fill masked_scatter masked_select meshgrid moveaxis movedim new_ones numpy_T "
-    "one_hot ones_like pad pixel_shuffle pixel_unshuffle repeat repeat_interleave reshape_as "
-    "resize resolve_conj resolve_neg scalar_tensor scatter scatter_reduce swapaxes swapdims take "
-    "take_along_dim tensor tensor_split tile tril triu unflatten unfold unsafe_chunk unsafe_split "
-    "upsample_nearest2d view_as where zero",
+    "broadcast_to cartesian_prod clone concat concatenate detach diagonal empty_like "
+    "empty_strided expand_as fill flip full_like im2col index_copy index_fill index_put "
+    "index_select lift lift_fresh linspace mT masked_fill masked_scatter masked_select meshgrid "
+    "moveaxis movedim new_ones numpy_T one_hot ones_like pad pixel_shuffle pixel_unshuffle repeat "
+    "repeat_interleave reshape_as resize resolve_conj resolve_neg scalar_tensor scatter "
+    "scatter_reduce swapaxes swapdims take take_along_dim tensor tensor_split tile tril triu "
+    "unflatten unfold unsafe_chunk unsafe_split upsample_nearest2d view_as where zero",
     # comparing, choosing, rounding, signs
     "all amax amin aminmax any argmax argmin argsort ceil clamp_max clamp_min count_nonzero floor "
     "hardtanh isfinite isinf isnan le lt max_pool2d maximum min minimum ne nonzero_numpy relu6 "
