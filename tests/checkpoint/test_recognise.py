@@ -120,9 +120,11 @@ def test_torchvision_resnet(tiny_cfg, tmp_path, caplog, norm, wrap):
     for name in [k for k in state if k.endswith("running_mean")]:
         state[name.replace("running_mean", "num_batches_tracked")] = torch.tensor(7)
     state.update({"fc.weight": torch.ones(3, 4), "fc.bias": torch.ones(3)})
+    caplog.set_level("INFO", "knet")
     load(other, {wrap: state} if wrap else state, tmp_path / "resnet.pth")
     assert_equal(backbone_of(model), backbone_of(other))
     said = caplog.records[-1].getMessage()
+    assert caplog.records[-1].levelname == "INFO"  # the usual start
     assert "torchvision ResNet weights" in said and "2 classifier" in said
     assert "freshly initialised" in said and "heads.neck" in said
     assert ("num_batches_tracked" in said) == (norm == "FrozenBN")
@@ -144,6 +146,7 @@ def test_offsets_may_be_missing(tiny_cfg, tmp_path):
 
 @pytest.mark.parametrize("style", ["authors", "openmmlab"])
 def test_swin_backbone(tiny_cfg, tmp_path, caplog, style):
+    caplog.set_level("INFO", "knet")
     model, other = build(tiny_cfg, "build_swin_fpn_backbone", *SWIN)
     if style == "openmmlab":
         saved = {
@@ -216,6 +219,7 @@ def efficientnet_names(names):
 
 
 def test_efficientnet_pytorch(tiny_cfg, tmp_path, caplog):
+    caplog.set_level("INFO", "knet")
     timm = pytest.importorskip("timm")
     tiny_cfg.MODEL.TIMM.NAME = "tf_efficientnet_lite0"
     _, model = build(tiny_cfg, "build_timm_fpn_backbone")

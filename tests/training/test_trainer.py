@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.engine import DefaultTrainer
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
@@ -307,3 +308,14 @@ def test_synchronised_norms_need_gpus(semantic_cfg, monkeypatch):
     monkeypatch.setattr(comm, "get_world_size", lambda: 2)
     with pytest.raises(ValueError, match=r"SyncBN needs GPUs.*MODEL\.KNET\.SEMANTIC\.NORM"):
         distribute(Trainer.build_model(semantic_cfg))
+
+
+@pytest.mark.parametrize("names", [["disc"], ["disc", "ring"]])
+def test_one_class_has_no_table_of_classes(cfg, monkeypatch, caplog, names):
+    scores = {"segm": {"AP": 40.0, **({f"AP-{n}": 40.0 for n in names} if names[1:] else {})}}
+    monkeypatch.setattr(DefaultTrainer, "test", classmethod(lambda *_: scores))
+    cfg.DATASETS.TEST = ("tiny_val",)
+    with caplog.at_level("INFO", "knet"):
+        assert Trainer.test(cfg, torch.nn.Linear(1, 1)) == scores
+    assert "scores on tiny_val:" in caplog.text
+    assert ("classes:" in caplog.text) == (len(names) > 1)

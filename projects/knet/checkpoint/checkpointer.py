@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from knet.training.average import WeightAverage
 
 logger = logging.getLogger(__name__)
+# of a model's weights, those that a pre-trained backbone does not bring
+_BEHIND_BACKBONE = ("heads.", "backbone.fpn")
 
 register_handlers()  # knet:// and package://
 
@@ -245,7 +247,11 @@ class KNetCheckpointer(DetectionCheckpointer):
         if self.average is not None:
             self.average.restart()
         require_fit(misfits, weights, self.model, strict=strict, name=path)
-        log = logger.warning if misfits.missing or misfits.surplus else logger.info
+        # the usual start of a training: a backbone alone
+        rest_is_new = not any(name.startswith(_BEHIND_BACKBONE) for name in weights.state)
+        known = (name.startswith(_BEHIND_BACKBONE) for name in misfits.missing)
+        as_usual = not misfits.surplus and (not misfits.missing or (rest_is_new and all(known)))
+        log = logger.info if as_usual else logger.warning
         log("%s: %s", path, describe(misfits, weights, len(ours)))
         rest = weights.rest
         for key in self.checkpointables if checkpointables is None else checkpointables:

@@ -164,7 +164,9 @@ def read_file(path: str, *, name: str = "", trust: bool = False) -> Any:
     if isinstance(saved, dict) and DIGEST in saved:
         _check_digest(saved, name)
     elif not head.startswith(_ZIP):
-        logger.info("%s: has no checksum, so damage to its values alone cannot be seen", name)
+        level = logging.DEBUG if name.startswith("package://") else logging.INFO  # pip has looked
+        text = "%s: has no checksum, so damage to its values alone cannot be seen"
+        logger.log(level, text, name)
     return saved
 
 

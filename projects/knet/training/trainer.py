@@ -321,8 +321,9 @@ class Trainer(DefaultTrainer):
                     continue
                 logger.info("scores on %s:\n%s", name, format_scores(scores))
                 classes = format_classes(scores)
-                few = classes.count("\n") <= 32  # else for the log file only
-                logger.log(logging.INFO if few else logging.DEBUG, "classes:\n%s", classes)
+                if classes:
+                    few = classes.count("\n") <= 32  # else for the log file only
+                    logger.log(logging.INFO if few else logging.DEBUG, "classes:\n%s", classes)
         return results
 
     @classmethod
