@@ -21,9 +21,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from knet.data.custom import register_builtin
+from knet.data.custom import register_builtin, require_registered
 from knet.data.images import read_picture, save_image
-from knet.errors import UserError
 from knet.kernel_trace import KernelAverages, KernelTrace, average_masks, trace_kernels
 from knet.predictor import KNetPredictor
 
@@ -87,11 +86,7 @@ def write_average_masks(
         UserError: the data set is not registered.
     """
     register_builtin([dataset])
-    if dataset not in DatasetCatalog:
-        raise UserError(
-            f"--dataset {dataset} is not registered: name one of the config's data sets or of "
-            "Detectron2's"
-        )
+    require_registered(dataset)
     records = DatasetCatalog.get(dataset)[:num_images]
 
     def images() -> Iterator[np.ndarray]:

@@ -74,7 +74,7 @@ def test_pictures_of_a_data_set_beside_their_truth(run, tmp_path, capsys):
         ([], "name pictures or a video, --webcam or --dataset, one of them"),
         (["a.png", "--webcam"], "one of them"),
         (["a.png", "--images", "1"], "--images and --num are of a --dataset"),
-        (["--dataset", "nowhere"], "--dataset nowhere is not registered"),
+        (["--dataset", "nowhere"], "the data set 'nowhere' is not registered"),
         (["--dataset", "tiny_val", "--results", "x"], "--results are of pictures"),
         (["--webcam", "--results", "x"], "--webcam is for a window"),
         (["a.png", "--task", "instance", "MODEL.KNET.TEST", "1"], "it is a section"),

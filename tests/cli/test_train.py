@@ -81,7 +81,10 @@ def test_a_model_folder_is_scored(model_folder, capsys):
     assert "scoring on tiny_val" in said and "panoptic_seg" in said and "mIoU" in said
     for words, message in (
         ([], "names no data set: name one with --dataset"),
-        (["--dataset", "nowhere"], "'nowhere' is not registered"),
+        (
+            ["--dataset", "nowhere"],
+            "'nowhere' is not registered: name one of Detectron2's; one of your own",
+        ),
         (["--dataset", "tiny_val", "--num-gpus", "2"], "--num-gpus go with --config-file"),
         (["--dataset", "tiny_val", "TEST.AUG.ENABLED", "True"], "TEST.AUG is scored with a config"),
     ):

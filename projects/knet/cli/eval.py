@@ -16,6 +16,7 @@ from detectron2.utils.logger import setup_logger
 from knet.cli.model_arguments import add_model_arguments, load_predictor, model_opts
 from knet.cli.parser import Parser
 from knet.errors import UserError
+from knet.training.console import quiet_terminal
 from knet.training.run import evaluate, evaluate_predictor
 
 
@@ -42,5 +43,5 @@ def run(args: argparse.Namespace) -> None:
         return
     if args.resume or args.num_gpus > 1:
         raise UserError("--resume and --num-gpus go with --config-file")
-    setup_logger(name="knet")
+    quiet_terminal([setup_logger(name="knet")])
     evaluate_predictor(load_predictor(args), names)

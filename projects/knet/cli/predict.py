@@ -17,11 +17,9 @@ import mimetypes
 from collections.abc import Callable
 from pathlib import Path
 
-from detectron2.data import DatasetCatalog
-
 from knet.cli.model_arguments import add_model_arguments, load_predictor, model_opts
 from knet.cli.parser import Parser, show_news
-from knet.data.custom import register_builtin
+from knet.data.custom import register_builtin, require_registered
 from knet.data.folders import is_read
 from knet.errors import UserError
 from knet.predict.run import (
@@ -138,11 +136,7 @@ def _draw_dataset(args: argparse.Namespace) -> int:
         raise UserError("--results are of pictures: name the data set's folder of pictures")
     predictor = loader(args)()
     register_builtin([args.dataset])
-    if args.dataset not in DatasetCatalog:
-        raise UserError(
-            f"--dataset {args.dataset} is not registered: name one of the config's data sets or "
-            "of Detectron2's"
-        )
+    require_registered(args.dataset)
     paths = write_sheets(
         predictor,
         args.dataset,

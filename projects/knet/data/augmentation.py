@@ -40,6 +40,8 @@ class ResizeShortestEdge(T.ResizeShortestEdge):
 class StretchContrast(T.Augmentation):
     """Spreads the brightness of an image over 0 to 255, Pillow's ``autocontrast``.
 
+    Brightness is that of RGB; in BGR red and blue change their weights in it.
+
     Args:
         cutoff: percent of the darkest, and of the brightest pixels that become 0 and 255.
     """

@@ -26,6 +26,7 @@ from knet.data.register import (
 )
 from knet.data.shapes.scene import THING_NAMES
 from knet.data.shapes.writer import is_current, write_shapes
+from knet.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -190,3 +191,12 @@ def register_builtin(names: Iterable[str]) -> None:
                 instances_json=annotations / f"instances_{rest}.json",
                 sem_seg_root=annotations / f"semantic_{rest}",
             )
+
+
+def require_registered(name: str) -> None:
+    """Raise UserError if nobody has registered a data set of this name."""
+    if name not in DatasetCatalog:
+        raise UserError(
+            f"the data set {name!r} is not registered: name one of Detectron2's; one of your own "
+            "is known by its config, --config-file, which a training leaves in its output folder"
+        )

@@ -13,13 +13,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 from knet.checkpoint.checkpointer import KNetCheckpointer
 from knet.config import get_cfg_from_file
-from knet.data.custom import register_builtin, register_custom
+from knet.data.custom import register_builtin, register_custom, require_registered
 from knet.errors import UserError
 from knet.predictor import KNetPredictor
 from knet.training.console import set_up
@@ -168,6 +167,5 @@ def evaluate_predictor(predictor: KNetPredictor, datasets: Sequence[str] = ()) -
     register_builtin(cfg.DATASETS.TEST)
     register_custom(cfg)
     for name in cfg.DATASETS.TEST:
-        if name not in DatasetCatalog:
-            raise UserError(f"the data set {name!r} is not registered")
+        require_registered(name)
     return Trainer.test(cfg, predictor.model)
