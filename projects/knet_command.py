@@ -31,8 +31,9 @@ K-Net: panoptic, instance and semantic segmentation.
 
 {commands}
 
-`knet COMMAND --help` shows the flags of a command, and an example. Errors are one line, with exit
-status 2; --traceback behind a command, or KNET_TRACEBACK=1 before it, shows where they come from.
+`knet COMMAND --help` shows the flags of a command, and an example; `knet --version` the version.
+Errors are one line, with exit status 2; --traceback behind a command, or KNET_TRACEBACK=1 before
+it, shows where they come from.
 """
 
 
@@ -55,6 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(_HELP.format(commands="\n".join(lines)), end="", file=None if words else sys.stderr)
         return 0 if words else 2
     name = words[0]
+    if name == "--version":
+        print(f"knet {importlib.import_module('knet').__version__}")
+        return 0
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         mean = f"; did you mean {near[0]}?" if near else f": there are {', '.join(COMMANDS)}"

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+import knet
 import knet_command
 
 
@@ -27,6 +28,11 @@ def test_help_and_wrong_names_import_no_torch():
     for name, text in knet_command.COMMANDS.items():
         assert f"  {name} " in done.stdout and text in done.stdout
     assert done.stderr == "knet: error: there is no command predikt; did you mean predict?\n"
+
+
+def test_the_version(capsys):
+    assert knet_command.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"knet {knet.__version__}\n"
 
 
 def test_without_words_the_help_is_an_error(capsys):

@@ -13,6 +13,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def run(model_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 8)).save("a.png")
 
     def call(*words):
         return main(["predict", "--model", *map(str, (model_folder, *words))])
@@ -78,7 +79,12 @@ def test_pictures_of_a_data_set_beside_their_truth(run, tmp_path, capsys):
         (["--dataset", "tiny_val", "--results", "x"], "--results are of pictures"),
         (["--webcam", "--results", "x"], "--webcam is for a window"),
         (["a.png", "--task", "instance", "MODEL.KNET.TEST", "1"], "it is a section"),
-        (["nothing/*.png"], "nothing to read"),
+        (["nothing/*.png"], "nothing/*.png: no file matches"),
+        (["gone.png"], "gone.png: there is no such file"),
+        (
+            ["gone.png", "--model", "no/model"],
+            "gone.png: there is no such file",
+        ),  # before the model
     ],
 )
 def test_wrong_calls(run, words, message, capsys):

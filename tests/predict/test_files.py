@@ -24,11 +24,13 @@ def test_files_folders_and_globs(folder):
         return [str(p.relative_to(folder)) for p in found.pictures], len(found.problems)
 
     assert names("") == (["a.PNG", "b.jpg", "odd[1].png"], 0)
-    assert names("b.jpg", "*.jpg", "gone.jpg") == (["b.jpg", "gone.jpg"], 0)
+    assert names("b.jpg", "*.jpg", "gone.jpg") == (["b.jpg"], 1)
     assert names("**/*.webp", "odd[1].png") == (["deep/c.webp", "odd[1].png"], 0)
-    empty, no_match = find_pictures([str(folder / "empty"), str(folder / "*.gif")]).problems
+    inputs = [str(folder / name) for name in ("empty", "*.gif", "gone.jpg")]
+    empty, no_match, gone = find_pictures(inputs).problems
     assert empty.startswith(f"{folder}/empty: no picture in this folder")
     assert no_match == f"{folder}/*.gif: no file matches"
+    assert gone == f"{folder}/gone.jpg: there is no such file"
 
 
 def test_what_a_folder_holds_and_is_not_read_is_said(folder, monkeypatch):

@@ -20,8 +20,8 @@ class Found:
     """The picture files that inputs stand for.
 
     Attributes:
-        pictures: in the order of the inputs, each once; a named file need not exist.
-        problems: a message for each folder or glob that stands for nothing.
+        pictures: in the order of the inputs, each once.
+        problems: a message for each file, folder or glob that stands for nothing.
         left_out: a message for each kind of picture or video in a folder that is not taken.
     """
 
@@ -47,8 +47,11 @@ def find_pictures(inputs: Sequence[str]) -> Found:
             if not found:
                 suffixes = ", ".join(filter(is_read, SUFFIXES))
                 result.problems.append(f"{name}: no picture in this folder ({suffixes})")
-        elif path.exists() or not glob.has_magic(name):
+        elif path.exists():
             found = [path]
+        elif not glob.has_magic(name):
+            found = []
+            result.problems.append(f"{name}: there is no such file")
         else:
             found = sorted(p for p in map(Path, glob.glob(name, recursive=True)) if p.is_file())
             if not found:

@@ -112,17 +112,17 @@ def predict_pictures(
         say: told of each picture that cannot be read, and of files in folders that are left out.
 
     Raises:
-        UserError: nothing to read, or something cannot be written. What was finished is kept.
+        UserError: there is no picture, or something cannot be written. What was finished is kept.
     """
     found = find_pictures(inputs)
     pictures = found.pictures
     done = Predicted(total=len(pictures), problems=len(found.problems))
+    if not pictures:
+        raise UserError("; ".join(found.problems) or "no picture is named")
     for problem in found.problems:
         say(f"error: {problem}")
     for note in found.left_out:
         say(note)
-    if not pictures:
-        raise UserError(f"{', '.join(inputs)}: nothing to read")
     outputs = output_files(pictures, output) if output else None
     if results:
         require_unique_stems(pictures, "--results")
