@@ -42,7 +42,10 @@ def add_arguments(parser: Parser) -> None:
     length = folder.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=_positive, metavar="N", help="passes over the data")
     length.add_argument(
-        "--minutes", type=_positive, metavar="M", help="that the command may take, in place of it (20 on a CPU)"
+        "--minutes",
+        type=_positive,
+        metavar="M",
+        help="that the command may take, in place of it (20 on a CPU)",
     )
     folder.add_argument(
         "--batch",

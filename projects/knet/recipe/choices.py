@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from detectron2.config import CfgNode
 
+from knet.config_file import inference_kernels
 from knet.data.check.data_set import mask_cell
 from knet.data.check.report import DatasetReport
 from knet.data.images import open_image
@@ -257,7 +258,7 @@ def _kernels(data: Data, few: bool, peaks: CfgNode | None, share: float) -> Iter
         )
         yield Choice("MODEL.KNET.TEST.NUM_KERNELS", kernels, reason)
     elif peaks is not None:
-        kernels = max(kernels, peaks.MODEL.KNET.TEST.NUM_KERNELS or peaks.MODEL.KNET.NUM_KERNELS)
+        kernels = max(kernels, inference_kernels(peaks)[1])
         yield Choice("MODEL.KNET.TEST.NUM_KERNELS", kernels, reason)
     else:
         kernels = max(kernels, 100)

@@ -15,6 +15,7 @@ from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
+from knet.config_file import inference_kernels
 from knet.data.check.data_set import add_config_defects, mask_cell
 from knet.data.check.report import DatasetReport, format_report
 from knet.data.check.run import check_data, show_progress
@@ -77,6 +78,7 @@ def derive(wishes: Wishes, folder: Path) -> CfgNode:
         if key in _FLAGS:
             raise UserError(f"{key} is what {_FLAGS[key]} says: use that")
     found = recognise(wishes.data, val=wishes.val, task=wishes.task)
+    found.require_outside(folder)
     start = start_from(found.task, wishes.model)
     settings = Settings(start, wishes.opts)
     settings.fix("OUTPUT_DIR", str(folder))
@@ -168,6 +170,6 @@ def _require_sound(train: DatasetReport, test: DatasetReport, cfg: CfgNode) -> N
 
 def _say_reports(reports: Sequence[DatasetReport], cfg: CfgNode) -> None:
     add_config_defects(reports, cfg)
-    kernels = cfg.MODEL.KNET.TEST.NUM_KERNELS or cfg.MODEL.KNET.NUM_KERNELS
+    _, kernels = inference_kernels(cfg)
     for report in reports:
         logger.info("%s", format_report(report, num_kernels=kernels))

@@ -102,11 +102,11 @@ def save_model(cfg: CfgNode) -> Path:
     output = Path(cfg.OUTPUT_DIR)
     cfg = cfg.clone()
     cfg.defrost()
-    best = output / _BEST
+    began, best = cfg.MODEL.WEIGHTS, output / _BEST
     cfg.MODEL.WEIGHTS = str(best if best.is_file() else output / "model_final.pth")
     folder = output / _MODEL
     scores = _scores(output) if best.is_file() else None
-    KNetPredictor.from_config(cfg).save_pretrained(folder, scores=scores)
+    KNetPredictor.from_config(cfg).save_pretrained(folder, scores=scores, base=began)
     logger.info("the model: %s\n  knet predict --model %s PICTURE", folder, folder)
     return folder
 
