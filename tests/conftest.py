@@ -14,6 +14,7 @@ import knet  # noqa: F401  (before Detectron2)
 
 # isort: on
 import logging
+import signal
 from pathlib import Path
 
 import pytest
@@ -25,8 +26,16 @@ ROOT = Path(__file__).parents[1]
 
 
 def pytest_configure():
-    """Tests name configs and tools as seen from the root, wherever pytest was started."""
+    """The same wherever pytest was started: seen from the root, and not as in the background.
+
+    There, or under `nohup`, signals are ignored, also by the programs that tests start.
+    """
     os.chdir(ROOT)
+    for name in ("SIGINT", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) == signal.SIG_IGN:
+            usual = signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL
+            signal.signal(number, usual)
 
 
 def pytest_collection_modifyitems(items):

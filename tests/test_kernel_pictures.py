@@ -176,5 +176,5 @@ def test_command(tiny_cfg, semantic_cfg, tmp_path, capsys):
     assert average == out / "tiny_val_average.png"
     assert Image.open(average).size[0] > 400
     assert "the data set 'nowhere' is not registered" in run("model", "--dataset", "nowhere")
-    assert f"no picture at {tmp_path}/gone.png" in run("model", tmp_path / "gone.png")
+    assert f"{tmp_path}/gone.png: there is no such file" in run("model", tmp_path / "gone.png")
     assert "name pictures or a --dataset" in run("model")

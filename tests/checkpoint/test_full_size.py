@@ -2,7 +2,6 @@
 
 import json
 import re
-import runpy
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ import torch
 from detectron2.modeling import build_model
 
 from knet.checkpoint.checkpointer import KNetCheckpointer
+from knet.checkpoint.convert import convert_checkpoint
 from knet.checkpoint.read_file import read_file
 from knet.config import get_cfg_from_file
 
@@ -56,13 +56,8 @@ def outputs(model):
     return found
 
 
-@pytest.fixture
-def convert():
-    return runpy.run_path(str(ROOT / "tools" / "convert_openmmlab_checkpoint.py"))["main"]
-
-
 @pytest.mark.parametrize("task", list(CONFIGS))
-def test_published_file_there_and_back(tmp_path, convert, capsys, task):
+def test_published_file_there_and_back(tmp_path, task):
     state = published_state(task)
     assert task != "instance" or len(state) == 502
     path = f"configs/{CONFIGS[task]}.yaml"
@@ -72,14 +67,13 @@ def test_published_file_there_and_back(tmp_path, convert, capsys, task):
     cfg = get_cfg_from_file(str(ROOT / path), ["MODEL.DEVICE", "cpu"])
     direct, converted = build_model(cfg), build_model(cfg)
     KNetCheckpointer(direct, strict=True).load(str(source))
-    config = ["--config-file", str(ROOT / path)]
-    assert convert([str(source), str(ours), *config]) == 0
+    convert_checkpoint(str(source), ours, config_file=str(ROOT / path))
     KNetCheckpointer(converted, strict=True).load(str(ours))
     assert len(outputs(direct)[0])
     for a, b in zip(outputs(direct), outputs(converted)):
         assert torch.equal(a, b)
 
-    assert convert([str(ours), str(back), "--to-openmmlab"]) == 0
+    convert_checkpoint(str(ours), back, to_openmmlab=True)
     again = read_file(str(back))
     assert set(again) == {"meta", "state_dict"}
     # what follows from the window size is computed anew

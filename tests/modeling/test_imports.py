@@ -7,7 +7,7 @@ PACKAGE = Path(__file__).parents[2] / "projects" / "knet"
 CORE = ("modeling",)
 # the check of a config before a model is built from it, the classes of its data sets, and how
 # messages name what is near
-ALLOWED = {"knet.classes", "knet.config_check", "knet.errors"}
+ALLOWED = {"knet.classes", "knet.config_check", "knet.config_file", "knet.errors"}
 
 
 def _imported(path):

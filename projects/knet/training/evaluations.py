@@ -114,20 +114,18 @@ class Evaluations(HookBase):
         if self.trainer.iter < self.trainer.max_iter:
             return
         if self._done != self.trainer.max_iter:
-            self._evaluate(self.trainer.max_iter)
-        if self._score_views is not None:
-            with averaged(self._checkpointer.average):
-                self._put(self._score_views())
-            comm.synchronize()
+            self._evaluate(self.trainer.max_iter, views=self._score_views)
 
     def _is_due(self, done: int) -> bool:
         return self._period > 0 and done % self._period == 0
 
-    def _evaluate(self, done: int) -> None:
+    def _evaluate(self, done: int, views: Callable[[], dict[str, Any]] | None = None) -> None:
         self.trainer._trainer.flush_metrics()  # the curves reach to here
         with averaged(self._checkpointer.average):
             results = self._score()
             self._put(results)
+            if views is not None:  # before the scores of the step are written, which is done once
+                self._put(views())
             self._draw(done)
         self._done = done
         self._compare(results, done)
