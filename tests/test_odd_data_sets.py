@@ -21,10 +21,10 @@ from knet.data import register_custom
 from knet.data.derive import panoptic_to_instances
 from knet.data.panoptic_png import write_panoptic_png
 from knet.evaluation import build_evaluator
+from knet.predict.sheets import write_sheets
 from knet.predictor import KNetPredictor
 from knet.training.run import evaluate, train
 from knet.training.trainer import Trainer
-from knet.visualization import write_sheets
 
 pytestmark = pytest.mark.slow
 

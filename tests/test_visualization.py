@@ -15,8 +15,9 @@ from detectron2.structures import Instances
 from PIL import Image
 
 from knet.evaluation.panoptic_quality import id2rgb
+from knet.predict.sheets import write_sheets
 from knet.predictor import KNetPredictor
-from knet.visualization import DRAWN_SCORE, TASKS, draw_result, draw_sheet, write_sheets
+from knet.visualization import DRAWN_SCORE, TASKS, draw_result, draw_sheet
 
 RED, BLUE = (250, 20, 20), (20, 20, 250)
 CLASSES = {

@@ -7,30 +7,24 @@ equal results look equal and the same input gives the same pixels in every run.
 from __future__ import annotations
 
 import colorsys
-import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pycocotools.mask as mask_util
 import torch
-from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+from detectron2.data import Metadata
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import ColorMode, GenericMask, Visualizer
 from PIL import Image, ImageDraw, ImageFont
 
-from knet.data.images import MAX_PIXELS, read_picture, save_image
+from knet.data.images import MAX_PIXELS, read_picture
 from knet.data.label_png import open_label_png
 from knet.data.masks import encode_segmentation
 from knet.data.panoptic_png import read_panoptic_png
 from knet.modeling.targets import IGNORE_LABEL
-
-if TYPE_CHECKING:
-    from knet.predictor import KNetPredictor
-
-logger = logging.getLogger(__name__)
 
 # Task → the model's output (Detectron2's names).
 TASKS = {"panoptic": "panoptic_seg", "instance": "instances", "semantic": "sem_seg"}
@@ -249,69 +243,6 @@ def draw_annotations(
     image = read_picture(record, image_format="RGB", max_pixels=max_pixels)
     shown = {"annotations": _ground_truth(record, task, image.shape[:2])}
     return _draw_row(record, image, shown, metadata, task=task)
-
-
-def write_sheets(
-    predictor: KNetPredictor,
-    dataset_name: str,
-    output_dir: str,
-    images: int | Sequence[int | str] = 8,
-    *,
-    task: str = "panoptic",
-    score_threshold: float = DRAWN_SCORE,
-) -> list[str]:
-    """Run a model on images of a data set and write one sheet (PNG) for each.
-
-    Args:
-        predictor: the model.
-        dataset_name: a registered data set.
-        output_dir: made if missing; files are ``<image>_<image id>_<task>.png``.
-        images: the number of images from the data set's start; or image ids, where a number that
-            is no image's id counts as a position in the data set, from 0.
-        task: ``panoptic``, ``instance`` or ``semantic``.
-        score_threshold: instances with a lower score are not drawn.
-
-    Returns:
-        The files' paths.
-
-    Raises:
-        ValueError: an image that the data set does not have, or see :func:`draw_sheet`.
-    """
-    records = _choose(DatasetCatalog.get(dataset_name), images, dataset_name)
-    metadata = MetadataCatalog.get(dataset_name)
-    max_pixels = predictor.cfg.INPUT.MAX_PIXELS
-    options = {"task": task, "score_threshold": score_threshold, "max_pixels": max_pixels}
-    os.makedirs(output_dir, exist_ok=True)
-    paths = []
-    for position, record in enumerate(records):
-        image = read_picture(record, image_format="RGB", max_pixels=max_pixels)
-        sheet = draw_sheet(record, predictor(image), metadata, **options)
-        stem = os.path.splitext(os.path.basename(record["file_name"]))[0]
-        name = f"{stem}_{record.get('image_id', position)}_{task}.png".replace(os.sep, "_")
-        paths.append(os.path.join(output_dir, name))
-        save_image(paths[-1], sheet)
-        logger.info("Wrote %s", paths[-1])
-    return paths
-
-
-def _choose(
-    records: list[dict[str, Any]], wanted: int | Sequence[int | str], dataset_name: str
-) -> list[dict[str, Any]]:
-    if isinstance(wanted, int):
-        return records[:wanted]
-    by_id = {str(record["image_id"]): record for record in records if "image_id" in record}
-    chosen = []
-    for key in map(str, wanted):
-        if key in by_id:
-            chosen.append(by_id[key])
-        elif key.isdecimal() and int(key) < len(records):
-            chosen.append(records[int(key)])
-        else:
-            raise ValueError(
-                f"Data set '{dataset_name}' has no image with id {key}, "
-                f"and {len(records)} images by position."
-            )
-    return chosen
 
 
 def _ground_truth(record: Mapping[str, Any], task: str, size: tuple[int, int]) -> Any:

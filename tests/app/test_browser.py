@@ -154,6 +154,7 @@ def test_a_photo_from_drop_to_download(open_page, model, scenes, tmp_path):
     nothing = "nothing found. Lower thresholds may show more."
     said = f"{len(segments)} segment{plural} found." if segments else nothing
     wait_for_status(page, size + said)
+    page.locator("#pair img").nth(1).wait_for(state="attached")  # `all` itself does not wait
     before, after = page.locator("#pair img").all()
     for picture in (before, after):
         assert picture.evaluate(DECODED_SIZE) == [384, 384]

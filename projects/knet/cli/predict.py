@@ -30,9 +30,10 @@ from knet.predict.run import (
     richest_task,
     tell,
 )
+from knet.predict.sheets import write_sheets
 from knet.predict.video import CODECS
 from knet.predictor import KNetPredictor
-from knet.visualization import DRAWN_SCORE, TASKS, write_sheets
+from knet.visualization import DRAWN_SCORE, TASKS
 
 _SHOWN = 8  # pictures whose contents are told
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import importlib
 import os
 import re
@@ -17,7 +18,7 @@ __all__ = ["MlflowWriter", "Tracker", "WandbWriter", "build_trackers"]
 _SMOOTHED = 20  # values of a noisy scalar, as in Detectron2's own writers
 
 
-class Tracker(EventWriter):
+class Tracker(EventWriter, abc.ABC):
     """Sends the scalars that are new since the last call to a run of a tracking service.
 
     The run begins with the first values, so that a training that fails before has none. A
@@ -72,14 +73,17 @@ class Tracker(EventWriter):
             self._begun = False
             self._end()
 
+    @abc.abstractmethod
     def _begin(self) -> None:
-        raise NotImplementedError
+        """Begin a run, or go on with `run_id`."""
 
+    @abc.abstractmethod
     def _send(self, values: dict[str, float], step: int) -> None:
-        raise NotImplementedError
+        """Hand over the scalars of a step."""
 
+    @abc.abstractmethod
     def _end(self) -> None:
-        raise NotImplementedError
+        """End the run."""
 
 
 class WandbWriter(Tracker):
