@@ -1,0 +1,244 @@
+"""What the ablation compares: data sets with a plain recipe each, and ideas on top of it.
+
+Plain is the published K-Net, made small: kernels learned, masks at the second level's stride,
+rounds that make masks anew. What training from scratch or with few steps needs anyway (a quarter of
+the width, class prior, spread of initial convolutions, rates; see the comments in configs/shapes
+and configs/lite) belongs to it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from knet.data.images import open_image
+from knet.data.panoptic_png import write_panoptic_png
+from knet.data.register import datasets_root
+from knet.files import read_text, write_json
+
+Opts = Mapping[str, Any]
+
+SCENES, NUCLEI, PHOTOS = "scenes", "nuclei", "photos"
+SCORES = {SCENES: "panoptic_seg/PQ", NUCLEI: "segm/AP", PHOTOS: "panoptic_seg/PQ"}
+_LEAST_SHARE = 0.1  # of the training photographs, which show a class that is kept
+
+
+@dataclass(frozen=True)
+class Variant:
+    """An idea, or several, as config keys on top of the plain recipe.
+
+    Attributes:
+        name: of its rows.
+        source: where the idea comes from.
+        opts: keys and values on every data set.
+        on: further ones by data set.
+        data: the data sets on which it can be told from plain.
+        trained_as: the variant whose training it shares, as its keys act at test time alone.
+        what: in words, what the keys do, for the page.
+    """
+
+    name: str
+    source: str
+    what: str
+    opts: Opts = field(default_factory=dict)
+    on: Mapping[str, Opts] = field(default_factory=dict)
+    data: tuple[str, ...] = (SCENES, NUCLEI, PHOTOS)
+    trained_as: str | None = None
+
+    def keys(self, data: str) -> dict[str, Any]:
+        """All its keys on a data set."""
+        return {**self.opts, **self.on.get(data, {})}
+
+
+def _knet(**keys: Any) -> dict[str, Any]:
+    return {f"MODEL.KNET.{key}": value for key, value in keys.items()}
+
+
+# of configs/lite, which holds some of the ideas already
+_PLAIN_LITE = {
+    **_knet(MASK_LEVEL=1, MASK_UPSAMPLE=2, KERNEL_PEAKS=False, RESIDUAL_MASKS=False),
+    **{"MODEL.KNET.TEST.NUM_KERNELS": 0, "MODEL.KNET.TEST.MASK_SCORES": False},
+}
+_SIZES = {
+    NUCLEI: {
+        "INPUT.MIN_SIZE_TRAIN": (224, 288),
+        "INPUT.MAX_SIZE_TRAIN": 384,
+        "INPUT.CROP.SIZE": (256, 256),
+        "INPUT.MIN_SIZE_TEST": 256,
+        "INPUT.MAX_SIZE_TEST": 384,
+    },
+    PHOTOS: {
+        "INPUT.MIN_SIZE_TRAIN": (176, 224),
+        "INPUT.MAX_SIZE_TRAIN": 320,
+        "INPUT.CROP.SIZE": (192, 192),
+        "INPUT.MIN_SIZE_TEST": 192,
+        "INPUT.MAX_SIZE_TEST": 320,
+    },
+}
+_PQ_ALONE = {"MODEL.KNET.TEST.INSTANCE_ON": False, "MODEL.KNET.TEST.SEMANTIC_ON": False}
+_PLAIN: dict[str, tuple[str, dict[str, Any]]] = {
+    SCENES: ("configs/shapes/panoptic.yaml", _PQ_ALONE),
+    NUCLEI: (
+        "configs/lite/instance.yaml",
+        {
+            **_PLAIN_LITE,
+            **_knet(NUM_KERNELS=300),  # 99 in 100 pictures hold fewer objects
+            **_SIZES[NUCLEI],
+            "INPUT.CONTRAST_CUTOFF": 0.5,
+        },
+    ),
+    PHOTOS: (
+        "configs/lite/panoptic.yaml",
+        {**_PLAIN_LITE, **_PQ_ALONE, **_knet(NUM_KERNELS=40), **_SIZES[PHOTOS]},
+    ),
+}
+
+VARIANTS = (
+    Variant("plain", "Zhang et al., NeurIPS 2021", "K-Net as published, made small"),
+    Variant(
+        "sampled points",
+        "Mask2Former",
+        "costs and mask losses at a quarter of the pixels, most of them where a mask is uncertain",
+        on={
+            SCENES: {"MODEL.KNET.LOSS.NUM_POINTS": 576},
+            NUCLEI: {"MODEL.KNET.LOSS.NUM_POINTS": 1024},
+            PHOTOS: {"MODEL.KNET.LOSS.NUM_POINTS": 576},
+        },
+    ),
+    Variant("EMA", "Polyak; Mean Teacher", "averaged weights", {"SOLVER.EMA": 0.998}),
+    Variant("six rounds", "Mask2Former", "six rounds, weights of their own", _knet(NUM_ROUNDS=6)),
+    Variant(
+        "fine masks",
+        "common",
+        "masks at the finest level's stride: 2 pixels of the scenes, else 4",
+        _knet(MASK_LEVEL=0, MASK_UPSAMPLE=1),
+    ),
+    Variant(
+        "peaks",
+        "CenterNet, SparseInst, FastInst",
+        "kernels start at peaks of a map of object centres",
+        _knet(KERNEL_PEAKS=True),
+    ),
+    Variant("places", "here", "kernels start on places of their own", _knet(KERNEL_PLACES=True)),
+    Variant("residual masks", "here", "rounds add to the masks before", _knet(RESIDUAL_MASKS=True)),
+    Variant(
+        "mask scores",
+        "MaskFormer",
+        "instances are ranked by class score times mean probability inside the mask",
+        {"MODEL.KNET.TEST.MASK_SCORES": True},
+        data=(NUCLEI,),
+        trained_as="plain",
+    ),
+)
+
+
+def find_variant(name: str) -> Variant:
+    """The variant of this name; ValueError names those that there are."""
+    for variant in VARIANTS:
+        if variant.name == name:
+            return variant
+    raise ValueError(f"no variant {name!r}; there are {', '.join(v.name for v in VARIANTS)}")
+
+
+def config_of(data: str, variant: Variant, folder: Path) -> tuple[str, list[Any]]:
+    """Config file, and keys and values, of a variant on a data set, which is prepared if need be.
+
+    Args:
+        data: SCENES, NUCLEI or PHOTOS.
+        variant: one of `VARIANTS`.
+        folder: for data that have to be made.
+
+    Raises:
+        FileNotFoundError: the data are not below DETECTRON2_DATASETS.
+    """
+    config, plain = _PLAIN[data]
+    return config, [
+        part for pair in {**plain, **_data_sets(data, folder), **variant.keys(data)}.items()
+        for part in pair
+    ]  # fmt: skip
+
+
+def _data_sets(data: str, folder: Path) -> dict[str, Any]:
+    if data == SCENES:
+        return {}
+    if data == NUCLEI:
+        root = datasets_root() / "dsb2018_nuclei"
+        entries = [
+            {
+                "NAME": f"nuclei_{part}",
+                "FORMAT": "coco_instances",
+                "IMAGE_ROOT": str(root / "images" / part),
+                "JSON_FILE": str(root / "annotations" / f"instances_{part}.json"),
+            }
+            for part in ("train", "val")
+        ]
+    else:
+        root = datasets_root() / "coco_panoptic200"
+        made = frequent_classes(root / "annotations", folder / "photos")
+        entries = [
+            {
+                "NAME": f"photographs_{part}",
+                "FORMAT": "coco_panoptic",
+                "IMAGE_ROOT": str(root / "images" / part),
+                "PANOPTIC_ROOT": str(made / f"panoptic_{part}"),
+                "PANOPTIC_JSON": str(made / f"panoptic_{part}.json"),
+            }
+            for part in ("train", "val")
+        ]
+    train, val = (entry["NAME"] for entry in entries)
+    return {
+        "DATASETS.CUSTOM": entries,
+        "DATASETS.TRAIN": (train,),
+        "DATASETS.TEST": (val,),
+    }
+
+
+def frequent_classes(annotations: Path, folder: Path, *, share: float = _LEAST_SHARE) -> Path:
+    """COCO panoptic annotations of the classes that many training images show; the rest is void.
+
+    Args:
+        annotations: `panoptic_{train,val}.json` and folders of the same names.
+        folder: gets the same files; nothing is done if it holds them.
+        share: of the training images, which a class that is kept is seen in.
+
+    Returns:
+        The folder.
+    """
+    parts = {
+        part: json.loads(read_text(annotations / f"panoptic_{part}.json"))
+        for part in ("train", "val")
+    }
+    images = Counter(
+        label
+        for record in parts["train"]["annotations"]
+        for label in {segment["category_id"] for segment in record["segments_info"]}
+    )
+    least = share * len(parts["train"]["annotations"])
+    kept = {label for label, count in images.items() if count >= least}
+    for part, content in parts.items():
+        target = folder / f"panoptic_{part}.json"
+        if target.exists():
+            continue
+        png = folder / f"panoptic_{part}"
+        png.mkdir(parents=True, exist_ok=True)
+        for record in content["annotations"]:
+            segments = [s for s in record["segments_info"] if s["category_id"] in kept]
+            with open_image(str(annotations / f"panoptic_{part}" / record["file_name"])) as image:
+                rgb = np.asarray(image.convert("RGB"), np.uint32)
+            ids = rgb[..., 0] + (rgb[..., 1] << 8) + (rgb[..., 2] << 16)
+            known = np.isin(ids, [segment["id"] for segment in segments])
+            write_panoptic_png(str(png / record["file_name"]), np.where(known, ids, 0))
+            record["segments_info"] = segments
+        # without segments an image says nothing
+        content["annotations"] = [r for r in content["annotations"] if r["segments_info"]]
+        shown = {record["image_id"] for record in content["annotations"]}
+        content["images"] = [image for image in content["images"] if image["id"] in shown]
+        content["categories"] = [c for c in content["categories"] if c["id"] in kept]
+        write_json(target, content)
+    return folder

@@ -1,0 +1,105 @@
+"""The table of the ablation: rows in, the generated part of a page out."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from ablation_plan import SCORES, Variant
+
+Row = Mapping[str, Any]
+
+_BLOCK = re.compile(r"(<!-- tables -->\n).*?(<!-- end of tables -->)", re.DOTALL)
+_HEAD = ("", "seeds", "mean", "to plain", "steps", "memory, MB", "test, ms", "parameters, M")
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The lines of a table; none if it is not there yet.
+
+    Raises:
+        ValueError: a line is no JSON; with its number.
+    """
+    if not path.exists():
+        return []
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}; remove it") from error
+    return rows
+
+
+def with_tables(text: str, rows: Sequence[Row], variants: Sequence[Variant]) -> str:
+    """A page whose block between two comments is made anew.
+
+    Args:
+        text: with the lines `<!-- tables -->` and `<!-- end of tables -->`.
+        rows: of the table.
+        variants: in the order of the page; rows of other names come last.
+
+    Raises:
+        ValueError: the page has no such block.
+    """
+    if not _BLOCK.search(text):
+        raise ValueError("the page has no <!-- tables --> and <!-- end of tables -->")
+    return _BLOCK.sub(lambda block: block[1] + tables(rows, variants) + block[2], text)
+
+
+def tables(rows: Sequence[Row], variants: Sequence[Variant]) -> str:
+    """A table for each data set and length of the trainings; scores are means over the seeds."""
+    order = [variant.name for variant in variants]
+    kinds = sorted({_kind(row) for row in rows}, key=lambda kind: ([*SCORES].index(kind[0]), kind))
+    parts = []
+    for data, minutes, threads in kinds:
+        by_name: dict[str, list[Row]] = {}
+        for row in rows:
+            if _kind(row) == (data, minutes, threads):
+                by_name.setdefault(row["variant"], []).append(row)
+        names = sorted(by_name, key=lambda name: order.index(name) if name in order else len(order))
+        plain = by_name.get("plain")
+        cores = "one core" if threads == 1 else f"{threads} cores"
+        score = SCORES[data].split("/")[1]
+        lines = [
+            f"### {data.capitalize()}: {score}, {minutes:g} minutes on {cores}",
+            "",
+            f"| {' | '.join(_HEAD)} |",
+            "|---" + "|---:" * (len(_HEAD) - 1) + "|",
+        ]
+        lines += [f"| {' | '.join(_cells(name, by_name[name], plain, data))} |" for name in names]
+        parts.append("\n".join(lines) + "\n\n")
+    return "".join(parts)
+
+
+def _kind(row: Row) -> tuple[str, float, int]:
+    return row["data"], row["minutes"], row["threads"]
+
+
+def _cells(name: str, rows: Sequence[Row], plain: Sequence[Row] | None, data: str) -> list[str]:
+    rows = sorted(rows, key=lambda row: row["seed"])
+    scores = [row["scores"][SCORES[data]] for row in rows]
+    difference = ""
+    if plain and name != "plain":
+        # of the same seeds, whose luck is partly the same
+        own = {row["seed"]: row["scores"][SCORES[data]] for row in plain}
+        pairs = [s - own[row["seed"]] for s, row in zip(scores, rows) if row["seed"] in own]
+        difference = f"{mean(pairs):+.1f}" if pairs else ""
+
+    def of_all(key: str, digits: int) -> str:
+        values = [row[key] for row in rows if key in row]
+        return f"{mean(values):,.{digits}f}" if values else ""
+
+    return [
+        name,
+        ", ".join(f"{score:.1f}" for score in scores),
+        f"{mean(scores):.1f}",
+        difference,
+        of_all("steps", 0),
+        of_all("memory_mb", 0),
+        of_all("test_ms", 0),
+        of_all("parameters", 2),
+    ]

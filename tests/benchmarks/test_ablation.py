@@ -1,0 +1,168 @@
+"""The ablation trains for a time, scores, goes on where it stopped, and writes its tables."""
+
+import json
+
+import ablation
+import ablation_plan
+import ablation_run
+import numpy as np
+import pytest
+from ablation_plan import PHOTOS, SCENES, VARIANTS, Variant, config_of, frequent_classes
+from ablation_run import Run
+from ablation_table import read_rows, tables, with_tables
+
+from knet.config import get_cfg_from_file
+from knet.data.panoptic_png import read_panoptic_png, write_panoptic_png
+
+
+@pytest.fixture
+def coco(tmp_path):
+    """Two training images and one other; class 1 on both, class 2 on the first, class 3 nowhere."""
+    folder = tmp_path / "annotations"
+    categories = [{"id": k, "name": f"c{k}", "isthing": int(k < 3)} for k in (1, 2, 3)]
+    for part, segments in (("train", [[1, 2], [1]]), ("val", [[2, 3]])):
+        (folder / f"panoptic_{part}").mkdir(parents=True)
+        annotations = []
+        for number, labels in enumerate(segments):
+            ids = np.zeros((4, 6), np.int64)
+            info = []
+            for place, label in enumerate(labels):
+                ids[place] = 1000 * (place + 1)
+                info.append({"id": 1000 * (place + 1), "category_id": label})
+            name = f"{number}.png"
+            write_panoptic_png(str(folder / f"panoptic_{part}" / name), ids)
+            annotations.append({"image_id": number, "file_name": name, "segments_info": info})
+        images = [{"id": number} for number in range(len(segments))]
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        (folder / f"panoptic_{part}.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_only_frequent_classes_are_kept(coco, tmp_path):
+    made = frequent_classes(coco, tmp_path / "made", share=0.75)
+    train = json.loads((made / "panoptic_train.json").read_text())
+    assert [c["id"] for c in train["categories"]] == [1]
+    kept = [[s["category_id"] for s in a["segments_info"]] for a in train["annotations"]]
+    assert kept == [[1], [1]]
+    ids = read_panoptic_png(str(made / "panoptic_train" / "0.png"), "", (4, 6), "")
+    assert ids[:2].tolist() == [[1000] * 6, [0] * 6]
+    # an image of other classes alone says nothing
+    val = json.loads((made / "panoptic_val.json").read_text())
+    assert val["images"] == val["annotations"] == []
+
+
+def test_data_are_not_made_twice(coco, tmp_path):
+    made = frequent_classes(coco, tmp_path / "made", share=0.5)
+    before = (made / "panoptic_train.json").stat().st_mtime_ns
+    assert frequent_classes(coco, made, share=0.5) == made
+    assert (made / "panoptic_train.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
+def test_every_variant_is_a_config(variant, tmp_path, monkeypatch):
+    monkeypatch.setattr(ablation_plan, "frequent_classes", lambda *_: tmp_path)
+    for data in variant.data:
+        config, opts = config_of(data, variant, tmp_path)
+        cfg = get_cfg_from_file(config, opts)
+        plain = get_cfg_from_file(*config_of(data, VARIANTS[0], tmp_path))
+        assert (cfg == plain) == (variant.name == "plain")
+
+
+def test_variants_that_share_a_training_differ_at_test_alone():
+    for variant in VARIANTS:
+        if variant.trained_as is not None:
+            assert all("TEST" in key for data in variant.data for key in variant.keys(data))
+            assert ablation_plan.find_variant(variant.trained_as).trained_as is None
+
+
+def test_unknown_variant_is_named():
+    with pytest.raises(ValueError, match="no variant 'magic'; there are plain"):
+        ablation_plan.find_variant("magic")
+
+
+@pytest.fixture
+def small_scenes(monkeypatch, tiny_opts, tiny_shapes):
+    """A tiny model and a few scenes."""
+    keys = dict(zip(tiny_opts[::2], tiny_opts[1::2]))
+    config, opts = ablation_plan._PLAIN[SCENES]
+    keys = {**opts, **keys, "DATASETS.TEST": ("tiny_val",), "DATASETS.TRAIN": ("tiny_train",)}
+    monkeypatch.setitem(ablation_plan._PLAIN, SCENES, (config, keys))
+
+
+@pytest.mark.slow
+def test_a_run_trains_for_its_time_and_others_use_its_weights(small_scenes, tmp_path):
+    plain = VARIANTS[0]
+    job = Run(SCENES, "plain", seed=1, minutes=0.02)
+    row = ablation_run.run(job, plain, tmp_path)
+    assert {key: row[key] for key in ("data", "variant", "seed", "minutes", "threads")} == {
+        "data": SCENES, "variant": "plain", "seed": 1, "minutes": 0.02, "threads": 1,
+    }  # fmt: skip
+    assert row["steps"] >= 1 and row["test_ms"] > 0 and 0 < row["parameters"] < 1
+    assert 0 <= row["scores"]["panoptic_seg/PQ"] <= 100
+    # scored with the same weights, all things are left out
+    strict = {"MODEL.KNET.TEST.THING_THRESH": 1.0}
+    other = Variant("strict", "", "", strict, trained_as="plain")
+    again = ablation_run.run(Run(SCENES, "strict", 1, 0.02), other, tmp_path)
+    assert again["scores"]["panoptic_seg/PQ_th"] == 0 and "steps" not in again
+    stuff = "panoptic_seg/PQ_st"
+    assert again["scores"][stuff] == pytest.approx(row["scores"][stuff], abs=5)
+
+
+def test_weights_of_the_shared_training_must_be_there(small_scenes, tmp_path):
+    other = Variant("strict", "", "", trained_as="plain")
+    with pytest.raises(FileNotFoundError, match="'strict' is scored with the weights of 'plain'"):
+        ablation_run.run(Run(SCENES, "strict", 1, 0.02), other, tmp_path)
+
+
+def rows_of(*scores, variant="plain", data=SCENES, minutes=6.0):
+    name = ablation_plan.SCORES[data]
+    return [
+        {"data": data, "variant": variant, "seed": seed, "minutes": minutes, "threads": 1,
+         "steps": 1000 * seed, "memory_mb": 100.0, "test_ms": 10.0, "parameters": 1.5,
+         "scores": {name: score}}
+        for seed, score in enumerate(scores, start=1)
+    ]  # fmt: skip
+
+
+def test_differences_are_of_the_same_seeds():
+    rows = rows_of(50.0, 60.0) + rows_of(58.0, variant="EMA") + rows_of(1.0, data=PHOTOS)
+    lines = tables(rows, VARIANTS).splitlines()
+    assert lines[0] == "### Scenes: PQ, 6 minutes on one core"
+    assert lines[4] == "| plain | 50.0, 60.0 | 55.0 |  | 1,500 | 100 | 10 | 1.50 |"
+    assert lines[5] == "| EMA | 58.0 | 58.0 | +8.0 | 1,000 | 100 | 10 | 1.50 |"
+    assert lines[7] == "### Photos: PQ, 6 minutes on one core"
+
+
+def test_the_rest_of_a_page_stays():
+    page = "before\n<!-- tables -->\nold\n<!-- end of tables -->\nafter\n"
+    made = with_tables(page, rows_of(50.0), VARIANTS)
+    assert made.startswith("before\n<!-- tables -->\n### Scenes") and "old" not in made
+    assert made.endswith("<!-- end of tables -->\nafter\n")
+    assert with_tables(made, rows_of(50.0), VARIANTS) == made
+    with pytest.raises(ValueError, match="the page has no"):
+        with_tables("nothing", [], VARIANTS)
+
+
+def test_a_broken_line_of_the_table_is_named(tmp_path):
+    path = tmp_path / "table.jsonl"
+    assert read_rows(path) == []
+    path.write_text('{"data": "scenes"}\n{"data": \n')
+    with pytest.raises(ValueError, match=r"line 2: .*; remove it"):
+        read_rows(path)
+
+
+def test_what_the_table_has_is_not_run_again(tmp_path, monkeypatch, capsys):
+    table = tmp_path / "table.jsonl"
+    table.write_text(json.dumps(rows_of(50.0)[0]) + "\n")
+    arguments = ["--data", SCENES, "--variants", "plain", "EMA", "--table", str(table)]
+    args = ablation.parse(arguments)
+    jobs = ablation.missing_jobs(args, read_rows(table))
+    assert [(job.variant, job.seed) for job in jobs] == [("EMA", 1), ("plain", 2), ("EMA", 2)]
+    # another length is another row
+    args = ablation.parse([*arguments, "--minutes", "8"])
+    assert len(ablation.missing_jobs(args, read_rows(table))) == 4
+
+
+def test_committed_tables_are_those_of_the_page():
+    text = ablation.PAGE.read_text(encoding="utf-8")
+    assert with_tables(text, read_rows(ablation.TABLE), VARIANTS) == text
