@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What each idea is worth: trainings of the same time, on three data sets, with several seeds.
 
-    python benchmarks/ablation.py [--data scenes nuclei photos] [--variants plain ...]
+    python benchmarks/ablation.py [--data scenes nuclei photos] [--variants today ...]
     python benchmarks/ablation.py --page
 
 Every finished training is a line of the table, by which a second call goes on where the first one

@@ -1,9 +1,10 @@
-"""What the ablation compares: data sets with a plain recipe each, and ideas on top of it.
+"""What the ablation compares: data sets with a recipe each, and ideas that are added or left out.
 
-Plain is the published K-Net, made small: kernels learned, masks at the second level's stride,
-rounds that make masks anew. What training from scratch or with few steps needs anyway (a quarter of
-the width, class prior, spread of initial convolutions, rates; see the comments in configs/shapes
-and configs/lite) belongs to it.
+The recipe of the scenes is the published K-Net, made small. That of nuclei and photographs holds
+several ideas already, without which so short a training finds next to nothing: those are left out
+one by one, the others added. What training from scratch or with few steps needs anyway (a quarter
+of the width, class prior, spread of initial convolutions, rates) belongs to all, see the comments
+in configs/shapes and configs/lite.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ _LEAST_SHARE = 0.1  # of the training photographs, which show a class that is ke
 
 @dataclass(frozen=True)
 class Variant:
-    """An idea, or several, as config keys on top of the plain recipe.
+    """An idea, or several, as config keys on top of a recipe.
 
     Attributes:
         name: of its rows.
         source: where the idea comes from.
         opts: keys and values on every data set.
         on: further ones by data set.
-        data: the data sets on which it can be told from plain.
+        data: the data sets on which it is trained.
         trained_as: the variant whose training it shares, as its keys act at test time alone.
         what: in words, what the keys do, for the page.
     """
@@ -60,11 +61,6 @@ def _knet(**keys: Any) -> dict[str, Any]:
     return {f"MODEL.KNET.{key}": value for key, value in keys.items()}
 
 
-# of configs/lite, which holds some of the ideas already
-_PLAIN_LITE = {
-    **_knet(MASK_LEVEL=1, MASK_UPSAMPLE=2, KERNEL_PEAKS=False, RESIDUAL_MASKS=False),
-    **{"MODEL.KNET.TEST.NUM_KERNELS": 0, "MODEL.KNET.TEST.MASK_SCORES": False},
-}
 _SIZES = {
     NUCLEI: {
         "INPUT.MIN_SIZE_TRAIN": (224, 288),
@@ -82,25 +78,52 @@ _SIZES = {
     },
 }
 _PQ_ALONE = {"MODEL.KNET.TEST.INSTANCE_ON": False, "MODEL.KNET.TEST.SEMANTIC_ON": False}
-_PLAIN: dict[str, tuple[str, dict[str, Any]]] = {
+_TODAY: dict[str, tuple[str, dict[str, Any]]] = {
     SCENES: ("configs/shapes/panoptic.yaml", _PQ_ALONE),
     NUCLEI: (
         "configs/lite/instance.yaml",
-        {
-            **_PLAIN_LITE,
-            **_knet(NUM_KERNELS=300),  # 99 in 100 pictures hold fewer objects
-            **_SIZES[NUCLEI],
-            "INPUT.CONTRAST_CUTOFF": 0.5,
-        },
+        # 99 in 100 pictures hold fewer objects than these kernels
+        {**_knet(NUM_KERNELS=300), **_SIZES[NUCLEI], "INPUT.CONTRAST_CUTOFF": 0.5},
     ),
     PHOTOS: (
         "configs/lite/panoptic.yaml",
-        {**_PLAIN_LITE, **_PQ_ALONE, **_knet(NUM_KERNELS=40), **_SIZES[PHOTOS]},
+        {**_PQ_ALONE, **_knet(NUM_KERNELS=40), **_SIZES[PHOTOS]},
     ),
 }
+_LITE = (NUCLEI, PHOTOS)  # whose recipe holds some of the ideas already
+_LEARNED = {**_knet(KERNEL_PEAKS=False), "MODEL.KNET.TEST.NUM_KERNELS": 0}
+_COARSE = _knet(MASK_LEVEL=1, MASK_UPSAMPLE=2)
+_NEW_MASKS = _knet(RESIDUAL_MASKS=False)
+_CLASS_SCORES = {"MODEL.KNET.TEST.MASK_SCORES": False}
 
+BASE = "today"
 VARIANTS = (
-    Variant("plain", "Zhang et al., NeurIPS 2021", "K-Net as published, made small"),
+    Variant(BASE, "", "the recipe of configs/shapes or configs/lite"),
+    Variant(
+        "published parts",
+        "Zhang et al., NeurIPS 2021",
+        "learned kernels, masks at the second level's stride, made anew in every round",
+        {**_LEARNED, **_COARSE, **_NEW_MASKS, **_CLASS_SCORES},
+        data=_LITE,
+    ),
+    Variant(
+        "no peaks", "CenterNet, SparseInst, FastInst", "learned kernels", _LEARNED, data=_LITE
+    ),
+    Variant("places instead of peaks", "here", "learned kernels start on places of their own",
+            {**_LEARNED, **_knet(KERNEL_PLACES=True)}, data=_LITE),
+    Variant("no residual masks", "here", "rounds make masks anew", _NEW_MASKS, data=_LITE),
+    Variant("coarse masks", "as published", "masks at stride 8, losses at 4", _COARSE, data=_LITE),
+    Variant("class scores", "as published", "instances are ranked by their class alone",
+            _CLASS_SCORES, data=(NUCLEI,), trained_as=BASE),
+    Variant("peaks", "CenterNet, SparseInst, FastInst",
+            "kernels start at peaks of a map of object centres", _knet(KERNEL_PEAKS=True),
+            data=(SCENES,)),
+    Variant("places", "here", "kernels start on places of their own", _knet(KERNEL_PLACES=True),
+            data=(SCENES,)),
+    Variant("residual masks", "here", "rounds add to the masks before",
+            _knet(RESIDUAL_MASKS=True), data=(SCENES,)),
+    Variant("fine masks", "common", "masks at stride 2, not 4",
+            _knet(MASK_LEVEL=0, MASK_UPSAMPLE=1), data=(SCENES,)),
     Variant(
         "sampled points",
         "Mask2Former",
@@ -113,29 +136,7 @@ VARIANTS = (
     ),
     Variant("EMA", "Polyak; Mean Teacher", "averaged weights", {"SOLVER.EMA": 0.998}),
     Variant("six rounds", "Mask2Former", "six rounds, weights of their own", _knet(NUM_ROUNDS=6)),
-    Variant(
-        "fine masks",
-        "common",
-        "masks at the finest level's stride: 2 pixels of the scenes, else 4",
-        _knet(MASK_LEVEL=0, MASK_UPSAMPLE=1),
-    ),
-    Variant(
-        "peaks",
-        "CenterNet, SparseInst, FastInst",
-        "kernels start at peaks of a map of object centres",
-        _knet(KERNEL_PEAKS=True),
-    ),
-    Variant("places", "here", "kernels start on places of their own", _knet(KERNEL_PLACES=True)),
-    Variant("residual masks", "here", "rounds add to the masks before", _knet(RESIDUAL_MASKS=True)),
-    Variant(
-        "mask scores",
-        "MaskFormer",
-        "instances are ranked by class score times mean probability inside the mask",
-        {"MODEL.KNET.TEST.MASK_SCORES": True},
-        data=(NUCLEI,),
-        trained_as="plain",
-    ),
-)
+)  # fmt: skip
 
 
 def find_variant(name: str) -> Variant:
@@ -157,9 +158,9 @@ def config_of(data: str, variant: Variant, folder: Path) -> tuple[str, list[Any]
     Raises:
         FileNotFoundError: the data are not below DETECTRON2_DATASETS.
     """
-    config, plain = _PLAIN[data]
+    config, today = _TODAY[data]
     return config, [
-        part for pair in {**plain, **_data_sets(data, folder), **variant.keys(data)}.items()
+        part for pair in {**today, **_data_sets(data, folder), **variant.keys(data)}.items()
         for part in pair
     ]  # fmt: skip
 

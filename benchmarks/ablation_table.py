@@ -9,12 +9,12 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from ablation_plan import SCORES, Variant
+from ablation_plan import BASE, SCORES, Variant
 
 Row = Mapping[str, Any]
 
 _BLOCK = re.compile(r"(<!-- tables -->\n).*?(<!-- end of tables -->)", re.DOTALL)
-_HEAD = ("", "seeds", "mean", "to plain", "steps", "memory, MB", "test, ms", "parameters, M")
+_HEAD = ("", "seeds", "mean", f"to {BASE}", "steps", "memory, MB", "test, ms", "parameters, M")
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -61,7 +61,7 @@ def tables(rows: Sequence[Row], variants: Sequence[Variant]) -> str:
             if _kind(row) == (data, minutes, threads):
                 by_name.setdefault(row["variant"], []).append(row)
         names = sorted(by_name, key=lambda name: order.index(name) if name in order else len(order))
-        plain = by_name.get("plain")
+        base = by_name.get(BASE)
         cores = "one core" if threads == 1 else f"{threads} cores"
         score = SCORES[data].split("/")[1]
         lines = [
@@ -70,7 +70,7 @@ def tables(rows: Sequence[Row], variants: Sequence[Variant]) -> str:
             f"| {' | '.join(_HEAD)} |",
             "|---" + "|---:" * (len(_HEAD) - 1) + "|",
         ]
-        lines += [f"| {' | '.join(_cells(name, by_name[name], plain, data))} |" for name in names]
+        lines += [f"| {' | '.join(_cells(name, by_name[name], base, data))} |" for name in names]
         parts.append("\n".join(lines) + "\n\n")
     return "".join(parts)
 
@@ -79,13 +79,13 @@ def _kind(row: Row) -> tuple[str, float, int]:
     return row["data"], row["minutes"], row["threads"]
 
 
-def _cells(name: str, rows: Sequence[Row], plain: Sequence[Row] | None, data: str) -> list[str]:
+def _cells(name: str, rows: Sequence[Row], base: Sequence[Row] | None, data: str) -> list[str]:
     rows = sorted(rows, key=lambda row: row["seed"])
     scores = [row["scores"][SCORES[data]] for row in rows]
     difference = ""
-    if plain and name != "plain":
+    if base and name != BASE:
         # of the same seeds, whose luck is partly the same
-        own = {row["seed"]: row["scores"][SCORES[data]] for row in plain}
+        own = {row["seed"]: row["scores"][SCORES[data]] for row in base}
         pairs = [s - own[row["seed"]] for s, row in zip(scores, rows) if row["seed"] in own]
         difference = f"{mean(pairs):+.1f}" if pairs else ""
 

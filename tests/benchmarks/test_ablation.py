@@ -64,8 +64,8 @@ def test_every_variant_is_a_config(variant, tmp_path, monkeypatch):
     for data in variant.data:
         config, opts = config_of(data, variant, tmp_path)
         cfg = get_cfg_from_file(config, opts)
-        plain = get_cfg_from_file(*config_of(data, VARIANTS[0], tmp_path))
-        assert (cfg == plain) == (variant.name == "plain")
+        today = get_cfg_from_file(*config_of(data, VARIANTS[0], tmp_path))
+        assert (cfg == today) == (variant.name == "today")
 
 
 def test_variants_that_share_a_training_differ_at_test_alone():
@@ -76,7 +76,7 @@ def test_variants_that_share_a_training_differ_at_test_alone():
 
 
 def test_unknown_variant_is_named():
-    with pytest.raises(ValueError, match="no variant 'magic'; there are plain"):
+    with pytest.raises(ValueError, match="no variant 'magic'; there are today"):
         ablation_plan.find_variant("magic")
 
 
@@ -84,24 +84,24 @@ def test_unknown_variant_is_named():
 def small_scenes(monkeypatch, tiny_opts, tiny_shapes):
     """A tiny model and a few scenes."""
     keys = dict(zip(tiny_opts[::2], tiny_opts[1::2]))
-    config, opts = ablation_plan._PLAIN[SCENES]
+    config, opts = ablation_plan._TODAY[SCENES]
     keys = {**opts, **keys, "DATASETS.TEST": ("tiny_val",), "DATASETS.TRAIN": ("tiny_train",)}
-    monkeypatch.setitem(ablation_plan._PLAIN, SCENES, (config, keys))
+    monkeypatch.setitem(ablation_plan._TODAY, SCENES, (config, keys))
 
 
 @pytest.mark.slow
 def test_a_run_trains_for_its_time_and_others_use_its_weights(small_scenes, tmp_path):
-    plain = VARIANTS[0]
-    job = Run(SCENES, "plain", seed=1, minutes=0.02)
-    row = ablation_run.run(job, plain, tmp_path)
+    base = VARIANTS[0]
+    job = Run(SCENES, "today", seed=1, minutes=0.02)
+    row = ablation_run.run(job, base, tmp_path)
     assert {key: row[key] for key in ("data", "variant", "seed", "minutes", "threads")} == {
-        "data": SCENES, "variant": "plain", "seed": 1, "minutes": 0.02, "threads": 1,
+        "data": SCENES, "variant": "today", "seed": 1, "minutes": 0.02, "threads": 1,
     }  # fmt: skip
     assert row["steps"] >= 1 and row["test_ms"] > 0 and 0 < row["parameters"] < 1
     assert 0 <= row["scores"]["panoptic_seg/PQ"] <= 100
     # scored with the same weights, all things are left out
     strict = {"MODEL.KNET.TEST.THING_THRESH": 1.0}
-    other = Variant("strict", "", "", strict, trained_as="plain")
+    other = Variant("strict", "", "", strict, trained_as="today")
     again = ablation_run.run(Run(SCENES, "strict", 1, 0.02), other, tmp_path)
     assert again["scores"]["panoptic_seg/PQ_th"] == 0 and "steps" not in again
     stuff = "panoptic_seg/PQ_st"
@@ -109,12 +109,12 @@ def test_a_run_trains_for_its_time_and_others_use_its_weights(small_scenes, tmp_
 
 
 def test_weights_of_the_shared_training_must_be_there(small_scenes, tmp_path):
-    other = Variant("strict", "", "", trained_as="plain")
-    with pytest.raises(FileNotFoundError, match="'strict' is scored with the weights of 'plain'"):
+    other = Variant("strict", "", "", trained_as="today")
+    with pytest.raises(FileNotFoundError, match="'strict' is scored with the weights of 'today'"):
         ablation_run.run(Run(SCENES, "strict", 1, 0.02), other, tmp_path)
 
 
-def rows_of(*scores, variant="plain", data=SCENES, minutes=6.0):
+def rows_of(*scores, variant="today", data=SCENES, minutes=6.0):
     name = ablation_plan.SCORES[data]
     return [
         {"data": data, "variant": variant, "seed": seed, "minutes": minutes, "threads": 1,
@@ -128,7 +128,7 @@ def test_differences_are_of_the_same_seeds():
     rows = rows_of(50.0, 60.0) + rows_of(58.0, variant="EMA") + rows_of(1.0, data=PHOTOS)
     lines = tables(rows, VARIANTS).splitlines()
     assert lines[0] == "### Scenes: PQ, 6 minutes on one core"
-    assert lines[4] == "| plain | 50.0, 60.0 | 55.0 |  | 1,500 | 100 | 10 | 1.50 |"
+    assert lines[4] == "| today | 50.0, 60.0 | 55.0 |  | 1,500 | 100 | 10 | 1.50 |"
     assert lines[5] == "| EMA | 58.0 | 58.0 | +8.0 | 1,000 | 100 | 10 | 1.50 |"
     assert lines[7] == "### Photos: PQ, 6 minutes on one core"
 
@@ -154,10 +154,10 @@ def test_a_broken_line_of_the_table_is_named(tmp_path):
 def test_what_the_table_has_is_not_run_again(tmp_path, monkeypatch, capsys):
     table = tmp_path / "table.jsonl"
     table.write_text(json.dumps(rows_of(50.0)[0]) + "\n")
-    arguments = ["--data", SCENES, "--variants", "plain", "EMA", "--table", str(table)]
+    arguments = ["--data", SCENES, "--variants", "today", "EMA", "--table", str(table)]
     args = ablation.parse(arguments)
     jobs = ablation.missing_jobs(args, read_rows(table))
-    assert [(job.variant, job.seed) for job in jobs] == [("EMA", 1), ("plain", 2), ("EMA", 2)]
+    assert [(job.variant, job.seed) for job in jobs] == [("EMA", 1), ("today", 2), ("EMA", 2)]
     # another length is another row
     args = ablation.parse([*arguments, "--minutes", "8"])
     assert len(ablation.missing_jobs(args, read_rows(table))) == 4
