@@ -197,6 +197,7 @@ _RULES: dict[str, Rule] = {
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": _choice("choice", "range"),
     "INPUT.MAX_SIZE_*": _SIDE,
     "INPUT.MIN_SIZE_TEST": _whole(0, 2**16),
+    "INPUT.SCALE_JITTER": _or_empty(_list(_number(0, 100, above=True), count=2)),
     "INPUT.CROP.TYPE": _choice("relative", "relative_range", "absolute", "absolute_range"),
     "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA": _number(0, 1, above=True),
     "TEST.DETECTIONS_PER_IMAGE": _whole(1),
@@ -253,6 +254,13 @@ def _relations(cfg: CfgNode) -> Iterator[tuple[str, str]]:
     crop = _list(_SIDE if pixels else _number(0, 1, above=True), count=2)
     if not crop.holds(inputs.CROP.SIZE):
         yield "INPUT.CROP.SIZE", f"with CROP.TYPE {inputs.CROP.TYPE} it must be {crop.text}"
+    if inputs.SCALE_JITTER:
+        if inputs.SCALE_JITTER[0] > inputs.SCALE_JITTER[1]:
+            yield "INPUT.SCALE_JITTER", "it must be (least, largest)"
+        for key, needed in (("ENABLED", True), ("TYPE", "absolute")):
+            if inputs.CROP[key] != needed:
+                text = f"with INPUT.SCALE_JITTER it must be {shown(needed)}: pictures get CROP.SIZE"
+                yield f"INPUT.CROP.{key}", text
     if solver.REFERENCE_BATCH and solver.REFERENCE_WORLD_SIZE:
         yield "SOLVER.REFERENCE_BATCH", "with REFERENCE_WORLD_SIZE, which scales the rate, it is 0"
     clip = solver.CLIP_GRADIENTS

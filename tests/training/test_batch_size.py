@@ -82,6 +82,11 @@ def test_the_worst_image(cfg):
     assert sample["image"].shape == (3, 160, 160)
     assert sample["instances"].gt_masks.tensor.shape[1:] == sample["sem_seg"].shape == (160, 160)
     assert most - 1 <= len(sample["instances"]) <= most  # one may be hidden behind others
+    plain = len(sample["instances"])
+    cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE, cfg.INPUT.CROP.ENABLED = "absolute", (96, 128), True
+    cfg.INPUT.SCALE_JITTER = (0.1, 5.0)
+    sample = worst_sample(cfg)
+    assert sample["image"].shape == (3, 96, 128) and len(sample["instances"]) == plain
 
 
 def test_maps_keep_their_objects():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from PIL import Image, ImageOps
 
+from knet.data.jitter import ScaleJitter
 from knet.modeling.targets import IGNORE_LABEL
 
 
@@ -118,7 +120,7 @@ def build_knet_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation
 
     With Detectron2's defaults this is the published COCO recipe: the shorter side drawn from
     ``INPUT.MIN_SIZE_TRAIN``, and a flip in half of the cases. In tests pictures only get
-    their contrast and size.
+    their contrast and size. The mapper pads what ``INPUT.SCALE_JITTER`` leaves smaller than a crop.
 
     Args:
         cfg: a config with the keys of :func:`knet.data.add_data_config`.
@@ -135,8 +137,11 @@ def build_knet_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation
     if not is_train:
         sizes = inputs.MIN_SIZE_TEST, inputs.MAX_SIZE_TEST
         return [*augmentations, ResizeShortestEdge(*sizes, "choice")]
-    sizes = inputs.MIN_SIZE_TRAIN, inputs.MAX_SIZE_TRAIN
-    augmentations.append(ResizeShortestEdge(*sizes, inputs.MIN_SIZE_TRAIN_SAMPLING))
+    if inputs.SCALE_JITTER:
+        augmentations.append(ScaleJitter(inputs.SCALE_JITTER, inputs.CROP.SIZE))
+    else:
+        sizes = inputs.MIN_SIZE_TRAIN, inputs.MAX_SIZE_TRAIN
+        augmentations.append(ResizeShortestEdge(*sizes, inputs.MIN_SIZE_TRAIN_SAMPLING))
     if inputs.CROP.ENABLED:
         # After the resize: the published ADE20K recipe crops 512x512 out of a rescaled picture.
         if inputs.CROP.SINGLE_CATEGORY_MAX_AREA < 1:
@@ -164,6 +169,15 @@ def build_knet_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation
             )
         augmentations.append(COLOR_AUGMENTATIONS[name](inputs.FORMAT))
     return augmentations
+
+
+def largest_train_sides(cfg: CfgNode) -> tuple[int, int]:
+    """The shorter and the longer side that training pictures can get before a crop, at most."""
+    inputs = cfg.INPUT
+    if inputs.SCALE_JITTER:
+        side = math.ceil(max(inputs.CROP.SIZE) * max(inputs.SCALE_JITTER))
+        return side, side  # any picture that fits the frame fits this square
+    return max(inputs.MIN_SIZE_TRAIN), inputs.MAX_SIZE_TRAIN
 
 
 def transform_labels(transforms: T.TransformList, labels: np.ndarray) -> np.ndarray:

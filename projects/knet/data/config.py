@@ -35,11 +35,16 @@ def add_data_config(cfg: CfgNode) -> None:
     # and hue, as in the published ADE20K recipe), "permute_channels", "invert". The last two suit
     # training from scratch on toy data, not photographs.
     cfg.INPUT.KNET_COLOR_AUG = []
+    # Large-scale jitter (Simple Copy-Paste, CVPR 2021): (least, largest) factor, (0.1, 2.0) there.
+    # In place of MIN_SIZE_TRAIN's sizes a training picture gets the one that fits INPUT.CROP.SIZE,
+    # times a factor drawn between them, and is cropped or padded to CROP.SIZE, which is of TYPE
+    # "absolute". Padding is background, for semantic models unlabelled. (): off.
+    cfg.INPUT.SCALE_JITTER = ()
     # A crop in which one class covers more than this share is drawn again (10 times at most);
     # 1.0 takes the first. Needs semantic labels.
     cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 1.0
     # A folder in which pictures that are at least 1.5 times as large as INPUT.MIN_SIZE_TRAIN and
-    # MAX_SIZE_TRAIN ask for are kept at that size, with their labels, once they were read: 3 to 5
-    # bytes a pixel, on a disk that is faster than decoding. Empty: none. With a single size the
-    # training is the same bit by bit.
+    # MAX_SIZE_TRAIN, or SCALE_JITTER, ask for are kept at that size, with their labels, once they
+    # were read: 3 to 5 bytes a pixel, on a disk that is faster than decoding. Empty: none. With a
+    # single size the training is the same bit by bit.
     cfg.INPUT.REDUCED_FOLDER = ""

@@ -23,6 +23,7 @@ from knet.data.categories import thing_ids
 from knet.data.coco_file import check_keys, check_numbers
 from knet.data.defects import Defects, annotation_name, describe, raise_first
 from knet.data.images import MAX_PIXELS, read_picture
+from knet.data.jitter import Padding
 from knet.data.label_png import check_label_size, class_defects, read_label_png
 from knet.data.masks import encode_segmentation, segmentation_errors
 from knet.data.panoptic_png import LARGEST_ID, ids_to_rows, read_panoptic_png
@@ -72,6 +73,7 @@ class KNetDatasetMapper:
         ignore_label: int = IGNORE_LABEL,
         checked: bool = False,
         reduced: ReducedPictures | None = None,
+        padding: Padding | None = None,
     ) -> None:
         """
         Args:
@@ -87,6 +89,7 @@ class KNetDatasetMapper:
             checked: whether the annotations of all records were checked when they were read, as
                 those of this package's data sets are; others are checked here.
             reduced: keeps large pictures at the size of the training.
+            padding: of the augmented pictures and their labels.
 
         Raises:
             ValueError: for an unknown target, or more classes than fit below 255.
@@ -106,6 +109,7 @@ class KNetDatasetMapper:
         self.ignore_label = ignore_label
         self.checked = checked
         self.reduced = reduced
+        self.padding = padding
         self._maps_of_masks = 0
         mode = "training" if is_train else "inference"
         logger.debug("K-Net mapper for %s with %s", mode, self.augmentations)
@@ -119,6 +123,7 @@ class KNetDatasetMapper:
             "image_format": cfg.INPUT.FORMAT,
             "max_pixels": cfg.INPUT.MAX_PIXELS,
             "targets": cfg.INPUT.KNET_TARGETS,
+            "padding": Padding.from_config(cfg) if is_train else None,
         }
         names = cfg.DATASETS.TRAIN if is_train else cfg.DATASETS.TEST
         if not names:
@@ -179,7 +184,7 @@ class KNetDatasetMapper:
                 masks = transform_masks(transforms, labels.masks or [], aug_input.image.shape[:2])
                 classes = labels.classes
             result["instances"] = _to_instances(masks, classes)
-        return result
+        return result if self.padding is None else self.padding(result)
 
     def _read(self, record: Record) -> tuple[np.ndarray, Labels, tuple[int, int]]:
         """Picture, labels, and (H, W) of the file, which may be larger."""

@@ -19,7 +19,7 @@ import pycocotools.mask as mask_util
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 
-from knet.data.augmentation import Labels, transform_labels, transform_masks
+from knet.data.augmentation import Labels, largest_train_sides, transform_labels, transform_masks
 from knet.files import whole_file
 
 _FACTOR = 1.5  # of both sides: less would save little
@@ -51,17 +51,12 @@ class ReducedPictures:
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> ReducedPictures | None:
-        """By INPUT.REDUCED_FOLDER, None without one."""
+        """By INPUT.REDUCED_FOLDER, None without one; the largest size that training asks for."""
         inputs = cfg.INPUT
         if not inputs.REDUCED_FOLDER:
             return None
         settings = f"{inputs.FORMAT} {inputs.KNET_TARGETS}"
-        return cls(
-            inputs.REDUCED_FOLDER,
-            max(inputs.MIN_SIZE_TRAIN),
-            inputs.MAX_SIZE_TRAIN,
-            settings=settings,
-        )
+        return cls(inputs.REDUCED_FOLDER, *largest_train_sides(cfg), settings=settings)
 
     def read(self, record: Record, read_files: Callable[[Record], Sample]) -> Sample:
         """A record's sample, at a smaller size if it is large.

@@ -123,6 +123,9 @@ def worst_sample(cfg: CfgNode) -> Sample:
     largest.defrost()
     largest.INPUT.MIN_SIZE_TRAIN = (max(cfg.INPUT.MIN_SIZE_TRAIN),)
     largest.INPUT.MIN_SIZE_TRAIN_SAMPLING = "choice"
+    if cfg.INPUT.SCALE_JITTER:  # the largest picture that keeps all of its objects
+        least, most = cfg.INPUT.SCALE_JITTER
+        largest.INPUT.SCALE_JITTER = (min(max(1.0, least), most),) * 2
     records = get_detection_dataset_dicts(
         cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     )

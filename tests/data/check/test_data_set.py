@@ -99,6 +99,10 @@ def test_objects_below_two_cells_of_the_mask_grid(tmp_path):
     text = check(cfg)[0]["small-objects"]
     assert "4 of 4 objects (100 %) are smaller than 2x2 cells of the mask grid, 2 pixels" in text
     assert "INPUT.MIN_SIZE_TRAIN 15" in text and "MODEL.KNET.IN_FEATURES" in text
+    cfg.INPUT.CROP.SIZE, cfg.INPUT.SCALE_JITTER = (24, 24), (0.1, 0.95)  # 60x40 in 23x23 at most
+    assert "at INPUT.SCALE_JITTER [0.1, 0.95]" in check(cfg)[0]["small-objects"]
+    cfg.INPUT.SCALE_JITTER = (0.1, 1.1)
+    assert check(cfg) == [{}]
 
 
 def test_pictures_of_the_training_in_the_test_set(tmp_path):

@@ -20,7 +20,8 @@ from detectron2.modeling import build_backbone
 from detectron2.utils.file_io import PathManager
 from torch.utils.data import DataLoader
 
-from knet.config_file import inference_kernels
+from knet.config_file import inference_kernels, shown
+from knet.data.augmentation import largest_train_sides
 from knet.data.categories import category_warnings, instance_metadata, read_categories
 from knet.data.check.record import Expected, RecordSummary, inspect_record
 from knet.data.check.report import DatasetReport
@@ -277,10 +278,11 @@ def mask_cell(cfg: CfgNode) -> float:
 
 def _size_defects(report: DatasetReport, cfg: CfgNode, cell: float) -> list[Defect]:
     trained = report.name in cfg.DATASETS.TRAIN
-    key = "INPUT.MIN_SIZE_TRAIN" if trained else "INPUT.MIN_SIZE_TEST"
-    # where training draws among sizes, the largest is the most that it shows of an object
-    shortest = max(cfg.INPUT.MIN_SIZE_TRAIN) if trained else cfg.INPUT.MIN_SIZE_TEST
-    longest = cfg.INPUT.MAX_SIZE_TRAIN if trained else cfg.INPUT.MAX_SIZE_TEST
+    train_key = "SCALE_JITTER" if cfg.INPUT.SCALE_JITTER else "MIN_SIZE_TRAIN"
+    key = f"INPUT.{train_key if trained else 'MIN_SIZE_TEST'}"
+    shortest, longest = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+    if trained:  # where it draws among sizes, the largest is the most that it shows of an object
+        shortest, longest = largest_train_sides(cfg)
     small = total = 0
     for (height, width), areas in report.image_areas:
         new = (height, width)
@@ -291,9 +293,10 @@ def _size_defects(report: DatasetReport, cfg: CfgNode, cell: float) -> list[Defe
         total += len(areas)
     if small <= _SMALL_SHARE * total:
         return []
+    size = shown(cfg.INPUT.SCALE_JITTER) if key == "INPUT.SCALE_JITTER" else shortest
     problem = (
         f"{small} of {total} objects ({100 * small / total:.0f} %) are smaller than "
-        f"{_CELLS}x{_CELLS} cells of the mask grid, {cell:g} pixels each at {key} {shortest}"
+        f"{_CELLS}x{_CELLS} cells of the mask grid, {cell:g} pixels each at {key} {size}"
     )
     mend = (
         f"raise {key}, or take finer masks: MODEL.KNET.MASK_LEVEL 0, finer MODEL.KNET.IN_FEATURES, "
