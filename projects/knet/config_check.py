@@ -197,6 +197,7 @@ _RULES: dict[str, Rule] = {
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": _choice("choice", "range"),
     "INPUT.MAX_SIZE_*": _SIDE,
     "INPUT.MIN_SIZE_TEST": _whole(0, 2**16),
+    "INPUT.COPY_PASTE": _SHARE,
     "INPUT.SCALE_JITTER": _or_empty(_list(_number(0, 100, above=True), count=2)),
     "INPUT.CROP.TYPE": _choice("relative", "relative_range", "absolute", "absolute_range"),
     "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA": _number(0, 1, above=True),
@@ -261,6 +262,9 @@ def _relations(cfg: CfgNode) -> Iterator[tuple[str, str]]:
             if inputs.CROP[key] != needed:
                 text = f"with INPUT.SCALE_JITTER it must be {shown(needed)}: pictures get CROP.SIZE"
                 yield f"INPUT.CROP.{key}", text
+    if inputs.COPY_PASTE and inputs.KNET_TARGETS and "instances" not in inputs.KNET_TARGETS:
+        targets = f"INPUT.KNET_TARGETS {shown(inputs.KNET_TARGETS)}"
+        yield "INPUT.COPY_PASTE", f"there are no objects to paste in {targets}: set it to 0.0"
     if solver.REFERENCE_BATCH and solver.REFERENCE_WORLD_SIZE:
         yield "SOLVER.REFERENCE_BATCH", "with REFERENCE_WORLD_SIZE, which scales the rate, it is 0"
     clip = solver.CLIP_GRADIENTS

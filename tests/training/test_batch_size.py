@@ -87,6 +87,8 @@ def test_the_worst_image(cfg):
     cfg.INPUT.SCALE_JITTER = (0.1, 5.0)
     sample = worst_sample(cfg)
     assert sample["image"].shape == (3, 96, 128) and len(sample["instances"]) == plain
+    cfg.INPUT.COPY_PASTE = 0.1
+    assert len(worst_sample(cfg)["instances"]) == 2 * plain
 
 
 def test_maps_keep_their_objects():

@@ -40,6 +40,11 @@ def add_data_config(cfg: CfgNode) -> None:
     # times a factor drawn between them, and is cropped or padded to CROP.SIZE, which is of TYPE
     # "absolute". Padding is background, for semantic models unlabelled. (): off.
     cfg.INPUT.SCALE_JITTER = ()
+    # Copy-paste of objects (the same paper): the probability that a training picture receives a
+    # random part of the objects of another one, both augmented by themselves. What they hide is
+    # gone. Needs labels of objects; a picture may then hold more of them than any of the data set,
+    # and costs reading another one.
+    cfg.INPUT.COPY_PASTE = 0.0
     # A crop in which one class covers more than this share is drawn again (10 times at most);
     # 1.0 takes the first. Needs semantic labels.
     cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 1.0

@@ -22,6 +22,7 @@ from detectron2.data import DatasetCatalog, get_detection_dataset_dicts
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from knet.data.copy_paste import CopyPaste
 from knet.data.defects import DataError, Defect, make_defect, raise_first
 from knet.data.on_error import SKIPPED, SkipReport, hand_over
 from knet.data.register import own_data_set
@@ -92,6 +93,7 @@ class SeededDataset(Dataset):
                     raise
                 skipped.append(str(error))
                 continue
+            skipped += sample.get(SKIPPED, ())
             if skipped:
                 sample[SKIPPED] = skipped
             return sample
@@ -186,14 +188,32 @@ def usable_workers(asked: int) -> int:
     return min(asked, most)
 
 
+def _mapped(
+    mapper: Callable[[Record], Record], prepare: Callable[[Record], Record], record: Record
+) -> Record:
+    return prepare(mapper(record))
+
+
 def build_train_loader(
-    cfg: CfgNode, mapper: Callable[[Record], Record], *, seed: int, start_step: int
+    cfg: CfgNode,
+    mapper: Callable[[Record], Record],
+    *,
+    seed: int,
+    start_step: int,
+    prepare: Callable[[Record], Record] | None = None,
 ) -> SkipReport:
     """Batches of this process's share, from optimiser step `start_step` on, without end.
 
+    Args:
+        cfg: the config.
+        mapper: record -> sample.
+        seed: of the training.
+        start_step: optimiser step of the first batch.
+        prepare: what workers do with each sample afterwards, such as `Task.prepare`.
+
     Raises:
-        ValueError: no data set, no record left of those named, a sampler that cannot be
-            continued, an uneven batch.
+        ValueError: no data set, no record left of those named, records without objects for
+            INPUT.COPY_PASTE, a sampler that cannot be continued, an uneven batch.
     """
     if not cfg.DATASETS.TRAIN:
         raise ValueError("DATASETS.TRAIN is empty: name at least one registered data set")
@@ -220,6 +240,12 @@ def build_train_loader(
         world_size=comm.get_world_size(),
         start=start_step * steps,
     )
+    if cfg.INPUT.COPY_PASTE:
+        mapper = CopyPaste(
+            mapper, records, probability=cfg.INPUT.COPY_PASTE, on_error=cfg.DATASETS.ON_ERROR
+        )
+    if prepare is not None:
+        mapper = functools.partial(_mapped, mapper, prepare)
     loader = DataLoader(
         SeededDataset(records, mapper, seed=seed, groups=groups, on_error=cfg.DATASETS.ON_ERROR),
         batch_sampler=sampler,

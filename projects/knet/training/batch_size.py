@@ -142,6 +142,8 @@ def worst_sample(cfg: CfgNode) -> Sample:
         width = max(width, sample["image"].shape[2])
         if not fullest or _count(sample) > _count(fullest):
             fullest = sample
+    if cfg.INPUT.COPY_PASTE and "instances" in fullest:  # it may meet another like itself
+        fullest["instances"] = Instances.cat([fullest["instances"]] * 2)
     return _resized(fullest, (height, width))
 
 

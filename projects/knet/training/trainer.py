@@ -45,10 +45,6 @@ from knet.tta import KNetWithTTA
 logger = logging.getLogger(__name__)
 
 
-def _mapped(mapper: Callable[..., Any], prepare: Callable[..., Any], record: Any) -> Any:
-    return prepare(mapper(record))
-
-
 class Trainer(DefaultTrainer):
     """`DefaultTrainer` for K-Net; use it in the same way.
 
@@ -283,13 +279,10 @@ class Trainer(DefaultTrainer):
 
         Args:
             cfg: the config.
-            seed, start_step: see `knet.data.loader.build_train_loader`.
-            prepare: what the loader's workers do with each sample, such as `Task.prepare`.
+            seed, start_step, prepare: see `knet.data.loader.build_train_loader`.
         """
-        mapper: Callable[..., Any] = KNetDatasetMapper(cfg, is_train=True)
-        if prepare is not None:
-            mapper = partial(_mapped, mapper, prepare)
-        report = build_train_loader(cfg, mapper, seed=seed, start_step=start_step)
+        mapper = KNetDatasetMapper(cfg, is_train=True)
+        report = build_train_loader(cfg, mapper, seed=seed, start_step=start_step, prepare=prepare)
         spare_workers(report.batches)
         return report
 
