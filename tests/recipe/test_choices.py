@@ -63,6 +63,9 @@ def test_kernels_are_as_many_as_the_fullest_picture_and_crop_hold():
     assert choices["MODEL.KNET.TEST.NUM_KERNELS"] == choices["TEST.DETECTIONS_PER_IMAGE"] == 260
     # a crop of 256 of 512 pixels: a quarter of 32, and two and a quarter times as many
     assert choices["MODEL.KNET.NUM_KERNELS"] == 20
+    jitter = CUSTOM.clone()
+    jitter.INPUT.SCALE_JITTER = (0.1, 2.0)  # shows whole pictures: 2.25 times 32
+    assert chosen(data, base=jitter)["MODEL.KNET.NUM_KERNELS"] == 80
     few = chosen(make_data(objects=[3] * 100))
     assert few["MODEL.KNET.TEST.NUM_KERNELS"] == 30 and few["TEST.DETECTIONS_PER_IMAGE"] == 100
     many = chosen(make_data(objects=[900] * 100))

@@ -12,8 +12,10 @@ from knet.errors import UserError
 from knet.evaluation.scores import MAIN_SCORES
 from knet.predictor import KNetPredictor
 from knet.recipe import train_folder
+from knet.recipe.start import Start
 from knet.training.curves import read_curves
 from knet.training.run import train
+from knet.zoo import config_path
 
 from ..data.formats.makers import MAKERS
 
@@ -55,6 +57,17 @@ def test_the_config_repeats_the_training_bit_by_bit(tmp_path):
     first, second = (torch.load(folder / "model_final.pth", weights_only=False)["model"]
                      for folder in (tmp_path / "out", again))  # fmt: skip
     assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_jitter_goes_with_a_start_that_has_no_crops(tmp_path, monkeypatch):
+    start = Start(config_path("shapes/instance.yaml"), (), "it is small", whole=False)
+    monkeypatch.setattr("knet.recipe.derive.start_from", lambda *_: start)
+    wishes = ["INPUT.SCALE_JITTER", (0.5, 2.0), "INPUT.COPY_PASTE", 0.5]
+    MAKERS["coco"][0](tmp_path / "data")
+    train_folder(tmp_path / "data", [*QUICK, *wishes], output=tmp_path / "out")
+    inputs = get_cfg_from_file(tmp_path / "out" / "config.yaml").INPUT
+    assert (inputs.SCALE_JITTER, inputs.COPY_PASTE) == ((0.5, 2.0), 0.5)
+    assert (inputs.CROP.ENABLED, inputs.CROP.TYPE) == (True, "absolute")
 
 
 def test_a_saved_model_is_trained_on(tmp_path):

@@ -4,8 +4,9 @@ register  ``custom`` (what a config names) → ``register`` (names and metadata,
 read      ``coco_panoptic``, ``coco_instances`` (with ``coco_file``) or ``semantic_folders``:
           records, and every defect of the annotations, found once; ``on_error``: what becomes of
           these
-map       ``mapper``: record → picture and targets (with ``augmentation``); what a picture, a label
-          PNG or a mask is: ``images``, ``label_png``, ``panoptic_png``, ``masks``
+map       ``mapper``: record → picture and targets (with ``augmentation`` and ``jitter``);
+          ``copy_paste``: objects of another one in it; what a picture, a label PNG or a mask is:
+          ``images``, ``label_png``, ``panoptic_png``, ``masks``
 load      ``loader``: batches of a training that can be continued
 check     ``check/``: what ``knet check`` reports of a whole data set
 make      ``formats/``: entries of ``DATASETS.CUSTOM`` from a folder of any known format; ``fix``:

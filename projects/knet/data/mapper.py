@@ -183,7 +183,7 @@ class KNetDatasetMapper:
             else:
                 masks = transform_masks(transforms, labels.masks or [], aug_input.image.shape[:2])
                 classes = labels.classes
-            result["instances"] = _to_instances(masks, classes)
+            result["instances"] = to_instances(masks, classes)
         return result if self.padding is None else self.padding(result)
 
     def _read(self, record: Record) -> tuple[np.ndarray, Labels, tuple[int, int]]:
@@ -303,7 +303,7 @@ def _split(rows: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return masks, classes[instances]
 
 
-def _to_instances(masks: np.ndarray, classes: np.ndarray) -> Instances:
+def to_instances(masks: np.ndarray, classes: np.ndarray) -> Instances:
     """Instances of masks (N, H, W) bool; those without a pixel are left out."""
     kept = np.array([mask.any() for mask in masks], bool)
     if not kept.all():

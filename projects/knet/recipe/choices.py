@@ -175,7 +175,9 @@ def choose(
         if not whole:
             yield from _little_data(data, few)
         own = base if whole and base.MODEL.KNET.KERNEL_PEAKS else None
-        yield from _kernels(data, few, own, crop / side)
+        # jitter may show a picture whole
+        share = data.ratio if base.INPUT.SCALE_JITTER else crop / side
+        yield from _kernels(data, few, own, share)
     if data.dim:
         yield Choice(
             "INPUT.CONTRAST_CUTOFF",

@@ -81,6 +81,10 @@ def derive(wishes: Wishes, folder: Path) -> CfgNode:
     found.require_outside(folder)
     start = start_from(found.task, wishes.model)
     settings = Settings(start, wishes.opts)
+    # what a user asks for may need crops of pixels; their size is chosen below
+    settings.fix("INPUT.CROP.ENABLED", True)
+    settings.fix("INPUT.CROP.TYPE", "absolute")
+    settings.fix("INPUT.CROP.SIZE", (256, 256))
     settings.fix("OUTPUT_DIR", str(folder))
     settings.fix("SEED", seed)
     cfg = settings.config()
