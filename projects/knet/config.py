@@ -51,8 +51,17 @@ def _add_model_config(cfg: CN) -> None:
     knet.UNSAFE_WEIGHTS = False
     # learned thing kernels: at least as many as objects in an image; stuff kernels come on top
     knet.NUM_KERNELS = 100
-    # how often kernels are updated from the pixels of their masks
+    # how often kernels are updated from the pixels of their masks, each time with other weights
     knet.NUM_ROUNDS = 3
+    # not published above 1: the NUM_ROUNDS rounds are gone through so many times, with the same
+    # weights; every time has its losses
+    knet.ROUND_REPEATS = 1
+    # pixels that a round updates a kernel from: "hard", as published, all in its mask; not
+    # published, "exclusive": each pixel goes to the one kernel that claims it most
+    knet.GROUPING = "hard"
+    # not published: rounds gather these pixels from these of IN_FEATURES in turn, ["p5", "p4",
+    # "p3"], say, none finer than the masks; empty: all from the map that fuses them
+    knet.ROUND_LEVELS = []
     # for many small objects and little training, not published: thing kernels start on places of
     # their own, which the features tell apart
     knet.KERNEL_PLACES = False
@@ -76,8 +85,10 @@ def _add_model_config(cfg: CN) -> None:
     knet.IN_FEATURES = ["p2", "p3", "p4", "p5"]
     # masks are predicted at the stride of this one of them: 1, the second, as published, or 0
     knet.MASK_LEVEL = 1
-    # what makes the features that kernels convolve of the levels: a name of KNET_NECK_REGISTRY
+    # what makes the features that kernels convolve of the levels: a name of KNET_NECK_REGISTRY.
+    # Not published: "build_bifpn_neck", which passes through the levels both ways
     knet.NECK = "build_semantic_fpn_neck"
+    knet.NECK_LAYERS = 2  # how often build_bifpn_neck does so
     # losses and results see the masks enlarged by this factor
     knet.MASK_UPSAMPLE = 2
     # initialisation: standard deviation of the neck's convolutions

@@ -108,6 +108,10 @@ _RULES: dict[str, Rule] = {
     "MODEL.KNET.TEST.NUM_KERNELS": _whole(0, 2**16),
     "MODEL.KNET.MASK_LEVEL": _whole(0, 1),
     "MODEL.KNET.NUM_ROUNDS": _whole(1, 100),
+    "MODEL.KNET.ROUND_REPEATS": _whole(1, 100),
+    "MODEL.KNET.GROUPING": _choice("hard", "exclusive"),
+    "MODEL.KNET.ROUND_LEVELS": _NAMES,
+    "MODEL.KNET.NECK_LAYERS": _whole(1, 100),
     "MODEL.KNET.KERNEL_HEAD": _choice("learned", *PIXEL_DECODERS),
     "MODEL.KNET.HIDDEN_DIM": _WIDTH,
     "MODEL.KNET.UPDATER_DIM": Rule(f"-1, or {_WIDTH.text}", lambda v: v == -1 or _WIDTH.holds(v)),
@@ -289,6 +293,7 @@ def _model_relations(cfg: CfgNode) -> Iterator[tuple[str, str]]:
             yield f"MODEL.KNET.{key}", f"it must divide MODEL.KNET.{of} ({knet[of]})"
     if learned and len(knet.IN_FEATURES) < 2:
         yield "MODEL.KNET.IN_FEATURES", "the neck fuses two or more"
+    yield from _round_relations(knet)
     if knet.KERNEL_PEAKS and (not learned or knet.KERNEL_PLACES):
         text = "it is for kernels of objects, and for those without KERNEL_PLACES: set it to False"
         yield "MODEL.KNET.KERNEL_PEAKS", text
@@ -316,3 +321,17 @@ def _model_relations(cfg: CfgNode) -> Iterator[tuple[str, str]]:
     basic = backbone.startswith("build_resnet_") and resnets.DEPTH < 50
     if basic and resnets.RES2_OUT_CHANNELS != 64:
         yield "MODEL.RESNETS.RES2_OUT_CHANNELS", f"a ResNet of DEPTH {resnets.DEPTH} has 64"
+
+
+def _round_relations(knet: CfgNode) -> Iterator[tuple[str, str]]:
+    learned = knet.KERNEL_HEAD == "learned"
+    if knet.GROUPING != "hard" and not learned:
+        yield "MODEL.KNET.GROUPING", "kernels of a semantic model share pixels: set it to 'hard'"
+    key, levels = "MODEL.KNET.ROUND_LEVELS", list(knet.IN_FEATURES)[knet.MASK_LEVEL :]
+    if knet.ROUND_LEVELS and not learned:
+        yield key, "a semantic model has no neck with levels: leave it empty"
+    elif any(name not in levels for name in knet.ROUND_LEVELS):
+        yield key, f"these can only be of {levels}: MODEL.KNET.IN_FEATURES from MASK_LEVEL on"
+    elif len(knet.ROUND_LEVELS) > knet.NUM_ROUNDS * knet.ROUND_REPEATS:
+        number = knet.NUM_ROUNDS * knet.ROUND_REPEATS
+        yield key, f"of these {number} rounds (NUM_ROUNDS times ROUND_REPEATS) see {number} only"

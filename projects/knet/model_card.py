@@ -149,7 +149,8 @@ def _model(cfg: CfgNode, parameters: int) -> Iterator[tuple[str, str]]:
     if kind == "learned":
         _, number = inference_kernels(cfg)
         kind = f"found in the image, up to {number}" if keys.KERNEL_PEAKS else f"{number} learned"
-    yield "kernels", f"{_plain(kind)}, updated in {keys.NUM_ROUNDS} rounds"
+    rounds = keys.NUM_ROUNDS * keys.ROUND_REPEATS
+    yield "kernels", f"{_plain(kind)}, updated in {rounds} rounds"
     yield "parameters", f"{parameters:,}"
     sizes = f"short side {cfg.INPUT.MIN_SIZE_TEST}, long side up to {cfg.INPUT.MAX_SIZE_TEST}"
     yield "images", f"{sizes}, {_plain(cfg.INPUT.FORMAT)}"

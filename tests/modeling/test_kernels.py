@@ -5,63 +5,10 @@ import math
 import pytest
 import torch
 
-from knet.modeling.kernels import (
-    KernelHead,
-    KernelRounds,
-    UpdateRound,
-    convolve,
-    gather_features,
-    hard_groups,
-    soft_groups,
-)
-from knet.modeling.neck import SemanticFPNNeck
+from knet.modeling.grouping import gather_features, hard_groups, soft_groups
+from knet.modeling.kernels import KernelHead, KernelRounds, UpdateRound
 from knet.modeling.positions import SinePositionEncoding
 from knet.modeling.semantic import FCNDecoder, PixelClassifier, SemanticHeads
-
-
-@pytest.mark.parametrize("shape", [(1, 3, 8, 4, 5), (2, 7, 16, 9, 6), (3, 1, 4, 1, 1)])
-def test_absorbed_transform_equals_literal_one(shape):
-    b, n, c, h, w = shape
-    x = torch.randn(b, c, h, w, dtype=torch.float64).float().requires_grad_()
-    weight, bias = torch.randn(c, c, requires_grad=True), torch.randn(c, requires_grad=True)
-    masks, kernels = torch.randn(b, n, h, w), torch.randn(b, n, c, requires_grad=True)
-
-    transformed = torch.einsum("dc,bchw->bdhw", weight, x) + bias[:, None, None]
-    literal_groups = torch.einsum("bnhw,bchw->bnc", (masks.sigmoid() > 0.5).float(), transformed)
-    literal_masks = torch.einsum("bnc,bchw->bnhw", kernels, transformed)
-    inputs = (x, weight, bias, kernels)
-    seed = torch.randn_like(literal_groups), torch.randn_like(literal_masks)
-    literal_grads = torch.autograd.grad([literal_groups, literal_masks], inputs, seed)
-
-    groups, area = gather_features(x, hard_groups(masks))
-    groups = groups @ weight.T + area[..., None] * bias
-    ours = convolve(x, kernels @ weight, kernels @ bias)
-    torch.testing.assert_close(groups, literal_groups, rtol=1e-5, atol=1e-4)
-    torch.testing.assert_close(ours, literal_masks, rtol=1e-5, atol=1e-4)
-    for a, b_ in zip(torch.autograd.grad([groups, ours], inputs, seed), literal_grads):
-        torch.testing.assert_close(a, b_, rtol=1e-4, atol=1e-3)
-
-
-def test_hard_groups_are_half_probability_and_carry_no_gradient():
-    masks = torch.tensor([[[[-1.0, 0.0, 1e-6, 3.0]]]], requires_grad=True)
-    groups = hard_groups(masks)
-    assert groups.tolist() == [[[[False, False, True, True]]]]
-    assert not groups.requires_grad
-
-
-def test_soft_groups_share_every_pixel():
-    groups = soft_groups(torch.randn(2, 5, 3, 4, requires_grad=True))
-    torch.testing.assert_close(groups.sum(1), torch.ones(2, 3, 4))
-    assert groups.requires_grad
-
-
-def test_sums_stay_float32_under_autocast():
-    x = torch.full((1, 4, 200, 200), 30.0)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        features, area = gather_features(x, torch.ones(1, 1, 200, 200, dtype=torch.bool))
-    assert features.dtype == torch.float32
-    assert features[0, 0, 0].item() == 1_200_000.0  # float16 ends at 65,504
-    assert area.item() == 40_000.0
 
 
 def make_head(stuff=3, kernels=6, dim=64):
@@ -73,25 +20,6 @@ def make_head(stuff=3, kernels=6, dim=64):
 
 def make_round(classes=8, dim=64):
     return UpdateRound(dim=dim, num_heads=4, ffn_dim=128, num_classes=classes)
-
-
-@pytest.mark.parametrize("levels", [2, 3, 4])
-def test_neck_fuses_at_the_second_stride(levels):
-    neck = SemanticFPNNeck(
-        in_channels=[8 * (i + 1) for i in range(levels)], hidden_dim=16, norm_groups=4, conv_std=1
-    )
-    maps = [torch.randn(2, 8 * (i + 1), 48 >> i, 32 >> i) for i in range(levels)]
-    for out in neck(maps):
-        assert out.shape == (2, 16, 24, 16)
-        assert out.min() >= 0  # both end in a ReLU
-    # p2: one convolution, p3: one, p4: two, p5: three
-    assert [len(level) for level in neck.levels] == [1, 1, 2, 3][:levels]
-
-
-def test_neck_needs_matching_maps():
-    neck = SemanticFPNNeck(in_channels=[8, 8], hidden_dim=16, norm_groups=4, conv_std=1)
-    with pytest.raises(ValueError, match="expected 2 feature maps, got 1"):
-        neck([torch.zeros(1, 8, 4, 4)])
 
 
 def test_position_encoding_by_hand():

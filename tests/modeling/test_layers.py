@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from knet.modeling.kernels import gather_features
+from knet.modeling.grouping import gather_features
 from knet.modeling.layers import at_least_float32
 
 

@@ -10,7 +10,8 @@ from parity_report import Report, gradient_norms, load_weights, read_case
 from torch import nn
 
 from knet.modeling.criterion import SemanticCriterion
-from knet.modeling.kernels import KernelRounds, UpdateRound, soft_groups
+from knet.modeling.grouping import soft_groups
+from knet.modeling.kernels import KernelRounds, UpdateRound
 from knet.modeling.predictions import Frame, PixelPredictions
 from knet.modeling.semantic import PIXEL_DECODERS, FCNDecoder, PixelClassifier, SemanticHeads
 

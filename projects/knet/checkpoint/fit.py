@@ -31,6 +31,7 @@ _SHAPES = [
 ]
 # … and on which weights there are
 _PRESENCE = [
+    (r"heads\.rounds\.\d+\.level_transform\.", "MODEL.KNET.ROUND_LEVELS"),
     (r"heads\.rounds\.", "MODEL.KNET.NUM_ROUNDS"),
     (r"heads\.auxiliary\.", "MODEL.KNET.LOSS.AUX_WEIGHT"),
     (r"heads\.kernel_head\.", "MODEL.KNET.KERNEL_HEAD"),

@@ -16,10 +16,13 @@ from knet.config_check import check_config
 from knet.config_file import inference_kernels
 from knet.errors import nearest
 from knet.modeling.backbones import init_fpn
+from knet.modeling.bifpn import BiFPNNeck
 from knet.modeling.criterion import KNetCriterion, LossWeights, SemanticCriterion
+from knet.modeling.grouping import exclusive_groups, hard_groups, soft_groups
 from knet.modeling.images import SlidingWindow
-from knet.modeling.kernels import KernelHead, KernelRounds, KNetHeads, UpdateRound, soft_groups
+from knet.modeling.kernels import KernelHead, KernelRounds, KNetHeads, UpdateRound
 from knet.modeling.layers import group_norm
+from knet.modeling.level_rounds import LevelRound
 from knet.modeling.losses import AllPixels, SampledPoints
 from knet.modeling.matcher import MaskMatcher
 from knet.modeling.neck import SemanticFPNNeck
@@ -33,7 +36,9 @@ KNET_NECK_REGISTRY = Registry("KNET_NECK")
 KNET_NECK_REGISTRY.__doc__ = """
 Callables `(cfg, input_shape: dict[str, ShapeSpec]) -> nn.Module`. The module maps the list of
 feature maps named in MODEL.KNET.IN_FEATURES to a localising and a classifying map, both
-(B, HIDDEN_DIM, H, W) at the stride of the feature MASK_LEVEL.
+(B, HIDDEN_DIM, H, W) at the stride of the feature MASK_LEVEL. Where MODEL.KNET.ROUND_LEVELS names
+features, it also gives the list of their maps, (B, HIDDEN_DIM, h, w) each at its own stride; a
+module that can has an attribute `round_levels` of as many indices into IN_FEATURES.
 """
 
 
@@ -44,6 +49,17 @@ def build_semantic_fpn_neck(cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) 
     Raises:
         ValueError: its coarsest map has a number of channels that cannot be encoded.
     """
+    return SemanticFPNNeck(**_neck_arguments(cfg, input_shape))
+
+
+@KNET_NECK_REGISTRY.register()
+def build_bifpn_neck(cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> nn.Module:
+    """BiFPN with MODEL.KNET.NECK_LAYERS layers; see `build_semantic_fpn_neck`."""
+    layers = cfg.MODEL.KNET.NECK_LAYERS
+    return BiFPNNeck(num_layers=layers, **_neck_arguments(cfg, input_shape))
+
+
+def _neck_arguments(cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
     knet = cfg.MODEL.KNET
     coarsest = input_shape[knet.IN_FEATURES[-1]].channels
     if coarsest % 4:
@@ -51,13 +67,14 @@ def build_semantic_fpn_neck(cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) 
             f"the last of MODEL.KNET.IN_FEATURES {list(knet.IN_FEATURES)} has {coarsest} channels "
             f"with {cfg.MODEL.BACKBONE.NAME}; the sine encoding needs a multiple of 4"
         )
-    return SemanticFPNNeck(
-        in_channels=[input_shape[name].channels for name in knet.IN_FEATURES],
-        hidden_dim=knet.HIDDEN_DIM,
-        norm_groups=knet.NORM_GROUPS,
-        conv_std=knet.CONV_INIT_STD,
-        mask_level=knet.MASK_LEVEL,
-    )
+    return {
+        "in_channels": [input_shape[name].channels for name in knet.IN_FEATURES],
+        "hidden_dim": knet.HIDDEN_DIM,
+        "norm_groups": knet.NORM_GROUPS,
+        "conv_std": knet.CONV_INIT_STD,
+        "mask_level": knet.MASK_LEVEL,
+        "round_levels": [list(knet.IN_FEATURES).index(name) for name in knet.ROUND_LEVELS],
+    }
 
 
 def is_semantic(cfg: CfgNode) -> bool:
@@ -149,9 +166,8 @@ def _mask_parts(
             f"with {cfg.MODEL.BACKBONE.NAME}), and that stride MODEL.KNET.SIZE_DIVISIBILITY "
             f"({knet.SIZE_DIVISIBILITY})"
         )
-    neck = require_registered(KNET_NECK_REGISTRY, "MODEL.KNET.NECK", knet.NECK)
     heads = KNetHeads(
-        neck=KNET_NECK_REGISTRY.get(neck)(cfg, shapes),
+        neck=_neck(cfg, shapes),
         kernel_head=KernelHead(
             hidden_dim=knet.HIDDEN_DIM,
             num_kernels=knet.NUM_KERNELS if things else 0,
@@ -163,7 +179,13 @@ def _mask_parts(
             places=PlaceEncoding(knet.HIDDEN_DIM) if knet.KERNEL_PLACES else None,
             peaks=_peaks(cfg) if knet.KERNEL_PEAKS and things else None,
         ),
-        rounds=_rounds(cfg, num_classes=things + stuff, class_prior=knet.CLASS_PRIOR),
+        rounds=_rounds(
+            cfg,
+            LevelRound if knet.ROUND_LEVELS else UpdateRound,
+            num_classes=things + stuff,
+            class_prior=knet.CLASS_PRIOR,
+            grouping={"hard": hard_groups, "exclusive": exclusive_groups}[knet.GROUPING],
+        ),
     )
     criterion = KNetCriterion(
         num_thing_classes=things,
@@ -203,6 +225,18 @@ def _mask_parts(
         loss_stride=stride // knet.MASK_UPSAMPLE,
     )
     return {"heads": heads, "criterion": criterion, "task": task}
+
+
+def _neck(cfg: CfgNode, shapes: Mapping[str, ShapeSpec]) -> nn.Module:
+    knet = cfg.MODEL.KNET
+    name = require_registered(KNET_NECK_REGISTRY, "MODEL.KNET.NECK", knet.NECK)
+    neck = KNET_NECK_REGISTRY.get(name)(cfg, shapes)
+    if len(getattr(neck, "round_levels", ())) != len(knet.ROUND_LEVELS):
+        raise ValueError(
+            f"MODEL.KNET.ROUND_LEVELS is {list(knet.ROUND_LEVELS)}, but MODEL.KNET.NECK {name} "
+            "does not give the maps of these levels: leave it empty, or take a neck that does"
+        )
+    return neck
 
 
 def _peaks(cfg: CfgNode) -> PeakKernels:
@@ -270,7 +304,7 @@ def _semantic_parts(
         auxiliary = classifier(body, knet.SEMANTIC.AUX_DIM)
     heads = SemanticHeads(
         kernel_head=classifier(decoder, knet.HIDDEN_DIM),
-        rounds=_rounds(cfg, num_classes=None, grouping=soft_groups, xavier=False),
+        rounds=_rounds(cfg, UpdateRound, num_classes=None, grouping=soft_groups, xavier=False),
         auxiliary=auxiliary,
         auxiliary_index=index,
     )
@@ -280,17 +314,17 @@ def _semantic_parts(
     return {"heads": heads, "criterion": criterion, "task": SemanticTask()}
 
 
-def _rounds(cfg: CfgNode, *, num_classes: int | None, **arguments: Any) -> KernelRounds:
+def _rounds(cfg: CfgNode, kind: type[UpdateRound], **arguments: Any) -> KernelRounds:
     knet = cfg.MODEL.KNET
-    return KernelRounds(
-        UpdateRound(
+    rounds = (
+        kind(
             dim=knet.HIDDEN_DIM,
             num_heads=knet.NUM_HEADS,
             ffn_dim=knet.FFN_DIM,
-            num_classes=num_classes,
             residual_masks=knet.RESIDUAL_MASKS,
             updater_dim=knet.UPDATER_DIM if knet.UPDATER_DIM > 0 else None,
             **arguments,
         )
         for _ in range(knet.NUM_ROUNDS)
     )
+    return KernelRounds(rounds, repeats=knet.ROUND_REPEATS)

@@ -1,7 +1,8 @@
 """Everything of K-Net behind the neck, in the order in which it happens (K-Net §3.2 to §3.4).
 
 Kernels convolve the features into masks; each is then updated from the pixels that its mask selects
-and from the other kernels, and convolves again: `KernelHead`, then the `UpdateRound`s.
+and from the other kernels, and convolves again: `KernelHead`, then the `UpdateRound`s. The sums
+over pixels stand in `grouping`, what becomes of kernels apart from pixels in `updater`.
 
 Every round looks at the features through a 1x1 transform of its own, x' = W x + b. Grouping pixels
 and convolving them are both linear in x', so the transform is absorbed into the kernels: the sum
@@ -12,15 +13,17 @@ never transformed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from knet.modeling.grouping import convolve, gather_features, gather_transformed, hard_groups
 from knet.modeling.layers import ConvNormReLU, at_least_float32, group_norm, init_convs
 from knet.modeling.peaks import PeakKernels
 from knet.modeling.positions import PlaceEncoding, spread_places
+from knet.modeling.updater import KernelInteraction, KernelUpdater
 
 
 class InitialKernels(NamedTuple):
@@ -35,6 +38,7 @@ class InitialKernels(NamedTuple):
         seg_logits: (B, K, H, W) of the semantic branch, K = thing plus stuff classes.
         auxiliary: (B, K, h, w) logits of a semantic model's auxiliary head, in training.
         heat: (B, 1, H, W) logits of object centres, with `PeakKernels`.
+        levels: (B, C, h, w) each, which `LevelRound`s gather from in place of `features`.
     """
 
     features: Tensor
@@ -43,6 +47,7 @@ class InitialKernels(NamedTuple):
     seg_logits: Tensor
     auxiliary: Tensor | None = None
     heat: Tensor | None = None
+    levels: Sequence[Tensor] = ()
 
 
 class RoundOutput(NamedTuple):
@@ -57,49 +62,6 @@ class RoundOutput(NamedTuple):
     class_logits: Tensor | None
     masks: Tensor
     kernels: Tensor
-
-
-def hard_groups(masks: Tensor) -> Tensor:
-    """Binary groups (B, N, H, W) of mask logits: sigmoid > 0.5 is logit > 0. No gradient."""
-    return masks.detach() > 0
-
-
-def soft_groups(masks: Tensor) -> Tensor:
-    """Soft groups (B, N, H, W) of mask logits: softmax over the kernels, differentiable."""
-    return masks.softmax(dim=1)
-
-
-def gather_features(x: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum the features of every group (K-Net eq. 4; a sum, not a mean).
-
-    Computed in float32 whatever the autocast type: sums over thousands of pixels overflow float16.
-
-    Args:
-        x: features (B, C, H, W).
-        groups: (B, N, H, W), boolean or weights.
-
-    Returns:
-        Group features (B, N, C) and group areas (B, N), both float32.
-    """
-    with torch.autocast(x.device.type, enabled=False):
-        x = at_least_float32(x).flatten(2)
-        weights = groups.to(x.dtype).flatten(2)
-        return torch.bmm(weights, x.transpose(1, 2)), weights.sum(dim=2)
-
-
-def convolve(x: Tensor, kernels: Tensor, bias: Tensor) -> Tensor:
-    """Convolve each image with its own 1x1 kernels (K-Net eq. 2).
-
-    Args:
-        x: features (B, C, H, W).
-        kernels: (B, N, C).
-        bias: (B, N).
-
-    Returns:
-        Mask logits (B, N, H, W).
-    """
-    masks = torch.baddbmm(bias.to(x.dtype)[:, :, None], kernels.to(x.dtype), x.flatten(2))
-    return masks.unflatten(2, x.shape[-2:])
 
 
 class KernelHead(nn.Module):
@@ -156,8 +118,17 @@ class KernelHead(nn.Module):
                 )
         nn.init.constant_(self.seg_predictor.get_parameter("bias"), -math.log(1 / class_prior - 1))
 
-    def forward(self, localising: Tensor, classifying: Tensor) -> InitialKernels:
-        """Two maps (B, C, H, W) from the neck -> the first masks and kernels."""
+    def forward(
+        self, localising: Tensor, classifying: Tensor, levels: Sequence[Tensor] = ()
+    ) -> InitialKernels:
+        """What the neck gives -> the first masks and kernels.
+
+        Args:
+            localising, classifying: (B, C, H, W).
+            levels: for the rounds; the first kernels gather from the sum of the other two. Their
+                groups are hard whatever those of the rounds: things that shared every pixel among
+                themselves alone would start from what is stuff.
+        """
         localising = self.localise(localising)
         if self.places is not None:
             localising = localising + self.places(localising)
@@ -181,60 +152,7 @@ class KernelHead(nn.Module):
             stuff = self.seg_predictor.weight.flatten(1)[self.num_thing_classes :]
             kernels = torch.cat([kernels, stuff.expand(kernels.shape[0], -1, -1)], dim=1)
             masks = torch.cat([masks, seg_logits[:, self.num_thing_classes :]], dim=1)
-        return InitialKernels(features, kernels, masks, seg_logits, heat=heat)
-
-
-class KernelUpdater(nn.Module):
-    """Adaptive kernel update (K-Net §3.3, eq. 5-7): group features and kernels, each gated.
-
-    Args:
-        dim: width C of group features and kernels.
-    """
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.group_proj = nn.Linear(dim, 2 * dim)
-        self.kernel_proj = nn.Linear(dim, 2 * dim)
-        self.group_gate = nn.Linear(dim, dim)
-        self.group_gate_norm = nn.LayerNorm(dim)
-        self.kernel_gate = nn.Linear(dim, dim)
-        self.kernel_gate_norm = nn.LayerNorm(dim)
-        self.group_norm = nn.LayerNorm(dim)
-        self.kernel_norm = nn.LayerNorm(dim)
-        self.out_proj = nn.Linear(dim, dim)
-        self.out_norm = nn.LayerNorm(dim)
-
-    def forward(self, groups: Tensor, kernels: Tensor) -> Tensor:
-        """Group features and kernels, (..., C) and broadcastable, -> updated kernels (..., C)."""
-        group_in, group_out = self.group_proj(groups).chunk(2, dim=-1)
-        kernel_in, kernel_out = self.kernel_proj(kernels).chunk(2, dim=-1)
-        gate = group_in * kernel_in
-        group_gate = self.group_gate_norm(self.group_gate(gate)).sigmoid()
-        kernel_gate = self.kernel_gate_norm(self.kernel_gate(gate)).sigmoid()
-        updated = group_gate * self.group_norm(group_out)
-        updated = updated + kernel_gate * self.kernel_norm(kernel_out)
-        return torch.relu(self.out_norm(self.out_proj(updated)))
-
-
-class KernelInteraction(nn.Module):
-    """Self-attention over all kernels of an image, then a feed-forward net (K-Net §3.3).
-
-    Args:
-        dim, num_heads, ffn_dim: as in a post-norm transformer encoder layer without dropout.
-    """
-
-    def __init__(self, dim: int, *, num_heads: int, ffn_dim: int) -> None:
-        super().__init__()
-        self.attention = nn.MultiheadAttention(dim, num_heads, batch_first=True)
-        self.attention_norm = nn.LayerNorm(dim)
-        self.ffn = nn.Sequential(nn.Linear(dim, ffn_dim), nn.ReLU(), nn.Linear(ffn_dim, dim))
-        self.ffn_norm = nn.LayerNorm(dim)
-
-    def forward(self, kernels: Tensor) -> Tensor:
-        """(B, N, C) -> (B, N, C)."""
-        attended, _ = self.attention(kernels, kernels, kernels, need_weights=False)
-        kernels = self.attention_norm(kernels + attended)
-        return self.ffn_norm(kernels + self.ffn(kernels))
+        return InitialKernels(features, kernels, masks, seg_logits, heat=heat, levels=levels)
 
 
 def _projection(dim: int) -> nn.Sequential:
@@ -248,7 +166,7 @@ class UpdateRound(nn.Module):
         num_classes: K of the class branch, or None for no class branch.
         dim: width C.
         num_heads, ffn_dim: of the kernel interaction.
-        grouping: turns mask logits into groups, `hard_groups` or `soft_groups`.
+        grouping: turns mask logits into groups: `hard_groups`, `exclusive_groups`, `soft_groups`.
         class_prior: initial probability of every class.
         updater_dim: width of the kernel updater, which must divide C; by default C. With less,
             kernels and group features are split into C / updater_dim parts, updated one by one
@@ -300,19 +218,20 @@ class UpdateRound(nn.Module):
         if self.class_predictor is not None:
             nn.init.constant_(self.class_predictor.bias, -math.log(1 / class_prior - 1))
 
-    def forward(self, features: Tensor, kernels: Tensor, masks: Tensor) -> RoundOutput:
+    def forward(
+        self, features: Tensor, kernels: Tensor, masks: Tensor, level: Tensor | None = None
+    ) -> RoundOutput:
         """Update every kernel from the pixels that its mask selects.
 
         Args:
             features: (B, C, H, W), the same in every round.
             kernels: (B, N, C) of the round before.
             masks: (B, N, H, W) logits of the round before.
+            level: (B, C, h, w), of use in a `LevelRound` alone.
         """
         transform = self.feature_transform
-        groups, areas = gather_features(features, self.grouping(masks))
+        groups = self.gather(features, masks, level)
         with torch.autocast(features.device.type, enabled=False):
-            groups = groups @ at_least_float32(transform.weight).T
-            groups = groups + areas[..., None] * at_least_float32(transform.bias)
             # LayerNorm follows within the updater; its input sums must not pass float16
             kernels = at_least_float32(kernels)
             kernels = self.updater(self._split(groups), self._split(kernels)).flatten(2)
@@ -327,19 +246,46 @@ class UpdateRound(nn.Module):
             found = masks + found
         return RoundOutput(class_logits, found, kernels)
 
+    def gather(self, features: Tensor, masks: Tensor, level: Tensor | None = None) -> Tensor:
+        """(B, N, C) float32: what every kernel is updated from; arguments as of `forward`."""
+        return gather_transformed(features, self.grouping(masks), self.feature_transform)
+
     def _split(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, parts, C / parts)."""
         return x.unflatten(2, (self.parts, -1))
 
 
 class KernelRounds(nn.ModuleList):
-    """S rounds without shared weights; each starts from the kernels and masks of the one before."""
+    """S rounds without shared weights; each starts from the kernels and masks of the one before.
 
-    def forward(self, features: Tensor, kernels: Tensor, masks: Tensor) -> list[RoundOutput]:
-        """Features (B, C, H, W), kernels (B, N, C), masks (B, N, H, W) -> every round's output."""
-        outputs = []
-        for update in self:
-            outputs.append(update(features, kernels, masks))
+    Args:
+        rounds: the S rounds.
+        repeats: how often all are gone through one after the other; published: once.
+    """
+
+    def __init__(self, rounds: Iterable[UpdateRound] = (), *, repeats: int = 1) -> None:
+        super().__init__(rounds)
+        self.repeats = repeats
+
+    def forward(
+        self, features: Tensor, kernels: Tensor, masks: Tensor, levels: Sequence[Tensor] = ()
+    ) -> list[RoundOutput]:
+        """Update kernels in every round.
+
+        Args:
+            features: (B, C, H, W).
+            kernels: (B, N, C).
+            masks: (B, N, H, W) logits.
+            levels: (B, C, h, w) each, for `LevelRound`s: the s-th of all rounds, with repeats,
+                takes number s modulo their count.
+
+        Returns:
+            The output of every round, of S times `repeats`.
+        """
+        outputs: list[RoundOutput] = []
+        for s, update in enumerate([*self] * self.repeats):
+            level = levels[s % len(levels)] if levels else None
+            outputs.append(update(features, kernels, masks, level))
             kernels, masks = outputs[-1].kernels, outputs[-1].masks
         return outputs
 
@@ -348,7 +294,7 @@ class KNetHeads(nn.Module):
     """Instance and panoptic models.
 
     Args:
-        neck: maps a list of feature maps to a localising and a classifying map.
+        neck: maps a list of feature maps to a localising and a classifying map, and maybe levels.
         kernel_head: yields the initial kernels.
         rounds: the update rounds.
     """
@@ -362,5 +308,5 @@ class KNetHeads(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> tuple[InitialKernels, list[RoundOutput]]:
         """Pyramid maps (B, C_i, H_i, W_i), finest first -> initial kernels and every round."""
         initial = self.kernel_head(*self.neck(features))
-        rounds = self.rounds(initial.features, initial.kernels, initial.masks)
+        rounds = self.rounds(initial.features, initial.kernels, initial.masks, initial.levels)
         return initial, rounds
