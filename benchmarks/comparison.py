@@ -76,7 +76,7 @@ class Ours:
     def _last_round(self, maps: Any) -> Any:
         heads = self.model.heads
         start = heads.kernel_head(*maps)
-        return heads.rounds(start.features, start.kernels, start.masks)[-1]
+        return heads.rounds(start.features, start.kernels, start.masks, start.levels)[-1]
 
     def _results(self, last: Any, output_size: Sequence[int]) -> Any:
         predictions = self.model.task.predictions(last, 0, self.frame)

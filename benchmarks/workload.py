@@ -159,24 +159,25 @@ def spread(heads: nn.Module, pyramid: Sequence[Tensor], *, coverage: float = 0.0
     initial = heads.kernel_head(*heads.neck(pyramid))
     x, kernels, masks = initial.features, initial.kernels, initial.masks
     things, classes = heads.kernel_head.num_kernels, heads.kernel_head.num_thing_classes
-    for layer in heads.rounds:
+    for s, layer in enumerate(heads.rounds):
+        level = initial.levels[s % len(initial.levels)] if initial.levels else None
         transform, predictor = layer.feature_transform, layer.mask_predictor
         # all kernels share this direction, along which the features' bias can shift all masks
         common = torch.full_like(predictor.bias, len(predictor.bias) ** -0.5)
         transform.bias.copy_(-(transform.weight @ x.mean((0, 2, 3))))
         predictor.bias.zero_()
-        logits = layer(x, kernels, masks).masks
+        logits = layer(x, kernels, masks, level).masks
         predictor.weight.mul_(4 / logits.std())
         predictor.bias.copy_(20 * common)
-        logits = layer(x, kernels, masks).masks.flatten()
+        logits = layer(x, kernels, masks, level).masks.flatten()
         threshold = logits[:: max(1, len(logits) // 100_000)].quantile(1 - coverage)
         transform.bias.sub_(threshold / 20 * common)
 
-        best = layer(x, kernels, masks).class_logits[0, :things, :classes].amax(1)
+        best = layer(x, kernels, masks, level).class_logits[0, :things, :classes].amax(1)
         layer.class_predictor.weight.mul_(1.5 / best.std())
-        best = layer(x, kernels, masks).class_logits[0, :things, :classes].amax(1)
+        best = layer(x, kernels, masks, level).class_logits[0, :things, :classes].amax(1)
         layer.class_predictor.bias.sub_(best.quantile(0.67) - torch.tensor(0.3).logit())
-        _, masks, kernels = layer(x, kernels, masks)
+        _, masks, kernels = layer(x, kernels, masks, level)
 
 
 def write_data_set(

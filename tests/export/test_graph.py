@@ -187,6 +187,34 @@ def test_raw_logits_of_any_batch(tmp_path):
             np.testing.assert_allclose(results[name], values, rtol=0, atol=1e-3)
 
 
+def test_all_options_of_rounds_and_neck_together(tmp_path):
+    cfg = small_cfg(
+        "panoptic", "MODEL.KNET.GROUPING", "exclusive", "MODEL.KNET.ROUND_REPEATS", 2,
+        "MODEL.KNET.NUM_ROUNDS", 1,
+        "MODEL.KNET.ROUND_LEVELS", "['res5', 'res3']", "MODEL.KNET.RESIDUAL_MASKS", True,
+        "MODEL.KNET.NECK", "build_bifpn_neck", "MODEL.KNET.KERNEL_PEAKS", True,
+    )  # fmt: skip
+    model = small_predictor(cfg, "panoptic").model
+    for update in model.heads.rounds:  # residual masks start without effect
+        torch.nn.init.normal_(update.mask_predictor.weight, std=0.2)
+    graph = build_graph(model, channel_order="RGB", onnx=True, raw=True)
+    program = trace(graph, example_size=(61, 83), dynamic=("batch", "height", "width"))
+    save_onnx(program, tmp_path / "all.onnx", {})
+    session = onnxruntime.InferenceSession(tmp_path / "all.onnx")
+    for seed, (size, _) in enumerate(SIZES):
+        images = np.stack([scene(*size, seed + i).transpose(2, 0, 1) for i in range(1 + seed)])
+        results = run_onnx(session, image=images)
+        with torch.no_grad():
+            expected = graph(torch.from_numpy(images))
+            initial, rounds = model._rounds(model._images([{"image": torch.from_numpy(images[0])}]))
+        assert len(rounds) == len(initial.levels) == 2
+        assert (rounds[-1].masks - initial.masks).abs().mean() > 0.1
+        np.testing.assert_allclose(expected["mask_logits"][:1], rounds[-1].masks, atol=1e-3)
+        for name, values in expected.items():
+            assert values.std() > 0.1
+            np.testing.assert_allclose(results[name], values, rtol=0, atol=1e-3)
+
+
 def test_half_precision_stays_near(panoptic, tmp_path):
     predictor = panoptic.predictor
     graph = build_graph(predictor.model, channel_order="RGB", onnx=True, half=True)

@@ -86,7 +86,7 @@ def test_levels_for_rounds_are_those_of_the_last_layer():
     assert torch.equal(neck.localise(levels[1]), localising)
     assert torch.equal(neck.classify(levels[1]), classifying)
     nodes = [[len(layer.up) for layer in n.layers] for n in (neck, _neck(), _neck(mask_level=0))]
-    assert nodes == [[4, 4], [4, 2], [4, 1]]
+    assert nodes == [[3, 3], [3, 1], [4, 1]]  # from the level of the masks on
 
 
 def test_the_coarsest_level_carries_its_places():

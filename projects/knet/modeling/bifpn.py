@@ -32,7 +32,7 @@ class FusionNode(nn.Module):
     def __init__(self, dim: int, *, num_inputs: int, norm: NormFactory) -> None:
         super().__init__()
         self.weights = nn.Parameter(torch.ones(num_inputs))
-        self.depthwise = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, bias=False)
+        self.depthwise = _depthwise(dim)
         self.pointwise = ConvNormReLU(dim, dim, kernel_size=1, norm=norm)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
@@ -83,6 +83,10 @@ class FusionLayer(nn.Module):
         return outputs
 
 
+def _depthwise(dim: int, *, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(dim, dim, 3, stride=stride, padding=1, groups=dim, bias=False)
+
+
 def _doubled(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2, mode="nearest")
 
@@ -94,16 +98,17 @@ def _halved(x: Tensor) -> Tensor:
 class BiFPNNeck(PyramidNeck):
     """Fuses pyramid levels in both directions, several times.
 
-    Every level is brought to C channels; what the last layer makes of the one to keep feeds the two
-    1x1 blocks of the published neck. Nodes that no output depends on are left out.
+    Every level is brought to C channels. One that is finer than the masks is also brought to their
+    stride, and flows in once: layers at its size would take most of the time. What the last layer
+    makes of the level to keep feeds the two 1x1 blocks of the published neck.
 
     Args:
         in_channels: width of each level, finest first; at least two levels.
         hidden_dim: width C of the outputs.
-        num_layers: how often the levels are gone through.
+        num_layers: how often the levels from the one to keep on are gone through, if there are two.
         norm_groups: of every GroupNorm.
         conv_std: standard deviation of the initial weights, but for depthwise convolutions, which
-            start with a scale that they keep.
+            keep the scale of what they convolve.
         mask_level: the level whose stride the outputs have, 0 or 1.
         round_levels: levels that are given out besides, as the last layer makes them.
     """
@@ -120,11 +125,14 @@ class BiFPNNeck(PyramidNeck):
         round_levels: Sequence[int] = (),
     ) -> None:
         super().__init__(mask_level=mask_level, round_levels=round_levels)
-        norm, num_levels = group_norm(norm_groups), len(in_channels)
+        norm, num_levels = group_norm(norm_groups), len(in_channels) - mask_level
         self.laterals = nn.ModuleList(
             ConvNormReLU(width, hidden_dim, kernel_size=1, norm=norm) for width in in_channels
         )
-        wanted = 1 + max(mask_level, *round_levels, 0)
+        if mask_level:
+            self.reduce = _depthwise(in_channels[0], stride=2)
+            self.entry = FusionNode(hidden_dim, num_inputs=2, norm=norm)
+        wanted = 1 + max(mask_level, *round_levels, 0) - mask_level
         self.layers = nn.ModuleList(
             FusionLayer(
                 hidden_dim,
@@ -132,16 +140,20 @@ class BiFPNNeck(PyramidNeck):
                 num_outputs=num_levels if i < num_layers - 1 else wanted,
                 norm=norm,
             )
-            for i in range(num_layers)
+            for i in range(num_layers if num_levels > 1 else 0)
         )
         self._end(in_channels, hidden_dim, norm, conv_std)
-        for layer in self.layers.modules():
-            if isinstance(layer, FusionNode):
-                nn.init.normal_(layer.depthwise.weight, std=1 / 3)  # of nine weights a pixel
+        for conv in self.modules():
+            if isinstance(conv, nn.Conv2d) and conv.groups > 1:
+                nn.init.normal_(conv.weight, std=1 / 3)  # of nine weights
 
     def fuse(self, maps: Sequence[Tensor]) -> tuple[Tensor, Mapping[int, Tensor]]:
         """What the last layer makes of the level to keep, and of all levels that it gives."""
+        if self.mask_level:
+            maps = [self.reduce(maps[0]), *maps[1:]]
         maps = [lateral(x) for lateral, x in zip(self.laterals, maps)]
+        if self.mask_level:
+            maps = [self.entry(maps[:2]), *maps[2:]]
         for layer in self.layers:
             maps = layer(maps)
-        return maps[self.mask_level], dict(enumerate(maps))
+        return maps[0], dict(enumerate(maps, start=self.mask_level))
