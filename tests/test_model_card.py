@@ -43,13 +43,14 @@ def test_what_a_card_says():
 
 
 def test_a_small_model_says_where_it_came_from():
-    opts = ["MODEL.KNET.KERNEL_PEAKS", True, "MODEL.KNET.TEST.NUM_KERNELS", 300]
+    opts = ["MODEL.KNET.KERNEL_PEAKS", True, "MODEL.KNET.TEST.NUM_KERNELS", 300,
+            "MODEL.KNET.ROUND_REPEATS", 2]  # fmt: skip
     cfg = get_cfg_of_model("panoptic_r50_3x", [*opts, "DATASETS.TEST", ()])
     one = ClassNames(("nucleus",), 1)
     card = model_card(cfg, one, parameters=1, scores={"segm/AP": 1.0}, base="/home/me/cells/a.pth")
     _, texts = parts(card)
     assert "segmentation of 1 class\n" in card
-    assert "| kernels | found in the image, up to 300, updated in 3 rounds |" in texts["Model"]
+    assert "| kernels | found in the image, up to 300, updated in 6 rounds |" in texts["Model"]
     assert texts["Training"].endswith("It began with the weights cells/a.pth.")
     assert texts["Scores"].startswith("| results | percent |")
     card = model_card(cfg, one, parameters=1, base="package://lite0")

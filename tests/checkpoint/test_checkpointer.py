@@ -60,6 +60,22 @@ def test_unknown_weights_and_empty_path_are_refused_for_scoring(tiny_cfg, tmp_pa
         checkpointer.load("")
 
 
+def test_plain_weights_start_a_model_whose_rounds_see_levels(tiny_cfg, tmp_path):
+    plain = build_model(tiny_cfg)
+    KNetCheckpointer(plain, str(tmp_path)).save("model")
+    tiny_cfg.MODEL.KNET.ROUND_LEVELS = ["res5", "res4"]
+    model = build_model(tiny_cfg)
+    fresh = {n: v.clone() for n, v in model.state_dict().items() if "level_transform" in n}
+    KNetCheckpointer(model).load(str(tmp_path / "model.pth"))
+    state = model.state_dict()
+    assert len(fresh) == 6 and state.keys() == plain.state_dict().keys() | fresh.keys()
+    for name, value in {**plain.state_dict(), **fresh}.items():
+        assert torch.equal(state[name], value), name
+    # scoring asks for all
+    with pytest.raises(ValueError, match=r"what differs is MODEL\.KNET\.ROUND_LEVELS$"):
+        KNetCheckpointer(model, strict=True).load(str(tmp_path / "model.pth"))
+
+
 def test_missing_file(tiny_cfg):
     with pytest.raises(FileNotFoundError, match=r"lost\.pth.*MODEL\.WEIGHTS"):
         KNetCheckpointer(build_model(tiny_cfg)).load("lost.pth")
