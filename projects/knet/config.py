@@ -173,6 +173,10 @@ def _add_model_config(cfg: CN) -> None:
     # all. Other classes take no place among the top k and no pixel of a segment; a pixel is void
     # where an object of another class is and no chosen mask reaches 0.5. Semantic maps keep all
     knet.TEST.CLASSES = []
+    # panoptic: kernels compete, are ordered and reported by class score times the mean probability
+    # inside the mask to this power, as in Panoptic SegFormer, where it is 2; stuff, too. 0: by the
+    # class score, as published. Products are lower: find THING_THRESH by `knet eval --calibrate`
+    knet.TEST.PANOPTIC_MASK_SCORES = 0.0
     # panoptic: things under this score become void
     knet.TEST.THING_THRESH = 0.3
     # panoptic: segments that win less than this share of the pixels of their own mask become void

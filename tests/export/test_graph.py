@@ -123,6 +123,7 @@ def test_metadata_describes_input_and_classes(panoptic):
     assert metadata["input"]["resize"]["short_side"] == 96
     assert metadata["thresholds"]["panoptic_thing_score"] == 0.2
     assert metadata["thresholds"]["mask_scores"] is False
+    assert metadata["thresholds"]["panoptic_mask_scores"] == 2.0
     classes = {c["id"]: c for c in metadata["classes"]}
     assert [c for c in classes if classes[c]["isthing"]] == [0, 1, 3, 5]
     assert (classes[3]["name"], classes[4]["name"]) == ("ring", "grass")
@@ -134,7 +135,7 @@ def test_chosen_classes_thresholds_and_probabilities():
     """Options that cut results short, in a graph that is not saved: tracing keeps them."""
     cfg = small_cfg(
         "panoptic", "MODEL.KNET.TEST.CLASSES", "[1, 3, 4]", "MODEL.KNET.TEST.MIN_AREA", "30",
-        "MODEL.KNET.TEST.SCORE_THRESH", "0.3",
+        "MODEL.KNET.TEST.SCORE_THRESH", "0.3", "MODEL.KNET.TEST.PANOPTIC_MASK_SCORES", "0.0",
     )  # fmt: skip
     predictor = small_predictor(cfg, "panoptic")
     graph = build_graph(predictor.model, channel_order="RGB", onnx=True, probabilities=True)

@@ -219,6 +219,46 @@ def test_mask_scores_rank_by_class_and_mask():
     assert len(ranked(mask_scores=True, min_area=H * W).scores) == 0
 
 
+@pytest.mark.parametrize("kind", [PanopticFusion, StreamedFusion])
+def test_panoptic_scores_of_class_and_mask(kind):
+    # things of 0.9 * 0.6 and 0.8 * 0.9 want the second row, as does stuff of 0.5 * 0.95
+    masks = torch.full((3, 4, W), 0.05)
+    masks[0, :2], masks[1, 1:3], masks[2, 1:] = 0.6, 0.9, 0.95
+    scores = torch.tensor([[0.9, 0], [0.8, 0], [0, 0.5]])
+
+    def found(masks=masks, **options):
+        predictions = MaskPredictions(scores, masks, Frame((4, W), (4, W)), are_logits=False)
+        id_map, segments = postprocess(
+            predictions, num_thing_classes=1, num_stuff_classes=1, output_size=(4, W),
+            options=InferenceOptions(instance=False, overlap_threshold=0.4, **options),
+            streaming=Streaming(fusion=kind),
+        ).panoptic  # fmt: skip
+        return id_map[:, 0].tolist(), [round(s.score, 3) for s in segments]
+
+    assert found() == ([1, 2, 2, 0], [0.9, 0.8])  # stuff wins less than 0.4 of its mask
+    assert found(panoptic_mask_scores=1.0)[1] == [0.72, 0.54]
+    assert found(panoptic_mask_scores=2.0) == ([2, 1, 1, 0], [0.648, 0.324])
+    assert found(panoptic_mask_scores=2.0, thing_threshold=0.33) == ([0, 1, 1, 0], [0.648])
+    # 0.8 * 0.6 ** 2 falls behind stuff of 0.5 * 0.95 ** 2, which class scores alone would not
+    masks = masks.clone()
+    masks[1, 1:3] = 0.6
+    assert found(masks) == ([1, 1, 2, 0], [0.9, 0.8])
+    assert found(masks, panoptic_mask_scores=2.0) == ([2, 1, 1, 1], [0.451, 0.324])
+
+
+def test_a_mask_that_reaches_one_half_nowhere_takes_no_pixel_by_quality():
+    masks = torch.tensor([[[0.4, 0.4]], [[0.6, 0.1]]])
+    predictions = MaskPredictions(
+        torch.tensor([[0.9], [0.5]]), masks, Frame((1, 2), (1, 2)), are_logits=False
+    )
+    for power, expected in ((0.0, [0, 0]), (2.0, [1, 1])):
+        id_map, _ = postprocess(
+            predictions, num_thing_classes=1, num_stuff_classes=0, output_size=(1, 2),
+            options=InferenceOptions(thing_threshold=0.0, panoptic_mask_scores=power),
+        ).panoptic  # fmt: skip
+        assert id_map[0].tolist() == expected
+
+
 def test_panoptic_thresholds():
     assert areas(run(thing_threshold=0.85)) == {0: 20, 2: 40}
     assert areas(run(overlap_threshold=1.01)) == {}

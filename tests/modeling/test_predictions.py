@@ -1,10 +1,10 @@
-"""Class probabilities of semantic models."""
+"""Class probabilities of semantic models, quality of masks."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from knet.modeling.predictions import Frame, PixelPredictions
+from knet.modeling.predictions import Frame, MaskPredictions, PixelPredictions
 
 
 @pytest.mark.parametrize(
@@ -29,3 +29,18 @@ def test_probabilities_are_the_softmax_of_resized_logits(grid, padded, image, ou
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mixed = predictions.probabilities(output)
     assert mixed.dtype == torch.float32 and torch.equal(mixed, predictions.probabilities(output))
+
+
+def test_mask_quality_is_the_mean_probability_inside_the_image():
+    probabilities = torch.tensor(
+        [[[0.9, 0.5, 1.0], [0.4, 0.7, 1.0], [1.0, 1.0, 1.0]], [[0.4] * 3, [0.1] * 3, [0.9] * 3]]
+    )
+    # 12 pixels of 4 rows each; the image ends in the second row and the second column
+    frame = Frame((12, 12), (7, 8))
+    ready = MaskPredictions(torch.rand(2, 2), probabilities, frame, are_logits=False)
+    expected = torch.tensor([(0.9 + 0.5 + 0.7) / 3, 0.0])
+    torch.testing.assert_close(ready.mask_quality(), expected)
+    logits = probabilities.logit(eps=1e-6).clamp(-20, 20) + 1e-6  # 0.5 stays inside
+    for upsample in (1, 2):
+        found = MaskPredictions(torch.rand(2, 2), logits, frame, upsample).mask_quality()
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)

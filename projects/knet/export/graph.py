@@ -76,11 +76,12 @@ class MaskGraph(ImageGraph):
             fusions["panoptic"] = options.fusion(
                 scores,
                 labels,
+                predictions=predictions,
                 num_thing_classes=self.num_things,
                 num_stuff_classes=self.num_stuff,
                 size=size,
             )
-        if options.semantic:  # its classes are those that win the pixels, chosen or not
+        if options.semantic:  # its classes are those that win the pixels, by class scores alone
             fusions["semantic"] = PanopticFusion(
                 scores, labels, num_thing_classes=self.num_things, size=size
             )

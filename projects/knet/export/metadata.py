@@ -82,6 +82,7 @@ def describe(
             "instance_score": test.SCORE_THRESH,
             "mask": test.MASK_THRESH,
             "mask_scores": test.MASK_SCORES,
+            "panoptic_mask_scores": float(test.PANOPTIC_MASK_SCORES),
             "panoptic_thing_score": test.THING_THRESH,
             "panoptic_overlap": test.OVERLAP_THRESH,
             "min_area": test.MIN_AREA,

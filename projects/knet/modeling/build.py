@@ -218,6 +218,7 @@ def _mask_parts(
             overlap_threshold=knet.TEST.OVERLAP_THRESH,
             min_area=knet.TEST.MIN_AREA,
             mask_scores=knet.TEST.MASK_SCORES,
+            panoptic_mask_scores=knet.TEST.PANOPTIC_MASK_SCORES,
             classes=chosen_classes(cfg, class_ids),
         ),
         streaming=Streaming(chunk_bytes=knet.TEST.MASK_MEMORY << 20),

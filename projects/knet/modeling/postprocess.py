@@ -24,6 +24,9 @@ class InferenceOptions:
         min_area: instances and panoptic segments of fewer pixels are left out.
         classes: in [0, T + S), the only ones in instances and panoptic segments; None for all.
             Semantic scores keep all classes.
+        panoptic_mask_scores: in panoptic fusion, of stuff as of things, the score of a kernel is
+            class score * quality ** this, see `MaskPredictions.mask_quality` (Panoptic SegFormer,
+            section 3.4, has 2); 0 for the class score alone. Semantic scores keep that.
     """
 
     instance: bool = True
@@ -37,6 +40,7 @@ class InferenceOptions:
     min_area: int = 0
     classes: tuple[int, ...] | None = None
     mask_scores: bool = False
+    panoptic_mask_scores: float = 0.0
 
     def chosen_kernels(self, labels: Tensor, *, num_classes: int) -> Tensor | None:
         """(M,) boolean: the kernels whose labels are among `classes`; None for all."""
@@ -57,12 +61,15 @@ class InferenceOptions:
         scores: Tensor,
         labels: Tensor,
         *,
+        predictions: MaskPredictions,
         num_thing_classes: int,
         num_stuff_classes: int,
         size: Sequence[int],
         kind: type[PanopticFusion] = PanopticFusion,
     ) -> PanopticFusion:
-        """The panoptic fusion that these options ask for."""
+        """The panoptic fusion that these options ask for; `scores` are those of the classes."""
+        if self.panoptic_mask_scores:
+            scores = scores * predictions.mask_quality() ** self.panoptic_mask_scores
         return kind(
             scores,
             labels,
@@ -92,7 +99,7 @@ class Streaming:
 class SemanticScores:
     """Per class, the highest score times probability of the kernels that carry its label.
 
-    Its argmax is the label of the kernel that wins the pixel in panoptic fusion.
+    Its argmax is the label of the kernel that wins the pixel in panoptic fusion by class scores.
 
     Args:
         scores, labels: (M,) of the kernels.
@@ -182,6 +189,7 @@ def postprocess(
         fusion = options.fusion(
             scores,
             labels,
+            predictions=predictions,
             num_thing_classes=num_thing_classes,
             num_stuff_classes=num_stuff_classes,
             size=size,

@@ -83,6 +83,20 @@ class MaskPredictions:
             )[0]
         return masks.sigmoid() if self.are_logits else masks
 
+    def mask_quality(self) -> Tensor:
+        """(N + S,) the mean probability inside each mask, where it is at least 1/2; 0 if nowhere.
+
+        It is taken where the masks were predicted, before any enlargement, from the cells that
+        the image reaches: an enlarged mask would have to be looked at twice, and as enlarging is
+        linear its mean is nearly the same.
+        """
+        sides = zip(self.masks.shape[-2:], self.frame.image_size, self.frame.padded_size)
+        height, width = ((cells * of + total - 1) // total for cells, of, total in sides)
+        masks = self.masks[:, :height, :width].float()
+        probabilities = masks.sigmoid() if self.are_logits else masks
+        inside = probabilities >= 0.5
+        return (probabilities * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1)
+
 
 @dataclass
 class PixelPredictions:
