@@ -34,8 +34,10 @@ from knet.errors import first_of
 __all__ = [
     "CategoryStatistics",
     "PanopticStatistics",
+    "count_overlaps",
     "id2rgb",
     "image_statistics",
+    "match_segments",
     "pq_compute",
     "rgb2id",
 ]
@@ -155,31 +157,49 @@ def image_statistics(
     gt = _by_id(gt_segments, known, f"{where}, ground truth")
     pred = _by_id(pred_segments, known, f"{where}, prediction")
 
-    pairs, counts = np.unique(
-        gt_ids.astype(np.uint64) * np.uint64(OFFSET) + pred_ids.astype(np.uint64),
-        return_counts=True,
-    )
-    # Plain ints from here: there are as many pairs as overlaps, not as pixels.
-    overlap = Counter(dict(zip((divmod(p, OFFSET) for p in pairs.tolist()), counts.tolist())))
-    gt_area: Counter[int] = Counter()
-    pred_area: Counter[int] = Counter()
-    for (gt_id, pred_id), count in overlap.items():
-        gt_area[gt_id] += count
-        pred_area[pred_id] += count
-    in_map, listed = set(pred_area) - {VOID}, set(pred)
+    overlap = count_overlaps(gt_ids, pred_ids)
+    in_map, listed = {pred_id for _, pred_id in overlap} - {VOID}, set(pred)
     for wrong, place, other in ((in_map - listed, "PNG", "JSON"), (listed - in_map, "JSON", "PNG")):
         if wrong:
             raise ValueError(
                 f"{where}: predicted segments {first_of(sorted(wrong), 10)} "
                 f"are in the {place} but not in the {other}."
             )
-    unlisted = sorted(set(gt_area) - set(gt) - {VOID})
+    unlisted = sorted({gt_id for gt_id, _ in overlap} - set(gt) - {VOID})
     if unlisted:
         # COCO's code accepts this, so equal numbers need it too; but somebody should know.
         logger.warning(
             "%s: ground truth segments %s have pixels but no record.", where, first_of(unlisted, 10)
         )
+    return match_segments(overlap, gt, pred)
 
+
+def count_overlaps(gt_ids: np.ndarray, pred_ids: np.ndarray) -> Counter[tuple[int, int]]:
+    """The pixels of each pair of a true and a predicted id, which maps of one size share."""
+    pairs, counts = np.unique(
+        gt_ids.astype(np.uint64) * np.uint64(OFFSET) + pred_ids.astype(np.uint64),
+        return_counts=True,
+    )
+    # Plain ints from here: there are as many pairs as overlaps, not as pixels.
+    return Counter(dict(zip((divmod(p, OFFSET) for p in pairs.tolist()), counts.tolist())))
+
+
+def match_segments(
+    overlap: Counter[tuple[int, int]],
+    gt: Mapping[int, Mapping[str, Any]],
+    pred: Mapping[int, Mapping[str, Any]],
+) -> PanopticStatistics:
+    """Match the segments of one image by their overlaps, and count.
+
+    Args:
+        overlap: see :func:`count_overlaps`.
+        gt, pred: the records of :func:`image_statistics` by their ids; each of ``pred`` has pixels.
+    """
+    gt_area: Counter[int] = Counter()
+    pred_area: Counter[int] = Counter()
+    for (gt_id, pred_id), count in overlap.items():
+        gt_area[gt_id] += count
+        pred_area[pred_id] += count
     statistics = PanopticStatistics()
     crowds = {gt_id for gt_id, segment in gt.items() if segment.get("iscrowd", 0) == 1}
     gt_matched, pred_matched = set(), set()

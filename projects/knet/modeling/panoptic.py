@@ -145,13 +145,17 @@ class PanopticFusion:
         ids = ids.scatter(0, order, kept.cumsum(0) * kept)
         return ids.int(), order[kept]
 
+    def decisive(self, winner: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Scores, labels, areas won and own areas (M,) of all kernels on the CPU, for `segments`."""
+        # in one copy, exact in float64
+        decisive = [self.scores, self.labels, self.areas(winner), self.own_areas]
+        table = torch.stack([values.double() for values in decisive]).cpu()
+        return table[0], *table[1:].long()
+
     def finish(self) -> tuple[Tensor, list[PanopticSegment]]:
         """The id map (H, W) int32 and its segments, by descending score."""
         winner = self.winner()
-        # one copy to the CPU: everything that decides about the segments, exact in float64
-        decisive = [self.scores, self.labels, self.areas(winner), self.own_areas]
-        table = torch.stack([values.double() for values in decisive]).cpu()
-        scores, (labels, areas, own_areas) = table[0], table[1:].long()
+        scores, labels, areas, own_areas = self.decisive(winner)
         ids, kernels = self.segments(scores, labels, areas, own_areas)
         segments = [
             PanopticSegment(number, label, label < self.num_thing_classes, score, area)

@@ -141,6 +141,49 @@ class ImageResult:
 
 
 @torch.no_grad()
+def compete(
+    predictions: MaskPredictions,
+    *,
+    num_thing_classes: int,
+    num_stuff_classes: int,
+    output_size: Sequence[int],
+    options: InferenceOptions,
+    streaming: Streaming = Streaming(),
+) -> PanopticFusion:
+    """The panoptic fusion of one image before it is decided which kernels become segments.
+
+    Args:
+        predictions, num_thing_classes, num_stuff_classes, output_size, options, streaming: as of
+            `postprocess`.
+    """
+    class_scores = predictions.class_scores
+    resizer = predictions.frame.resizer(
+        predictions.grid_size,
+        output_size,
+        class_scores.device,
+        band=streaming.band,
+        chunk_bytes=streaming.chunk_bytes,
+    )
+    scores, labels = kernel_scores(
+        class_scores,
+        num_things=len(class_scores) - num_stuff_classes,
+        num_thing_classes=num_thing_classes,
+    )
+    fusion = options.fusion(
+        scores,
+        labels,
+        predictions=predictions,
+        num_thing_classes=num_thing_classes,
+        num_stuff_classes=num_stuff_classes,
+        size=resizer.output_size,
+        kind=streaming.fusion,
+    )
+    for index, probabilities in resizer.stream(range(len(scores)), predictions.probabilities):
+        fusion.add(index[0], probabilities)
+    return fusion
+
+
+@torch.no_grad()
 def postprocess(
     predictions: MaskPredictions,
     *,

@@ -90,11 +90,15 @@ class MaskPredictions:
         the image reaches: an enlarged mask would have to be looked at twice, and as enlarging is
         linear its mean is nearly the same.
         """
-        sides = zip(self.masks.shape[-2:], self.frame.image_size, self.frame.padded_size)
-        height, width = ((cells * of + total - 1) // total for cells, of, total in sides)
-        masks = self.masks[:, :height, :width].float()
+        masks = self.masks.float()
         probabilities = masks.sigmoid() if self.are_logits else masks
-        inside = probabilities >= 0.5
+        # no slices, which an exported graph would take for shorter than the whole
+        sides = zip(masks.shape[-2:], self.frame.image_size, self.frame.padded_size)
+        rows, columns = (
+            torch.arange(cells, device=masks.device) * padded < cells * image
+            for cells, image, padded in sides
+        )
+        inside = (probabilities >= 0.5) & rows[:, None] & columns
         return (probabilities * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1)
 
 

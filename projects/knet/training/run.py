@@ -20,13 +20,14 @@ from knet.checkpoint.checkpointer import KNetCheckpointer
 from knet.config import get_cfg_from_file
 from knet.data.custom import register_builtin, register_custom, require_registered
 from knet.errors import UserError
+from knet.evaluation.calibrate import Calibration, calibrate
 from knet.predictor import KNetPredictor
 from knet.training.console import set_up
 from knet.training.launch import launch
 from knet.training.stop import folder_lock
 from knet.training.trainer import Trainer
 
-__all__ = ["evaluate", "evaluate_predictor", "train"]
+__all__ = ["calibrate_predictor", "evaluate", "evaluate_predictor", "train"]
 
 
 def train(
@@ -157,15 +158,42 @@ def evaluate_predictor(predictor: KNetPredictor, datasets: Sequence[str] = ()) -
     Raises:
         UserError: no data set is named or registered, or the model looks at several views.
     """
-    cfg = predictor.cfg.clone()
+    cfg = _scored(predictor.cfg, datasets)
+    if cfg.TEST.AUG.ENABLED:
+        raise UserError("TEST.AUG is scored with a config: name it with --config-file")
+    return Trainer.test(cfg, predictor.model)
+
+
+def calibrate_predictor(predictor: KNetPredictor, dataset: str = "") -> Calibration:
+    """Panoptic quality under many thresholds, of a model that is loaded, in this process.
+
+    Args:
+        predictor: the model.
+        dataset: name of a registered data set that the thresholds may be fitted to; by default
+            that of its config's DATASETS.TEST.
+
+    Raises:
+        UserError: not one data set is named or registered, or the model looks at several views.
+        ValueError: model or data set are not panoptic.
+    """
+    cfg = _scored(predictor.cfg, [dataset] if dataset else [])
+    if len(cfg.DATASETS.TEST) > 1:
+        raise UserError(f"thresholds fit one data set, not {', '.join(cfg.DATASETS.TEST)}: name it")
+    if cfg.TEST.AUG.ENABLED:
+        raise UserError("thresholds are found for one view of an image: set TEST.AUG.ENABLED False")
+    (name,) = cfg.DATASETS.TEST
+    return calibrate(predictor.model, Trainer.build_test_loader(cfg, name), name)
+
+
+def _scored(cfg: CfgNode, datasets: Sequence[str]) -> CfgNode:
+    """The config with these data sets, if any, as those to be scored, which are registered now."""
+    cfg = cfg.clone()
     cfg.defrost()
     cfg.DATASETS.TEST = tuple(datasets) or cfg.DATASETS.TEST
     if not cfg.DATASETS.TEST:
         raise UserError("the model's config names no data set: name one with --dataset")
-    if cfg.TEST.AUG.ENABLED:
-        raise UserError("TEST.AUG is scored with a config: name it with --config-file")
     register_builtin(cfg.DATASETS.TEST)
     register_custom(cfg)
     for name in cfg.DATASETS.TEST:
         require_registered(name)
-    return Trainer.test(cfg, predictor.model)
+    return cfg
