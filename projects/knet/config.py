@@ -212,7 +212,8 @@ def _add_model_config(cfg: CN) -> None:
     swin.GRADIENT_CHECKPOINTING = False
 
     # any model of timm with feature maps: MODEL.BACKBONE.NAME build_timm_backbone or
-    # build_timm_fpn_backbone
+    # build_timm_fpn_backbone; a plain vision transformer (ViT, DeiT, EVA, DINOv2, DINOv3), of whose
+    # last map a simple pyramid of MODEL.FPN.OUT_CHANNELS is made: build_timm_vit_backbone
     cfg.MODEL.TIMM = timm = CN()
     timm.NAME = "convnext_tiny"  # the model's name in timm
     # True: download timm's weights, without MODEL.WEIGHTS
@@ -222,6 +223,9 @@ def _add_model_config(cfg: CN) -> None:
     timm.DROP_PATH_RATE = -1.0
     # True: less memory, more time in training
     timm.GRADIENT_CHECKPOINTING = False
+    # True: the whole model stays as loaded, and only what is on top of it (FPN or pyramid, heads)
+    # is trained; MODEL.BACKBONE.FREEZE_AT then says nothing
+    timm.FROZEN = False
     # further arguments of the timm model's architecture: numbers, texts and lists
     timm.KWARGS = CN(new_allowed=True)
 

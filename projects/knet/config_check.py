@@ -307,6 +307,9 @@ def _model_relations(cfg: CfgNode) -> Iterator[tuple[str, str]]:
         if not knet.ACCEL.ENABLED and knet.ACCEL[key] not in (without, list(without)):
             text = f"without MODEL.KNET.ACCEL.ENABLED it must be {shown(without)}"
             yield f"MODEL.KNET.ACCEL.{key}", text
+    if cfg.MODEL.TIMM.FROZEN and cfg.MODEL.TIMM.GRADIENT_CHECKPOINTING:
+        text = "with MODEL.TIMM.FROZEN there is nothing to compute again: set it to False"
+        yield "MODEL.TIMM.GRADIENT_CHECKPOINTING", text
     groups = 32  # of Detectron2's GN
     widths = {}
     if not learned and knet.SEMANTIC.NORM == "GN":

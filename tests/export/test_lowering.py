@@ -7,9 +7,10 @@ import torch
 from torch import nn
 from torch.export import Dim
 
-from knet.export.lowering import constant_padding
+from knet.export.lowering import constant_padding, exportable_copy
 from knet.export.onnx_file import save_onnx
 from knet.export.program import build_graph, trace
+from knet.modeling.backbones import PlainViT, SimplePyramid
 
 from .models import scene, small_cfg, small_predictor
 
@@ -66,3 +67,24 @@ def test_a_backbone_with_same_padding_is_exported(tmp_path):
         torch.testing.assert_close(
             torch.from_numpy(scores), expected["class_logits"], rtol=1e-3, atol=1e-3
         )
+
+
+def test_a_plain_vision_transformer_at_every_size(tmp_path):
+    ort = pytest.importorskip("onnxruntime")
+    kwargs = {"depth": 1, "embed_dim": 16, "num_heads": 2, "img_size": 64}
+    model = SimplePyramid(PlainViT("vit_tiny_patch16_224", kwargs=kwargs), 8).eval()
+    module = exportable_copy(model, "backbone", onnx=True)
+    sizes = ({2: 32 * Dim("rows", min=2), 3: 32 * Dim("columns", min=2)},)
+    program = torch.export.export(
+        module, (torch.rand(1, 3, 64, 96),), dynamic_shapes=sizes, strict=False
+    )
+    save_onnx(program, tmp_path / "vit.onnx", {})
+    session = ort.InferenceSession(tmp_path / "vit.onnx")
+    for height, width in ((64, 64), (64, 96), (128, 96)):  # the first as in training
+        image = torch.rand(1, 3, height, width)
+        with torch.no_grad():
+            expected = model(image)
+        found = session.run(None, {session.get_inputs()[0].name: image.numpy()})
+        assert len(found) == 4
+        for x, y in zip(found, expected.values()):
+            torch.testing.assert_close(torch.from_numpy(x), y, rtol=0, atol=1e-4)

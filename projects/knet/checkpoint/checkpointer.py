@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 # of a model's weights, those that a pre-trained backbone does not bring
-_BEHIND_BACKBONE = ("heads.", "backbone.fpn")
+_BEHIND_BACKBONE = ("heads.", "backbone.fpn", "backbone.pyramid.")
 
 register_handlers()  # knet:// and package://
 

@@ -23,6 +23,7 @@ from knet.checkpoint.backbone_names import (
 )
 from knet.checkpoint.class_names import ClassNames
 from knet.checkpoint.published_names import import_published, is_derived
+from knet.checkpoint.vit_patches import fit_patches
 
 # entries of a saved dict that hold names and values, the likeliest first
 _STATES = ("model", "state_dict", "model_state", "blobs")
@@ -274,7 +275,14 @@ def import_backbone(
         left_out["layers behind the last map"] += len(body) - len(renamed)
         return "EfficientNet weights", renamed
     if in_timm:
-        return "weights for a timm backbone", _import_timm(body, in_timm, f"{prefix}model.")
+        renamed, resampled = fit_patches(_import_timm(body, in_timm, f"{prefix}model."), in_timm)
+        # a vision transformer's, of one pooled token
+        pooled = tuple(f"{prefix}model.{part}." for part in ("fc_norm", "attn_pool"))
+        for name in [n for n in renamed if n.startswith(pooled) and n not in in_timm]:
+            del renamed[name]
+            left_out["layers behind the last map"] += 1
+        how = f", resampled: {resampled}" if resampled else ""
+        return f"weights for a timm backbone{how}", renamed
     try:
         if "stem.0.weight" in body:
             kind, renamed = "ResNet-V1c weights", rename(body, RESNET_V1C_RULES)

@@ -4,8 +4,9 @@
     knet eval --model FOLDER --dataset coco_2017_val_panoptic
     knet eval --model FOLDER --dataset my_train --calibrate
 
---calibrate finds the thresholds of panoptic segments with the highest panoptic quality. They fit the
-images that they were found on: report scores on others.
+--calibrate finds the thresholds of panoptic segments with the highest panoptic quality. They fit
+the images that they were found on: report scores on others.
+
 Pictures are drawn beside their ground truth by `knet predict --dataset`; `knet report` shows all of
 it in the browser.
 """

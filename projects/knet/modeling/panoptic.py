@@ -146,7 +146,7 @@ class PanopticFusion:
         return ids.int(), order[kept]
 
     def decisive(self, winner: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Scores, labels, areas won and own areas (M,) of all kernels on the CPU, for `segments`."""
+        """Scores, labels, areas won and own areas (M,) of all kernels, on the CPU."""
         # in one copy, exact in float64
         decisive = [self.scores, self.labels, self.areas(winner), self.own_areas]
         table = torch.stack([values.double() for values in decisive]).cpu()

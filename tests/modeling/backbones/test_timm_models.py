@@ -76,6 +76,21 @@ def test_freezing_stops_at_a_map(name):
         assert torch.equal(m.running_mean, before) == (not m.weight.requires_grad)
 
 
+def test_a_frozen_model_learns_and_drops_nothing():
+    cfg = config("MODEL.TIMM.FROZEN", True, "MODEL.BACKBONE.FREEZE_AT", 1,
+                 "MODEL.TIMM.NAME", "convnext_atto", "MODEL.TIMM.DROP_PATH_RATE", 0.5)  # fmt: skip
+    cfg.MODEL.BACKBONE.NAME = "build_timm_fpn_backbone"
+    model = build_backbone(cfg).train()
+    assert model.training and not any(m.training for m in model.bottom_up.model.modules())
+    sum(x.mean() for x in model(torch.randn(2, 3, 64, 64)).values()).backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is None) == name.startswith("bottom_up."), name
+    with pytest.raises(
+        ValueError, match=r"GRADIENT_CHECKPOINTING is True; with MODEL\.TIMM\.FROZEN"
+    ):
+        config("MODEL.TIMM.FROZEN", True, "MODEL.TIMM.GRADIENT_CHECKPOINTING", True)
+
+
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto"])
 def test_checkpointed_gradients_are_equal(name):
     images, gradients, state = torch.randn(2, 3, 64, 64), [], None

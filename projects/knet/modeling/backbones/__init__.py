@@ -22,8 +22,11 @@ from knet.modeling.backbones.timm_models import (
     build_timm_backbone,
     build_timm_fpn_backbone,
 )
+from knet.modeling.backbones.timm_vit import PlainViT, SimplePyramid, build_timm_vit_backbone
 
 __all__ = [
+    "PlainViT",
+    "SimplePyramid",
     "Swin",
     "TimmBackbone",
     "build_deform_resnet_backbone",
@@ -35,5 +38,6 @@ __all__ = [
     "build_swin_fpn_backbone",
     "build_timm_backbone",
     "build_timm_fpn_backbone",
+    "build_timm_vit_backbone",
     "init_fpn",
 ]

@@ -41,6 +41,7 @@ class TimmBackbone(Backbone):
         drop_path_rate: stochastic depth; None for the model's own default.
         gradient_checkpointing: less memory, more time in training.
         freeze_at: 0 nothing, 2 … 5 all that res2 … res5 depends on.
+        frozen: nothing of the model learns or drops anything, whatever `freeze_at` is.
         in_channels: of the image.
         kwargs: further arguments of the timm model's architecture; none of those with which timm
             opens or fetches files.
@@ -60,13 +61,15 @@ class TimmBackbone(Backbone):
         drop_path_rate: float | None = None,
         gradient_checkpointing: bool = False,
         freeze_at: int = 0,
+        frozen: bool = False,
         in_channels: int = 3,
         kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        _check_name(name)
-        _check_arguments(kwargs or {})
+        check_name(name)
+        check_arguments(kwargs or {})
         self._name = name
+        self._frozen = False
         self._frozen_norms: list[nn.Module] = []
         self._out_features = check_features("MODEL.TIMM.OUT_FEATURES", out_features)
         arguments = {"pretrained": pretrained, "in_chans": in_channels, **(kwargs or {})}
@@ -87,7 +90,10 @@ class TimmBackbone(Backbone):
         self._probe(in_channels)
         if gradient_checkpointing:
             self._checkpoint_gradients()
-        if freeze_at:
+        self._frozen = frozen
+        if frozen:
+            self.requires_grad_(False)
+        elif freeze_at:
             self._freeze(freeze_at, in_channels)
 
     @property
@@ -105,7 +111,7 @@ class TimmBackbone(Backbone):
 
     def train(self, mode: bool = True) -> TimmBackbone:
         """As `nn.Module.train`, but norms of frozen parts keep their statistics."""
-        super().train(mode)
+        super().train(mode and not self._frozen)
         for norm in self._frozen_norms:
             norm.eval()
         return self
@@ -185,7 +191,8 @@ class TimmBackbone(Backbone):
                 self._frozen_norms.append(module)
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """Raise ValueError unless timm has a model of this plain name."""
     timm = import_timm("timm", "build_timm_backbone")
     base = name.split(".")[0]
     if not re.fullmatch(r"\w+(\.\w+)?", name):  # "hf-hub:…", "local-dir:…" open what they name
@@ -200,7 +207,7 @@ def _check_name(name: str) -> None:
     raise ValueError(f"MODEL.TIMM.NAME: timm has no model {name!r}; {hint}")
 
 
-def _check_arguments(arguments: Mapping[str, Any]) -> None:
+def check_arguments(arguments: Mapping[str, Any]) -> None:
     """A config may be a stranger's: it can shape the model, and open, fetch or run nothing."""
     timm = import_timm("timm", "build_timm_backbone")
     timms_own = {*_LOADING, *_FIXED}
@@ -256,16 +263,19 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
         drop_path_rate=None if keys.DROP_PATH_RATE < 0 else keys.DROP_PATH_RATE,
         gradient_checkpointing=keys.GRADIENT_CHECKPOINTING,
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
+        frozen=keys.FROZEN,
         in_channels=input_shape.channels,
         kwargs=dict(keys.KWARGS),
     )
-    # weights of a package are those that timm offers, in another file
-    if keys.PRETRAINED or cfg.MODEL.WEIGHTS.startswith("package://"):
-        _warn_of_other_pixels(cfg)
+    warn_of_other_pixels(cfg)
     return backbone
 
 
-def _warn_of_other_pixels(cfg: CfgNode) -> None:
+def warn_of_other_pixels(cfg: CfgNode) -> None:
+    """Say so if the weights that timm offers, where they are taken, saw other pixel values."""
+    # weights of a package are those that timm offers, in another file
+    if not cfg.MODEL.TIMM.PRETRAINED and not cfg.MODEL.WEIGHTS.startswith("package://"):
+        return
     timm = import_timm("timm", "build_timm_backbone")
     known = timm.get_pretrained_cfg(cfg.MODEL.TIMM.NAME)
     if known is None:
