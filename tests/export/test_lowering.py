@@ -88,3 +88,15 @@ def test_a_plain_vision_transformer_at_every_size(tmp_path):
         assert len(found) == 4
         for x, y in zip(found, expected.values()):
             torch.testing.assert_close(torch.from_numpy(x), y, rtol=0, atol=1e-4)
+
+
+def test_rotary_positions_of_dinov3_are_refused_at_every_size():
+    opts = ["MODEL.BACKBONE.NAME", "build_timm_vit_backbone", "MODEL.FPN.OUT_CHANNELS", "16",
+            "MODEL.TIMM.NAME", "vit_small_patch16_dinov3",
+            "MODEL.KNET.IN_FEATURES", "['p2', 'p3', 'p4', 'p5']"]  # fmt: skip
+    cfg = small_cfg("panoptic", *opts)
+    for key, value in {"depth": 1, "embed_dim": 16, "num_heads": 2}.items():
+        cfg.MODEL.TIMM.KWARGS[key] = value
+    graph = build_graph(small_predictor(cfg, "panoptic").model, channel_order="RGB", onnx=True)
+    with pytest.raises(ValueError, match="rotary positions of DINOv3 can be traced for one size"):
+        trace(graph, example_size=(61, 83), dynamic=["width"])

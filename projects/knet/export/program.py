@@ -85,6 +85,13 @@ def trace(
             f"dynamic sides are {', '.join(DYNAMIC)}, batch with --raw only (tables differ in "
             f"length from image to image); not {', '.join(dynamic)}"
         )
+    # timm makes their grid of plain numbers, which would bind the graph to one size without a word
+    rotary = any(type(m).__name__ == "RotaryEmbeddingDinoV3" for m in graph.modules())
+    if rotary and {"height", "width"} & set(dynamic):
+        raise ValueError(
+            "the rotary positions of DINOv3 can be traced for one size only: without dynamic "
+            "height and width, from an image of the size that is wanted"
+        )
     least = graph.size_divisibility + 1
     if min(example_size) < least:
         raise ValueError(
