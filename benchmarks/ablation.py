@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run_all(jobs: Sequence[Run], args: argparse.Namespace) -> int:
     """Run jobs and append their rows; returns how many failed."""
-    commit, start, failed = _commit(), time.monotonic(), 0
+    now, start, failed = commit(), time.monotonic(), 0
     # a fresh process each, whose memory nothing else has used
     with ProcessPoolExecutor(
         args.jobs, mp_context=get_context("spawn"), max_tasks_per_child=1
@@ -83,7 +83,7 @@ def run_all(jobs: Sequence[Run], args: argparse.Namespace) -> int:
                 failed += 1
                 print(f"{what}: failed: {future.exception()!r}", file=sys.stderr, flush=True)
                 continue
-            row = {**future.result(), "commit": commit}
+            row = {**future.result(), "commit": now}
             with args.table.open("a", encoding="utf-8") as table:
                 table.write(json.dumps(row) + "\n")
             left = (time.monotonic() - start) / done * (len(jobs) - done) / 60
@@ -106,7 +106,8 @@ def missing_jobs(args: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> li
     return [job for job in wanted if tuple(getattr(job, key) for key in keys) not in known]
 
 
-def _commit() -> str:
+def commit() -> str:
+    """What is measured, as git calls it."""
     shown = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
     )

@@ -96,6 +96,8 @@ _COARSE = _knet(MASK_LEVEL=1, MASK_UPSAMPLE=2)
 _NEW_MASKS = _knet(RESIDUAL_MASKS=False)
 _CLASS_SCORES = {"MODEL.KNET.TEST.MASK_SCORES": False}
 
+_CROP = {"INPUT.CROP.ENABLED": True, "INPUT.CROP.TYPE": "absolute", "INPUT.CROP.SIZE": (96, 96)}
+
 BASE = "today"
 VARIANTS = (
     Variant(BASE, "", "the recipe of configs/shapes or configs/lite"),
@@ -136,6 +138,25 @@ VARIANTS = (
     ),
     Variant("EMA", "Polyak; Mean Teacher", "averaged weights", {"SOLVER.EMA": 0.998}),
     Variant("six rounds", "Mask2Former", "six rounds, weights of their own", _knet(NUM_ROUNDS=6)),
+    Variant("three rounds twice", "Mask2Former", "three rounds, gone through twice",
+            _knet(ROUND_REPEATS=2)),
+    Variant("levels in turn", "Mask2Former", "rounds gather from the three coarsest levels in turn",
+            _knet(ROUND_LEVELS=["res5", "res4", "res3"])),
+    Variant("exclusive", "kMaX-DeepLab", "a pixel feeds the one kernel that claims it most",
+            _knet(GROUPING="exclusive")),
+    Variant("BiFPN", "EfficientDet", "a neck that fuses levels both ways",
+            _knet(NECK="build_bifpn_neck")),
+    Variant("quality in panoptic scores", "Panoptic SegFormer",
+            "kernels compete by class score times mean probability inside the mask",
+            {"MODEL.KNET.TEST.PANOPTIC_MASK_SCORES": 1.0}, data=(SCENES, PHOTOS),
+            trained_as=BASE),
+    Variant("the same, squared", "Panoptic SegFormer", "with the square of that probability",
+            {"MODEL.KNET.TEST.PANOPTIC_MASK_SCORES": 2.0}, data=(SCENES, PHOTOS),
+            trained_as=BASE),
+    Variant("scale jitter", "Simple Copy-Paste", "pictures at half to twice the crop's size",
+            {"INPUT.SCALE_JITTER": (0.5, 2.0)}, {SCENES: _CROP}),
+    Variant("copy-paste", "Simple Copy-Paste", "half of the pictures receive objects of others",
+            {"INPUT.COPY_PASTE": 0.5}),
 )  # fmt: skip
 
 

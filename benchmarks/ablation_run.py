@@ -77,6 +77,7 @@ def run(job: Run, variant: Variant, folder: Path) -> dict[str, Any]:
 def _run(cfg: CfgNode, job: Run, variant: Variant, folder: Path) -> dict[str, Any]:
     clock = _clock(cfg, job)
     weights = _weights(folder, job, variant.trained_as or variant.name)
+    torch.manual_seed(job.seed)  # of the first weights; the steps draw by cfg.SEED
     trainer = Trainer(cfg)
     row: dict[str, Any] = {}
     if variant.trained_as is None:
