@@ -257,19 +257,13 @@ def infer_mask2former(
     Args:
         sizes: more of `Mask2FormerConfig`.
     """
-    from transformers import (
-        Mask2FormerConfig,
-        Mask2FormerForUniversalSegmentation,
-        Mask2FormerImageProcessor,
-        ResNetConfig,
-    )
+    from mask2former import import_transformers, make_mask2former
 
     torch.manual_seed(0)
-    backbone = ResNetConfig(out_features=[f"stage{k}" for k in range(1, 5)])
-    config = Mask2FormerConfig(backbone_config=backbone, num_labels=classes, **sizes)
-    model: Any = Mask2FormerForUniversalSegmentation(config).eval().to(work.device)
+    model = make_mask2former(classes, **sizes).eval().to(work.device)
     images = torch.randint(256, (work.batch, 3, *work.size), dtype=torch.uint8)
-    processor, wanted = Mask2FormerImageProcessor(), [work.output_size] * work.batch
+    processor = import_transformers().Mask2FormerImageProcessor()
+    wanted = [work.output_size] * work.batch
 
     def forward() -> Any:
         return model(images.to(work.device, non_blocking=True).float().sub_(120).div_(58))
@@ -283,7 +277,7 @@ def infer_mask2former(
         head.bias.zero_()
         logits = forward().class_queries_logits.float()
         margin = (logits[..., :-1].amax(-1) - logits[..., -1]).flatten()
-        head.bias[-1] = margin.quantile(1 - 30 / config.num_queries)
+        head.bias[-1] = margin.quantile(1 - 30 / model.config.num_queries)
         row = three_times(work, repeats, forward, results, lambda: results(forward()))
         scores, labels = forward().class_queries_logits.float().softmax(-1).max(-1)
     row["confident queries"] = int(((labels < classes) & (scores > 0.5)).sum()) // work.batch
