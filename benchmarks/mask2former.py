@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ablation import ROOT, TABLE, _commit
+from ablation import ROOT, TABLE, commit
 from ablation_plan import NUCLEI, SCORES, Variant
 from ablation_run import Run, run
 from detectron2.config import CfgNode
@@ -240,7 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for seed in args.seeds:
         job = Run(NUCLEI, "mask2former", seed, args.minutes, args.threads)
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            row = {**pool.submit(train, job, choices, args.output).result(), "commit": _commit()}
+            row = {**pool.submit(train, job, choices, args.output).result(), "commit": commit()}
         with args.table.open("a", encoding="utf-8") as table:
             table.write(json.dumps(row) + "\n")
         print(f"seed {seed}: {row['scores'][SCORES[NUCLEI]]:.1f}, {row['steps']} steps", flush=True)
