@@ -85,7 +85,7 @@ class Ours:
     def losses(self) -> dict[str, Tensor]:
         """Of a batch, given the backbone's features."""
         targets = self.model.task.targets(self.inputs, self.frame.padded_size, self.model.device)
-        return self.model.criterion(*self.model.heads(self.trained), targets)
+        return self.model.criterion(*self.model.heads(self.trained, targets), targets)
 
     def step(self) -> None:
         """Losses, gradients, clipping and update."""

@@ -13,10 +13,11 @@ from torch import Tensor
 from workload import spread
 
 from knet.checkpoint.published_names import import_published, to_published_name
-from knet.modeling.criterion import KNetCriterion, LossWeights, SemanticCriterion
+from knet.modeling.criterion import KNetCriterion, LossWeights
 from knet.modeling.matcher import MaskMatcher
 from knet.modeling.postprocess import InferenceOptions, postprocess
 from knet.modeling.predictions import Frame, MaskPredictions, PixelPredictions
+from knet.modeling.semantic_criterion import SemanticCriterion
 from knet.modeling.targets import BatchTargets, build_targets
 
 from . import reference, reference_training

@@ -72,6 +72,12 @@ def _add_model_config(cfg: CN) -> None:
     # also for many small objects, not published: a round adds to the masks before it, at first
     # nothing
     knet.RESIDUAL_MASKS = False
+    # training only, not published: so many kernels begin at each object, in every round at its true
+    # mask with errors (MP-Former), NUM_KERNELS an image at most. 0: none
+    knet.MASK_PILOTS = 0
+    # training only, not published: further learned kernels, as many times NUM_KERNELS, but 300 at
+    # most, of which so many are matched with each object (H-DETR). 0: none
+    knet.ONE_TO_MANY = 0
     # where the first kernels come from: "learned" (instance and panoptic models), or in semantic
     # models the classifier of an "fcn", "psp", "aspp" (DeepLabV3) or "uper" head
     knet.KERNEL_HEAD = "learned"

@@ -106,6 +106,8 @@ _RULES: dict[str, Rule] = {
     "MODEL.KNET.THING_IDS": _list(_whole(0)),
     "MODEL.KNET.NUM_KERNELS": _whole(0, 2**16),
     "MODEL.KNET.TEST.NUM_KERNELS": _whole(0, 2**16),
+    "MODEL.KNET.MASK_PILOTS": _whole(0, 2**10),
+    "MODEL.KNET.ONE_TO_MANY": _whole(0, 2**10),
     "MODEL.KNET.MASK_LEVEL": _whole(0, 1),
     "MODEL.KNET.NUM_ROUNDS": _whole(1, 100),
     "MODEL.KNET.ROUND_REPEATS": _whole(1, 100),
@@ -298,6 +300,13 @@ def _model_relations(cfg: CfgNode) -> Iterator[tuple[str, str]]:
     if knet.KERNEL_PEAKS and (not learned or knet.KERNEL_PLACES):
         text = "it is for kernels of objects, and for those without KERNEL_PLACES: set it to False"
         yield "MODEL.KNET.KERNEL_PEAKS", text
+    for key in ("MASK_PILOTS", "ONE_TO_MANY"):
+        if knet[key] and not learned:
+            text = "it is for kernels of objects, which a semantic model has not: set it to 0"
+            yield f"MODEL.KNET.{key}", text
+    if knet.MASK_PILOTS and knet.GROUPING == "exclusive":
+        text = "pilots share pixels; GROUPING exclusive gives each to one kernel alone: set it to 0"
+        yield "MODEL.KNET.MASK_PILOTS", text
     if knet.TEST.NUM_KERNELS and not knet.KERNEL_PEAKS:
         text = (
             "without KERNEL_PEAKS kernels are learned, and their number is NUM_KERNELS: set it to 0"

@@ -169,6 +169,54 @@ def test_resuming_never_adapts(tiny_cfg, tmp_path):
         checkpointer.resume_or_load("", resume=True)
 
 
+TRAINING = "heads.training_kernels."
+PILOTS, MANY = f"{TRAINING}pilots.classes.weight", f"{TRAINING}many.kernels.weight"
+
+
+def test_kernels_of_training_are_adapted(tiny_cfg, tmp_path, caplog):
+    old = model_of(tiny_cfg, OLD, MASK_PILOTS=2, ONE_TO_MANY=2)
+    KNetCheckpointer(old, str(tmp_path), classes=OLD).save("old")
+    new = model_of(tiny_cfg, NEW, MASK_PILOTS=1, ONE_TO_MANY=3)
+    fresh, said = adapt(new, NEW, tmp_path / "old.pth", caplog)
+    before, after = old.state_dict(), new.state_dict()
+    for i, row in enumerate([2, None, 0, 1, None]):
+        assert torch.equal(
+            after[PILOTS][i], fresh[PILOTS][i] if row is None else before[PILOTS][row]
+        )
+    assert torch.equal(after[MANY][:24], before[MANY]) and after[MANY].shape[0] == 36
+    assert "classes of pilots" in said and "3 rows by class name, 2 new: star, ring" in said
+    assert "24 kept, 12 repeated with 1% noise" in said
+    with pytest.raises(ValueError, match=r"MODEL\.KNET\.FINETUNE adapt"):
+        adapt(new, NEW, tmp_path / "old.pth", caplog, finetune="strict")
+
+
+@pytest.mark.parametrize("finetune", ["adapt", "strict"])
+def test_kernels_of_training_come_and_go(tiny_cfg, tmp_path, caplog, finetune):
+    keys = {"MASK_PILOTS": 2, "ONE_TO_MANY": 2}
+    plain, helped = model_of(tiny_cfg, OLD), model_of(tiny_cfg, OLD, **keys)
+    for name, model in (("plain", plain), ("helped", helped)):
+        KNetCheckpointer(model, str(tmp_path), classes=OLD).save(name)
+    new = model_of(tiny_cfg, OLD, **keys)
+    fresh, said = adapt(new, OLD, tmp_path / "plain.pth", caplog, finetune)
+    for name, value in new.state_dict().items():
+        theirs = fresh if name in (PILOTS, MANY) else plain.state_dict()
+        assert torch.equal(value, theirs[name]), name
+    assert "freshly initialised: 2 (heads.training_kernels)" in said
+    new = model_of(tiny_cfg, OLD)
+    _, said = adapt(new, OLD, tmp_path / "helped.pth", caplog, finetune)
+    assert all(torch.equal(v, helped.state_dict()[k]) for k, v in new.state_dict().items())
+    assert "2 that the model lacks (heads.training_kernels)" in said
+    # what is evaluated or resumed has to fit entirely
+    for key in keys:
+        other = model_of(tiny_cfg, OLD, **{key: 2})
+        with pytest.raises(
+            ValueError, match=f"differs is MODEL.KNET.({'|'.join(set(keys) - {key})})"
+        ):
+            KNetCheckpointer(other, strict=True).load(str(tmp_path / "helped.pth"))
+        with pytest.raises(ValueError, match=f"differs is MODEL.KNET.{key}"):
+            KNetCheckpointer(other, strict=True).load(str(tmp_path / "plain.pth"))
+
+
 def test_names_come_from_the_config(tiny_cfg, semantic_cfg, tmp_path):
     names = ClassNames.from_config(tiny_cfg)
     metadata = MetadataCatalog.get("tiny_train")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from detectron2.modeling import build_model
 from torch import nn
 from torch.export import Dim
 
@@ -100,3 +101,21 @@ def test_rotary_positions_of_dinov3_are_refused_at_every_size():
     graph = build_graph(small_predictor(cfg, "panoptic").model, channel_order="RGB", onnx=True)
     with pytest.raises(ValueError, match="rotary positions of DINOv3 can be traced for one size"):
         trace(graph, example_size=(61, 83), dynamic=["width"])
+
+
+def test_kernels_of_training_are_not_exported(tiny_cfg):
+    keys = ["MODEL.KNET.MASK_PILOTS", 2, "MODEL.KNET.ONE_TO_MANY", 2]
+    plain = build_model(tiny_cfg)
+    tiny_cfg.merge_from_list(keys)
+    helped = build_model(tiny_cfg)
+    names = [
+        [name for name, _ in exportable_copy(model.heads, "heads", onnx=True).named_parameters()]
+        for model in (plain, helped)
+    ]
+    assert names[0] == names[1]
+    assert any("training_kernels" in name for name, _ in helped.heads.named_parameters())
+    features = list(helped.backbone(torch.rand(1, 3, 96, 96)).values())
+    copied = exportable_copy(helped.heads, "heads", onnx=True)
+    with torch.no_grad():
+        expected, found = (heads(features)[1][-1] for heads in (helped.heads.eval(), copied))
+    assert all(map(torch.equal, expected, found))

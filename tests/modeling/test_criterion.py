@@ -7,14 +7,13 @@ from functools import partial
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from knet.accel.streamed_losses import StreamedPixels
-from knet.modeling.criterion import KNetCriterion, LossWeights, SemanticCriterion, _paint
-from knet.modeling.kernels import InitialKernels, RoundOutput
-from knet.modeling.losses import AllPixels, SampledPoints
+from knet.modeling.criterion import KNetCriterion, LossWeights, _paint
+from knet.modeling.kernels import InitialKernels, KernelGroup, RoundOutput
+from knet.modeling.losses import AllPixels, SampledPoints, class_focal_sum
 from knet.modeling.matcher import MaskMatcher
-from knet.modeling.targets import BatchTargets, ImageTargets
+from knet.modeling.targets import BatchTargets, ImageTargets, Rows
 
 ROUNDS = 3
 
@@ -75,10 +74,10 @@ def test_a_random_subset_trains_where_objects_exceed_kernels():
     criterion = _criterion(2, 1)
     initial, rounds = _predictions(2, 3, 2, 1, (8, 8))
     targets = _batch(_targets(10, 2, 1, (16, 16)), _targets(2, 2, 1, (16, 16)))
-    masks = [initial.masks[:, :3], *(r.masks for r in rounds)]
+    own = KernelGroup("", initial.masks[:, :3], rounds)
     seen = set()
     for _ in range(12):
-        matches = criterion.match(masks, rounds, targets)
+        matches = criterion.match([own], targets)[0]
         assert len(matches) == ROUNDS
         # one subset a step: all rounds train the same objects
         chosen = {tuple(sorted(of_round[0].objects.tolist())) for of_round in matches}
@@ -92,8 +91,8 @@ def test_pixels_of_surplus_objects_keep_their_class():
     criterion = _criterion(2, 1)
     initial, rounds = _predictions(1, 3, 2, 1, (8, 8))
     targets = _batch(_targets(10, 2, 1, (16, 16)))
-    masks = [initial.masks[:, :3], *(r.masks for r in rounds)]
-    matches = criterion.match(masks, rounds, targets)
+    own = KernelGroup("", initial.masks[:, :3], rounds)
+    matches = criterion.match([own], targets)[0]
     labels = criterion.seg_labels(matches[0], targets)[0]
     for row in range(10):
         assert labels[row, row % 7 :].tolist() == [row % 2] * (16 - row % 7)
@@ -118,6 +117,116 @@ def test_every_loss_is_there_and_reaches_every_prediction(kernels, things, stuff
     sum(losses.values()).backward()
     for leaf in [initial.masks, initial.seg_logits, *(t for r in rounds for t in r[:2])]:
         assert leaf.grad is not None and leaf.grad.isfinite().all()
+
+
+def _group(name, batch, kernels, things, stuff, size, repeats=1, rows=None):
+    initial, rounds = _predictions(batch, kernels, things, stuff, size)
+    return KernelGroup(name, None if rows else initial.masks, rounds, repeats, rows)
+
+
+def test_each_object_is_matched_several_times():
+    criterion = _criterion(2, 1)
+    initial, rounds = _predictions(3, 4, 2, 1, (8, 8))
+    own = KernelGroup("", initial.masks[:, :4], rounds)
+    many = _group("many", 3, 10, 2, 1, (8, 8), repeats=3)
+    targets = _batch(*(_targets(n, 2, 1, (16, 16)) for n in (2, 4, 0)))
+    alone = criterion.match([own], targets)
+    (found, others) = criterion.match([own, many], targets)
+    for of_round, same, of_many in zip(found, alone[0], others):
+        for match, expected in zip(of_round, same):
+            assert match.objects.tolist() == expected.objects.tolist()
+            assert match.kernels.tolist() == expected.kernels.tolist()
+        # three kernels for each of 2 objects; for 4 objects 10 kernels are two for each
+        assert [sorted(m.objects.tolist()) for m in of_many] == [
+            [0, 0, 0, 1, 1, 1], [0, 0, 1, 1, 2, 2, 3, 3], []
+        ]  # fmt: skip
+        assert all(len(set(m.kernels)) == len(m.kernels) for m in of_many)
+    # the cheapest of all choices: every kernel of an object is better than an idle one
+    cost = criterion.matcher.mask_cost(
+        criterion.places.overlaps(many.masks[:1], targets.masks[None, :2])
+    )[0]
+    of_first = others[0][0]
+    chosen = cost[of_first.kernels, of_first.objects]
+    idle = [k for k in range(10) if k not in of_first.kernels]
+    for k, value in zip(of_first.objects, chosen):
+        assert (cost[idle, k] >= value).all()
+
+
+def test_surplus_objects_are_the_same_for_all_kernels():
+    criterion = _criterion(2, 0)
+    initial, rounds = _predictions(1, 3, 2, 0, (8, 8))
+    many = _group("many", 1, 7, 2, 0, (8, 8), repeats=2)
+    targets = _batch(_targets(10, 2, 0, (16, 16)))
+    own, others = criterion.match([KernelGroup("", initial.masks, rounds), many], targets)
+    for of_round in others:
+        assert sorted(of_round[0].objects) == sorted(2 * own[0][0].objects.tolist())
+
+
+@pytest.mark.parametrize("places", [AllPixels, StreamedPixels])
+def test_kernels_of_training_in_a_batch_and_one_by_one(places, monkeypatch):
+    """With sums in place of means the losses of a batch are those of its images together."""
+    calls = []
+
+    def ones(counts):
+        calls.append(counts)
+        return torch.ones_like(counts)
+
+    monkeypatch.setattr("knet.modeling.criterion.world_mean_divisors", ones)
+    criterion = _criterion(2, 1)
+    criterion.places = places()
+    initial, rounds = _predictions(3, 4, 2, 1, (8, 8))
+    many = _group("many", 3, 6, 2, 1, (8, 8), repeats=2)
+    # two pilots of the first image, of its objects 1 and 0; none of the second; one of the third
+    table = torch.tensor([[0, 0, 2], [0, 1, 0], [1, 0, 4], [1, 0, 0]])
+    pilots = _group("pilot", 3, 2, 2, 1, (8, 8), rows=Rows(*table))
+    images = [_targets(n, 2, 1, (16, 16)) for n in (2, 0, 1)]
+
+    def of(b, part):
+        rounds = [RoundOutput(*(t[b] for t in r[:2]), r[2]) for r in part.rounds]
+        rows = part.rows
+        if rows is not None:
+            here = rows.image == b.start
+            first = [0, 3, 4][b.start]
+            rows = Rows(0 * rows.image[here], rows.kernel[here], rows.target[here] - first,
+                        rows.label[here])  # fmt: skip
+        masks = None if part.masks is None else part.masks[b]
+        return part._replace(masks=masks, rounds=rounds, rows=rows)
+
+    own = KernelGroup("", initial.masks, rounds)
+    whole = criterion(initial._replace(groups=[many, pilots]), rounds, _batch(*images))
+    assert len(calls) == 1  # one exchange between processes
+    parts = []
+    for b, image in enumerate(images):
+        b = slice(b, b + 1)
+        start = initial._replace(
+            masks=initial.masks[b], seg_logits=initial.seg_logits[b],
+            groups=[of(b, many), of(b, pilots)],
+        )  # fmt: skip
+        parts.append(criterion(start, of(b, own).rounds, _batch(image)))
+    assert {"loss_many_init_dice", "loss_pilot_round3_cls"} < set(whole)
+    for name, value in whole.items():
+        torch.testing.assert_close(value, sum(p[name] for p in parts), rtol=1e-4, atol=1e-4)
+    counts = calls[0].tolist()
+    # places, objects, stages of own kernels (with stuff in rounds), of many, of pilots, pixels
+    assert counts[:2] == [3 * 256, 3] and counts[2:6] == [3, 6, 6, 6]
+    assert counts[6:10] == [6] * 4 and counts[10:13] == [3] * 3 and len(counts) == 14
+
+
+def test_kernels_that_fill_up_are_not_trained():
+    criterion = _criterion(2, 1)
+    initial, rounds = _predictions(1, 4, 2, 1, (8, 8))
+    pilots = _group("pilot", 1, 3, 2, 1, (8, 8), rows=Rows(*torch.tensor([[0], [1], [0], [1]])))
+    targets = _batch(_targets(1, 2, 1, (16, 16)))
+    losses = criterion(initial._replace(groups=[pilots]), rounds, targets)
+    sum(v for k, v in losses.items() if "pilot" in k).backward()
+    for output in pilots.rounds:
+        for tensor in (output.masks, output.class_logits):
+            assert tensor.grad[0, 1].any()
+            assert not tensor.grad[0, [0, 2]].any()
+        assert not output.class_logits.grad[..., 2].any()  # a thing is not asked about stuff
+    logits = pilots.rounds[0].class_logits[0, 1]
+    expected = class_focal_sum(logits[:2], torch.tensor(1), torch.ones(2))
+    torch.testing.assert_close(losses["loss_pilot_round1_cls"], 2 * expected)
 
 
 _MEMORY = """
@@ -146,65 +255,3 @@ def test_375_objects_cost_little_memory():
     result = json.loads(done.stdout.splitlines()[-1])
     # autograd over whole enlarged masks would keep some twelve maps of this size for each stage
     assert result["grown"] < 6 * result["dense"], result
-
-
-def outputs(size=(2, 3, 4, 6), rounds=2, auxiliary=True):
-    """Initial kernels and rounds with random logits that ask for gradients."""
-
-    def logits():
-        return torch.randn(size, requires_grad=True)
-
-    masks = logits()
-    initial = InitialKernels(None, None, masks, masks, logits() if auxiliary else None)
-    return initial, [RoundOutput(None, logits(), None) for _ in range(rounds)]
-
-
-def test_ignored_pixels_count_in_the_divisor():
-    initial, rounds = outputs(auxiliary=False)
-    labels = torch.randint(0, 3, (2, 4, 6))
-    labels[0, :2] = 255
-    losses = SemanticCriterion(weight=2.0)(initial, rounds, labels)
-    log_p = initial.masks.log_softmax(1)
-    total = sum(
-        -log_p[b, labels[b, y, x], y, x]
-        for b in range(2) for y in range(4) for x in range(6) if labels[b, y, x] != 255
-    )  # fmt: skip
-    torch.testing.assert_close(losses["loss_init_seg"], 2 * total / (2 * 4 * 6))
-
-
-def test_names_weights_and_enlargement():
-    initial, rounds = outputs()
-    labels = torch.randint(0, 3, (2, 8, 12))
-    losses = SemanticCriterion(weight=0.5, auxiliary_weight=0.3)(initial, rounds, labels)
-    logits = {
-        "loss_init_seg": (0.5, initial.masks),
-        "loss_round1_seg": (0.5, rounds[0].masks),
-        "loss_round2_seg": (0.5, rounds[1].masks),
-        "loss_auxiliary_seg": (0.3, initial.auxiliary),
-    }
-    assert set(losses) == set(logits)
-    for name, (weight, small) in logits.items():
-        large = F.interpolate(small, size=(8, 12), mode="bilinear")
-        torch.testing.assert_close(losses[name], weight * F.cross_entropy(large, labels))
-    assert "loss_auxiliary_seg" not in SemanticCriterion()(*outputs(auxiliary=False), labels)
-
-
-def test_nothing_but_ignored_pixels():
-    initial, rounds = outputs()
-    labels = torch.full((2, 4, 6), 255)
-    losses = SemanticCriterion()(initial, rounds, labels)
-    assert all(v.item() == 0 for v in losses.values())
-    sum(losses.values()).backward()
-    for logits in (initial.masks, initial.auxiliary, *(r.masks for r in rounds)):
-        assert logits.grad is not None and not logits.grad.any()
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_logits_are_taken_in_float32(dtype):
-    logits = (500 * torch.randn(1, 3, 4, 6)).to(dtype)
-    initial = InitialKernels(None, None, logits, logits, None)
-    labels = torch.randint(0, 3, (1, 4, 6))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = SemanticCriterion()(initial, [], labels)["loss_init_seg"]
-    assert loss.dtype == torch.float32
-    torch.testing.assert_close(loss, F.cross_entropy(logits.float(), labels))

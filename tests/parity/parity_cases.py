@@ -18,7 +18,13 @@ from parity_report import (
 )
 
 from knet.modeling.criterion import KNetCriterion, LossWeights
-from knet.modeling.kernels import KernelHead, KernelRounds, KNetHeads, UpdateRound
+from knet.modeling.kernels import (
+    KernelGroup,
+    KernelHead,
+    KernelRounds,
+    KNetHeads,
+    UpdateRound,
+)
 from knet.modeling.matcher import MaskMatcher
 from knet.modeling.neck import SemanticFPNNeck
 from knet.modeling.postprocess import InferenceOptions, postprocess
@@ -130,7 +136,8 @@ def _check_training(meta, heads, features, inputs, golden, report):
 def _check_matching(criterion, initial, rounds, targets, num_things, golden, report):
     masks = [initial.masks[:, :num_things], *(r.masks for r in rounds)]
     batch = BatchTargets.collate(targets, _CPU)
-    matches = criterion.match(masks, rounds, batch)
+    own = KernelGroup("", masks[0], rounds)
+    (matches,) = criterion.match([own], batch)
     # the initial masks and the first round share one assignment
     for stage, s in [("init", 0), *((f"s{s}", s) for s in range(len(rounds)))]:
         for b, target in enumerate(targets):
@@ -154,7 +161,8 @@ def _check_matching(criterion, initial, rounds, targets, num_things, golden, rep
 def _check_targets(criterion, matches, targets, num_things, golden, report):
     """Mask, class and pixel targets that follow from the matches."""
     stages = ["init", *(f"s{s}" for s in range(len(matches)))]
-    for stage, row in zip(stages, criterion.rows(matches, targets, num_things)):
+    (rows,) = criterion.rows([matches], targets, num_things)
+    for stage, row in zip(stages, rows):
         masks, labels = golden[f"{stage}.mask_targets"], golden[f"{stage}.labels"]
         our_masks = torch.zeros_like(masks)
         our_labels = torch.full_like(labels, criterion.num_classes)

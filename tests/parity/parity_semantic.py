@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from parity_report import Report, gradient_norms, load_weights, read_case
 from torch import nn
 
-from knet.modeling.criterion import SemanticCriterion
 from knet.modeling.grouping import soft_groups
 from knet.modeling.kernels import KernelRounds, UpdateRound
 from knet.modeling.predictions import Frame, PixelPredictions
 from knet.modeling.semantic import PIXEL_DECODERS, FCNDecoder, PixelClassifier, SemanticHeads
+from knet.modeling.semantic_criterion import SemanticCriterion
 
 _ROUNDS = 3
 # gradients below this share of the largest are rounding noise: softmax cancels some biases

@@ -21,10 +21,13 @@ from knet.checkpoint.class_names import ClassNames, match_classes
 
 JITTER = 0.01
 
-_KERNELS = "learned kernels"
+_KERNELS = ("learned kernels", "learned kernels of training")
+_PILOTS = "classes of pilots"
 # weights with a row a kernel or class
 _PARTS = {
-    r"heads\.kernel_head\.init_kernels\.weight": _KERNELS,
+    r"heads\.kernel_head\.init_kernels\.weight": _KERNELS[0],
+    r"heads\.training_kernels\.many\.kernels\.weight": _KERNELS[1],
+    r"heads\.training_kernels\.pilots\.classes\.weight": _PILOTS,
     r"heads\.rounds\.\d+\.class_predictor\.(weight|bias)": "class predictors",
     r"heads\.kernel_head\.seg_predictor\.(weight|bias)": "semantic branch",
     r"heads\.kernel_head\.classifier\.(weight|bias)": "classifier, the kernels",
@@ -65,14 +68,15 @@ def adapt_weights(
         if value.dim() != target.dim() or value.shape[1:] != target.shape[1:]:
             continue  # refused by the checkpointer
         old, new = len(value), len(target)
-        if part == _KERNELS:
+        if part in _KERNELS:
             if old == new:
                 continue
             adapted[name] = _fit_kernels(value, new)
             more = f"{old} kept, {new - old} repeated with {JITTER:.0%} noise"
             done = f"the first {new} kept" if new < old else more
         else:
-            rows, reason = _match(old, new, theirs, ours)
+            sides = (_things(theirs), _things(ours)) if part == _PILOTS else (theirs, ours)
+            rows, reason = _match(old, new, *sides)
             if rows == list(range(old)):
                 continue
             adapted[name] = target.detach().to(value.device, value.dtype, copy=True)
@@ -80,8 +84,8 @@ def adapt_weights(
                 if row is not None:
                     adapted[name][i] = value[row]
             fresh = [i for i, row in enumerate(rows) if row is None]
-            if fresh and not reason and ours is not None:
-                reason = ", ".join(ours.names[i] for i in fresh[:4])
+            if fresh and not reason and sides[1] is not None:
+                reason = ", ".join(sides[1].names[i] for i in fresh[:4])
                 reason += " …" if len(fresh) > 4 else ""
             done = f"{new - len(fresh)} rows by class name, {len(fresh)} new"
             done += f": {reason}" if reason else ""
@@ -107,6 +111,13 @@ def _fit_kernels(kernels: Tensor, count: int) -> Tensor:
     noise = torch.randn(fitted.shape, generator=generator).to(fitted)
     noise[: len(kernels)] = 0
     return fitted + JITTER * kernels.std() * noise
+
+
+def _things(names: ClassNames | None) -> ClassNames | None:
+    """Those of things alone; None if they are not known."""
+    if names is None or names.num_things is None:
+        return None
+    return ClassNames(names.names[: names.num_things], names.num_things)
 
 
 def _match(

@@ -16,6 +16,8 @@ _BACKBONE = "MODEL.BACKBONE.NAME or its size (MODEL.RESNETS.DEPTH, MODEL.SWIN, M
 # patterns of names and the keys that decide on shapes; the first that fits a name counts
 _SHAPES = [
     (r"heads\.kernel_head\.init_kernels\.", "MODEL.KNET.NUM_KERNELS"),
+    (r"heads\.training_kernels\.many\.", "MODEL.KNET.ONE_TO_MANY or MODEL.KNET.NUM_KERNELS"),
+    (r"heads\.training_kernels\.pilots\.", "the classes of DATASETS"),
     (
         r"heads\..*(class_predictor|seg_predictor|kernel_head\.classifier|auxiliary\.classifier)\.",
         "the classes of DATASETS",
@@ -33,6 +35,8 @@ _SHAPES = [
 _PRESENCE = [
     (r"heads\.rounds\.\d+\.level_transform\.", "MODEL.KNET.ROUND_LEVELS"),
     (r"heads\.rounds\.", "MODEL.KNET.NUM_ROUNDS"),
+    (r"heads\.training_kernels\.many\.", "MODEL.KNET.ONE_TO_MANY"),
+    (r"heads\.training_kernels\.pilots\.", "MODEL.KNET.MASK_PILOTS"),
     (r"heads\.auxiliary\.", "MODEL.KNET.LOSS.AUX_WEIGHT"),
     (r"heads\.kernel_head\.", "MODEL.KNET.KERNEL_HEAD"),
     (r"heads\.neck\.", "MODEL.KNET.NECK"),

@@ -155,6 +155,8 @@ def import_published(
 def export_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The inverse of `import_published`, with OpenMMLab's own names for a Swin backbone.
 
+    Kernels that only training has are left out.
+
     Raises:
         KeyError: a parameter has no published counterpart.
     """
@@ -162,6 +164,8 @@ def export_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     semantic = "heads.kernel_head.classifier.weight" in state
     renamed, unknown = {}, []
     for name, value in state.items():
+        if name.startswith("heads.training_kernels."):
+            continue
         published = to_published_name(name, semantic=semantic)
         if published is None:
             unknown.append(name)

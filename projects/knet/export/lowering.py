@@ -46,8 +46,9 @@ def exportable_copy(part: nn.Module, name: str, *, onnx: bool) -> nn.Module:
         for child_name, child in module.named_children():
             if isinstance(child, nn.AdaptiveAvgPool2d):
                 setattr(module, child_name, RegionAverage(cast(Any, child.output_size)))
-    if getattr(part, "auxiliary", None) is not None:
-        setattr(part, "auxiliary", None)  # noqa: B010  (for training only)
+    for child_name in ("auxiliary", "training_kernels"):
+        if getattr(part, child_name, None) is not None:
+            setattr(part, child_name, None)  # for training only
     return part
 
 

@@ -17,7 +17,7 @@ from knet.config_file import inference_kernels
 from knet.errors import nearest
 from knet.modeling.backbones import init_fpn
 from knet.modeling.bifpn import BiFPNNeck
-from knet.modeling.criterion import KNetCriterion, LossWeights, SemanticCriterion
+from knet.modeling.criterion import KNetCriterion, LossWeights
 from knet.modeling.grouping import exclusive_groups, hard_groups, soft_groups
 from knet.modeling.images import SlidingWindow
 from knet.modeling.kernels import KernelHead, KernelRounds, KNetHeads, UpdateRound
@@ -30,7 +30,9 @@ from knet.modeling.peaks import PeakKernels
 from knet.modeling.positions import PlaceEncoding
 from knet.modeling.postprocess import InferenceOptions, Streaming
 from knet.modeling.semantic import PIXEL_DECODERS, FCNDecoder, PixelClassifier, SemanticHeads
+from knet.modeling.semantic_criterion import SemanticCriterion
 from knet.modeling.task import MaskTask, SemanticTask
+from knet.modeling.training_kernels import ManyKernels, MaskPilots
 
 KNET_NECK_REGISTRY = Registry("KNET_NECK")
 KNET_NECK_REGISTRY.__doc__ = """
@@ -186,6 +188,7 @@ def _mask_parts(
             class_prior=knet.CLASS_PRIOR,
             grouping={"hard": hard_groups, "exclusive": exclusive_groups}[knet.GROUPING],
         ),
+        training_kernels=_training_kernels(cfg, things),
     )
     criterion = KNetCriterion(
         num_thing_classes=things,
@@ -248,6 +251,32 @@ def _peaks(cfg: CfgNode) -> PeakKernels:
         num_test_kernels=inference_kernels(cfg)[1],
         norm=group_norm(knet.NORM_GROUPS),
     )
+
+
+def _training_kernels(cfg: CfgNode, things: int) -> dict[str, nn.Module]:
+    knet = cfg.MODEL.KNET
+    for key in ("MASK_PILOTS", "ONE_TO_MANY"):
+        if knet[key] and not things:
+            raise ValueError(
+                f"MODEL.KNET.{key} is {knet[key]}, but it is for kernels of objects, and there are "
+                "no thing classes: set it to 0"
+            )
+    parts: dict[str, nn.Module] = {}
+    if knet.MASK_PILOTS:
+        parts["pilots"] = MaskPilots(
+            num_thing_classes=things,
+            hidden_dim=knet.HIDDEN_DIM,
+            copies=knet.MASK_PILOTS,
+            most=knet.NUM_KERNELS,
+        )
+    if knet.ONE_TO_MANY:
+        parts["many"] = ManyKernels(
+            hidden_dim=knet.HIDDEN_DIM,
+            num_kernels=knet.NUM_KERNELS,
+            repeats=knet.ONE_TO_MANY,
+            places=PlaceEncoding(knet.HIDDEN_DIM) if knet.KERNEL_PLACES else None,
+        )
+    return parts
 
 
 def _semantic_parts(

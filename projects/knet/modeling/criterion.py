@@ -1,4 +1,4 @@
-"""All losses of a batch: matching, targets and formulas come together here (K-Net §3.5)."""
+"""All losses of instance and panoptic models: matching, targets and formulas (K-Net §3.5)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from knet.modeling.kernels import InitialKernels, RoundOutput
+from knet.modeling.kernels import InitialKernels, KernelGroup, RoundOutput
 from knet.modeling.layers import at_least_float32, to_device
 from knet.modeling.losses import AllPixels, Places, class_focal_sum, world_mean_divisors
 from knet.modeling.matcher import MaskMatcher, Matches
 from knet.modeling.peaks import centre_focal_sum, centre_targets
-from knet.modeling.targets import IGNORE_LABEL, BatchTargets
+from knet.modeling.targets import BatchTargets, Rows
 
 
 @dataclass(frozen=True)
@@ -30,20 +30,22 @@ class LossWeights:
     peak: float = 1.0
 
 
-class Rows(NamedTuple):
-    """The masks of one round that have a target, image by image: matched things, present stuff.
+class Stage(NamedTuple):
+    """Kernels before or after a round, which losses compare with their targets.
 
     Attributes:
-        image: (M,) int64 in [0, B).
-        kernel: (M,) int64 in [0, N + S).
-        target: (M,) int64 index into `BatchTargets.masks`.
-        label: (M,) int64 in [0, T + S).
+        name: in the names of the losses.
+        group: which the kernels are of.
+        masks: (B, N, h, w) logits.
+        class_logits: (B, N, K); None before the first round.
+        rows: the kernels that have a target.
     """
 
-    image: Tensor
-    kernel: Tensor
-    target: Tensor
-    label: Tensor
+    name: str
+    group: KernelGroup
+    masks: Tensor
+    class_logits: Tensor | None
+    rows: Rows
 
 
 class KNetCriterion:
@@ -86,8 +88,9 @@ class KNetCriterion:
 
         Returns:
             `loss_init_{mask,dice,seg}`, `loss_round{s}_{cls,mask,dice}` and, with a rank weight,
-            `..._rank`, for s = 1..S; with a heat map `loss_init_peak`; the same names whatever the
-            ground truth.
+            `..._rank`, for s = 1..S; with a heat map `loss_init_peak`; of a group of kernels that
+            only training has `loss_{name}_round{s}_{cls,mask,dice}` and, if it is matched,
+            `loss_{name}_init_{mask,dice}`; the same names whatever the ground truth.
         """
         with torch.autocast(initial.masks.device.type, enabled=False):
             return self._losses(initial, rounds, targets)
@@ -97,36 +100,40 @@ class KNetCriterion:
     ) -> dict[str, Tensor]:
         num_things = initial.masks.shape[1] - self.num_stuff_classes
         # the initial losses see the learned kernels only; stuff is the semantic loss's there
-        masks = [initial.masks[:, :num_things], *(r.masks for r in rounds)]
-        matches = self.match(masks, rounds, targets)
+        own = KernelGroup("", initial.masks[:, :num_things], rounds)
+        groups = [own, *(group for group in initial.groups if group.rows is None)]
+        matches = self.match(groups, targets)
         rows = self.rows(matches, targets, num_things)
-        seg_labels = self.seg_labels(matches[0], targets)
+        stages = [stage for pair in zip(groups, rows) for stage in _stages(*pair)]
+        for group in initial.groups:
+            if group.rows is not None:
+                stages += _stages(group, [group.rows] * len(group.rounds))
+        seg_labels = self.seg_labels(matches[0][0], targets)
         size = seg_labels.shape[-2:]
         places = len(seg_labels) * self.places.count(size)
         objects = sum(map(len, targets.things))
-        counts = [places, *(len(row.kernel) for row in rows), objects]
+        counts = [places, objects, *(len(stage.rows.kernel) for stage in stages)]
         divisors = self._divisors(counts, seg_labels)
 
         losses: dict[str, Tensor] = {}
-        for s, (logits, row) in enumerate(zip(masks, rows)):
-            name = f"round{s}" if s else "init"
-            mask_count = divisors[1 + s]
+        for stage, mask_count in zip(stages, divisors[2:-1]):
+            name, logits, row = stage.name, stage.masks, stage.rows
             matched = logits[row.image, row.kernel]
             cross_entropy, dice = self.places.mask_sums(matched, targets.masks, row.target)
             pixels = mask_count * self.places.count(size)
             losses[f"loss_{name}_mask"] = self.weights.mask * cross_entropy / pixels
             losses[f"loss_{name}_dice"] = self.weights.dice * dice / mask_count
-            if self.weights.rank:
+            if self.weights.rank and stage.group is own:
                 owners = self._owners(row, targets.masks, len(logits))
                 rank = self.places.owner_sum(logits, owners) / divisors[0]
                 losses[f"loss_{name}_rank"] = self.weights.rank * rank
-            if s:
-                loss = self._class_sum(_class_logits(rounds[s - 1]), row, num_things)
+            if stage.class_logits is not None:
+                loss = self._class_sum(stage.class_logits, stage)
                 losses[f"loss_{name}_cls"] = self.weights.classes * loss / mask_count
         seg = self.places.class_sum(initial.seg_logits, seg_labels) / divisors[-1]
         losses["loss_init_seg"] = self.weights.seg * seg
         if initial.heat is not None:
-            peak = self._centre_sum(initial.heat[:, 0], targets) / divisors[-2]
+            peak = self._centre_sum(initial.heat[:, 0], targets) / divisors[1]
             losses["loss_init_peak"] = self.weights.peak * peak
         return losses
 
@@ -139,72 +146,99 @@ class KNetCriterion:
 
     @torch.no_grad()
     def match(
-        self, masks: Sequence[Tensor], rounds: Sequence[RoundOutput], targets: BatchTargets
-    ) -> list[list[Matches]]:
-        """Matches of every round, one an image: S matchings, whose costs cross in one copy.
+        self, groups: Sequence[KernelGroup], targets: BatchTargets
+    ) -> list[list[list[Matches]]]:
+        """Matches of every group and round, one an image: all costs cross in one copy.
 
         Args:
-            masks: (B, N or more, h, w) of the N initial kernels and of every round.
-            rounds: outputs of the S rounds.
+            groups: the model's own kernels, then others.
             targets: of the batch.
         """
-        num_rounds, num_things = len(rounds), masks[0].shape[1]
+        masks = [_before_rounds(group) for group in groups]
+        numbers, num_rounds = [m[0].shape[1] for m in masks], len(groups[0].rounds)
         counts = [len(things) for things in targets.things]
-        subsets = [self.matcher.subset(count, num_things) for count in counts]
-        if not num_things or not max(counts):
-            return [[Matches.none() for _ in counts] for _ in rounds]
+        subsets = [self.matcher.subset(count, numbers[0]) for count in counts]
+        if not numbers[0] or not max(counts):
+            return [[[Matches.none() for _ in counts] for _ in range(num_rounds)] for _ in groups]
         objects, labels = targets.padded_things()
-        before = torch.stack([m[:, :num_things] for m in masks[:num_rounds]], dim=1)
-        cost = self.matcher.mask_cost(self.places.overlaps(before.flatten(1, 2), objects))
-        cost = cost.unflatten(1, (num_rounds, num_things))
+        before = torch.cat([m[s] for s in range(num_rounds) for m in masks], dim=1)
+        cost = self.matcher.mask_cost(self.places.overlaps(before, objects))
+        cost = cost.unflatten(1, (num_rounds, sum(numbers)))
         if num_rounds > 1:  # the initial masks have no class yet
-            logits = torch.stack([_class_logits(r)[:, :num_things] for r in rounds[:-1]], dim=1)
-            logits = logits[..., : self.num_thing_classes].flatten(1, 2)
+            logits = torch.cat(
+                [
+                    _class_logits(group.rounds[s])[:, :number, : self.num_thing_classes]
+                    for s in range(num_rounds - 1)
+                    for group, number in zip(groups, numbers)
+                ],
+                dim=1,
+            )
             classes = self.matcher.class_cost(logits, labels)
-            cost[:, 1:] += classes.unflatten(1, (num_rounds - 1, num_things))
-        costs = cost.cpu().numpy()  # the only wait for a GPU
+            cost[:, 1:] += classes.unflatten(1, (num_rounds - 1, sum(numbers)))
+        costs = np.split(cost.cpu().numpy(), np.cumsum(numbers)[:-1], axis=2)  # the only wait
+        # all groups train the same objects, each of them as often as the next
+        chosen = [np.arange(count) if s is None else s for count, s in zip(counts, subsets)]
+        columns = [
+            [np.tile(o, min(group.repeats, max(1, number // max(1, len(o))))) for o in chosen]
+            for group, number in zip(groups, numbers)
+        ]
         blocks = [
-            costs[b, s][:, slice(count) if subset is None else subset]
+            cost[b, s][:, of_image]
+            for cost, of_group in zip(costs, columns)
             for s in range(num_rounds)
-            for b, (count, subset) in enumerate(zip(counts, subsets))
+            for b, of_image in enumerate(of_group)
         ]
         solved = iter(self.matcher.match(blocks))
         return [
             [
-                match if subset is None else match._replace(objects=subset[match.objects])
-                for subset, match in zip(subsets, solved)
+                [
+                    match._replace(objects=of_image[match.objects])
+                    for of_image, match in zip(of_group, solved)
+                ]
+                for _ in range(num_rounds)
             ]
-            for _ in rounds
+            for of_group in columns
         ]
 
     def rows(
-        self, matches: Sequence[Sequence[Matches]], targets: BatchTargets, num_things: int
-    ) -> list[Rows]:
-        """Rows of the initial masks, which are things alone, and of every round.
+        self,
+        matches: Sequence[Sequence[Sequence[Matches]]],
+        targets: BatchTargets,
+        num_things: int,
+    ) -> list[list[Rows]]:
+        """Rows of every group: of its initial masks and of every round.
+
+        Stuff is the own kernels' alone, in the rounds.
 
         Args:
-            matches: of every round, one an image.
+            matches: of every group and round, one an image.
             targets: of the batch.
-            num_things: N.
+            num_things: N of the own kernels.
         """
-        things: list[np.ndarray] = []
-        both: list[np.ndarray] = []
-        for of_round in matches:
-            parts: list[np.ndarray] = []
-            for b, (match, first) in enumerate(zip(of_round, targets.firsts)):
-                labels = targets.things[b][match.objects]
-                parts.append(_row(b, match.kernels, match.objects + first, labels))
-                if not both:
-                    things.append(parts[-1])
-                stuff = targets.stuff[b]
-                first += len(targets.things[b])
-                present = np.arange(len(stuff)) + first
-                parts.append(_row(b, stuff + num_things, present, stuff + self.num_thing_classes))
-            both.append(np.concatenate(parts, axis=1))
-        tables = [np.concatenate(things, axis=1), *both]
+        tables = [
+            self._table(of_round, targets, num_things if not g and s else None)
+            for g, of_group in enumerate(matches)
+            for s, of_round in enumerate([of_group[0], *of_group])
+        ]
         ends = np.cumsum([table.shape[1] for table in tables])[:-1]
         table = to_device(torch.from_numpy(np.concatenate(tables, axis=1)), targets.masks.device)
-        return [Rows(*part.unbind()) for part in table.tensor_split(ends.tolist(), dim=1)]
+        rows = [Rows(*part.unbind()) for part in table.tensor_split(ends.tolist(), dim=1)]
+        stages = len(rows) // len(matches)
+        return [rows[i : i + stages] for i in range(0, len(rows), stages)]
+
+    def _table(
+        self, matches: Sequence[Matches], targets: BatchTargets, num_things: int | None
+    ) -> np.ndarray:
+        """(4, M) of `Rows`: matched things and, with their number, present stuff."""
+        parts: list[np.ndarray] = []
+        for b, (match, first) in enumerate(zip(matches, targets.firsts)):
+            labels = targets.things[b][match.objects]
+            parts.append(_row(b, match.kernels, match.objects + first, labels))
+            if num_things is not None:
+                stuff = targets.stuff[b]
+                present = np.arange(len(stuff)) + first + len(targets.things[b])
+                parts.append(_row(b, stuff + num_things, present, stuff + self.num_thing_classes))
+        return np.concatenate(parts, axis=1)
 
     def seg_labels(self, matches: Sequence[Matches], targets: BatchTargets) -> Tensor:
         """(B, h, w) class a pixel; matched things over other objects over stuff, else K.
@@ -233,76 +267,47 @@ class KNetCriterion:
         return _paint(masks[row.target], row.kernel, row.image, batch)
 
     def _divisors(self, counts: Sequence[int], seg_labels: Tensor) -> Tensor:
-        """Places, masks of every stage, objects and labelled pixels, as `world_mean_divisors`."""
+        """Places, objects, masks of every stage and labelled pixels, as `world_mean_divisors`."""
         labelled = (seg_labels < self.num_classes).sum()
         known = to_device(torch.tensor(counts, dtype=torch.float32), seg_labels.device)
         return world_mean_divisors(torch.cat([known, labelled[None].float()]))
 
-    def _class_sum(self, class_logits: Tensor, row: Rows, num_things: int) -> Tensor:
+    def _class_sum(self, class_logits: Tensor, stage: Stage) -> Tensor:
         """Thing kernels are judged on thing classes, a stuff kernel on its own class only."""
-        class_logits = at_least_float32(class_logits)
+        class_logits, row, group = at_least_float32(class_logits), stage.rows, stage.group
         batch, num_kernels, num_classes = class_logits.shape
         labels = torch.full(
             (batch, num_kernels), num_classes, dtype=torch.int64, device=class_logits.device
         )
         labels[row.image, row.kernel] = row.label
         weights = class_logits.new_zeros(num_kernels, num_classes)
+        num_things = num_kernels if group.masks is None else group.masks.shape[1]
         weights[:num_things, : self.num_thing_classes] = 1
         weights[num_things:, self.num_thing_classes :].fill_diagonal_(1)
+        if group.rows is not None:  # kernels without a target are no background
+            weights = weights * (labels < num_classes)[..., None]
         return class_focal_sum(class_logits, labels, weights)
 
 
-class SemanticCriterion:
-    """Cross-entropy of the initial and of every round's logits, for semantic models (K-Net §3.4).
+def _before_rounds(group: KernelGroup) -> list[Tensor]:
+    """Masks (B, N, h, w) of the thing kernels that each round starts from."""
+    assert group.masks is not None
+    number = group.masks.shape[1]
+    return [group.masks, *(output.masks[:, :number] for output in group.rounds[:-1])]
 
-    Taken at the resolution of the labels and divided by the number of all pixels, of which those
-    to ignore count 0, as published.
 
-    Args:
-        weight: factor of the loss of the initial logits and of every round.
-        auxiliary_weight: factor of the auxiliary head's loss.
-        places: computes the sums over the enlarged logits.
-    """
-
-    def __init__(
-        self,
-        *,
-        weight: float = 1.0,
-        auxiliary_weight: float = 0.4,
-        places: Places | None = None,
-    ) -> None:
-        self.weight = weight
-        self.auxiliary_weight = auxiliary_weight
-        self.places = places or AllPixels()
-
-    def __call__(
-        self, initial: InitialKernels, rounds: Sequence[RoundOutput], targets: Tensor
-    ) -> dict[str, Tensor]:
-        """All losses of a batch, already weighted; their plain sum is the training objective.
-
-        Args:
-            initial: first logits, and those of the auxiliary head if there is one.
-            rounds: outputs of the S rounds.
-            targets: (B, H, W) int64 class maps; 255 is ignored.
-
-        Returns:
-            `loss_init_seg`, `loss_round{s}_seg` for s = 1..S and, with an auxiliary head,
-            `loss_auxiliary_seg`.
-        """
-        with torch.autocast(initial.masks.device.type, enabled=False):
-            owners = torch.where(targets == IGNORE_LABEL, -1, targets)
-            count = torch.full((1,), targets.numel(), device=targets.device, dtype=torch.float32)
-            pixels = world_mean_divisors(count)[0]
-
-            def loss(logits: Tensor) -> Tensor:
-                return self.places.owner_sum(logits, owners) / pixels
-
-            losses = {"loss_init_seg": self.weight * loss(initial.masks)}
-            for s, output in enumerate(rounds, start=1):
-                losses[f"loss_round{s}_seg"] = self.weight * loss(output.masks)
-            if initial.auxiliary is not None:
-                losses["loss_auxiliary_seg"] = self.auxiliary_weight * loss(initial.auxiliary)
-            return losses
+def _stages(group: KernelGroup, rows: Sequence[Rows]) -> list[Stage]:
+    """Of a group: before the first round, unless masks are given then, and after each."""
+    prefix = f"{group.name}_" if group.name else ""
+    outputs = [
+        (f"{prefix}round{s}", output.masks, _class_logits(output))
+        for s, output in enumerate(group.rounds, start=1)
+    ]
+    before = [] if group.masks is None else [(f"{prefix}init", group.masks, None)]
+    return [
+        Stage(name, group, masks, class_logits, of_stage)
+        for (name, masks, class_logits), of_stage in zip([*before, *outputs], rows)
+    ]
 
 
 def _class_logits(output: RoundOutput) -> Tensor:

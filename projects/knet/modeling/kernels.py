@@ -13,7 +13,7 @@ never transformed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -23,6 +23,7 @@ from knet.modeling.grouping import convolve, gather_features, gather_transformed
 from knet.modeling.layers import ConvNormReLU, at_least_float32, group_norm, init_convs
 from knet.modeling.peaks import PeakKernels
 from knet.modeling.positions import PlaceEncoding, spread_places
+from knet.modeling.targets import BatchTargets, Rows
 from knet.modeling.updater import KernelInteraction, KernelUpdater
 
 
@@ -39,6 +40,8 @@ class InitialKernels(NamedTuple):
         auxiliary: (B, K, h, w) logits of a semantic model's auxiliary head, in training.
         heat: (B, 1, H, W) logits of object centres, with `PeakKernels`.
         levels: (B, C, h, w) each, which `LevelRound`s gather from in place of `features`.
+        localising: (B, C, H, W), the map that learned kernels convolve, in training.
+        groups: further kernels that only training has.
     """
 
     features: Tensor
@@ -48,6 +51,8 @@ class InitialKernels(NamedTuple):
     auxiliary: Tensor | None = None
     heat: Tensor | None = None
     levels: Sequence[Tensor] = ()
+    localising: Tensor | None = None
+    groups: Sequence[KernelGroup] = ()
 
 
 class RoundOutput(NamedTuple):
@@ -62,6 +67,25 @@ class RoundOutput(NamedTuple):
     class_logits: Tensor | None
     masks: Tensor
     kernels: Tensor
+
+
+class KernelGroup(NamedTuple):
+    """Kernels that went through the rounds among themselves, and what they are trained on.
+
+    Attributes:
+        name: in the names of its losses; the model's own kernels have none.
+        masks: (B, N, H, W) logits of thing kernels before the rounds; None if they are given.
+        rounds: outputs of the S rounds.
+        repeats: how many kernels are matched with an object, if there are enough.
+        rows: the kernels' objects, where they are fixed; other kernels are then not trained. None:
+            they are matched.
+    """
+
+    name: str
+    masks: Tensor | None
+    rounds: Sequence[RoundOutput]
+    repeats: int = 1
+    rows: Rows | None = None
 
 
 class KernelHead(nn.Module):
@@ -152,7 +176,10 @@ class KernelHead(nn.Module):
             stuff = self.seg_predictor.weight.flatten(1)[self.num_thing_classes :]
             kernels = torch.cat([kernels, stuff.expand(kernels.shape[0], -1, -1)], dim=1)
             masks = torch.cat([masks, seg_logits[:, self.num_thing_classes :]], dim=1)
-        return InitialKernels(features, kernels, masks, seg_logits, heat=heat, levels=levels)
+        return InitialKernels(
+            features, kernels, masks, seg_logits, heat=heat, levels=levels,
+            localising=localising if self.training else None,
+        )  # fmt: skip
 
 
 def _projection(dim: int) -> nn.Sequential:
@@ -268,7 +295,12 @@ class KernelRounds(nn.ModuleList):
         self.repeats = repeats
 
     def forward(
-        self, features: Tensor, kernels: Tensor, masks: Tensor, levels: Sequence[Tensor] = ()
+        self,
+        features: Tensor,
+        kernels: Tensor,
+        masks: Tensor,
+        levels: Sequence[Tensor] = (),
+        given: Iterator[Tensor] | None = None,
     ) -> list[RoundOutput]:
         """Update kernels in every round.
 
@@ -278,6 +310,7 @@ class KernelRounds(nn.ModuleList):
             masks: (B, N, H, W) logits.
             levels: (B, C, h, w) each, for `LevelRound`s: the s-th of all rounds, with repeats,
                 takes number s modulo their count.
+            given: masks of which each round gets the next, in place of those of the round before.
 
         Returns:
             The output of every round, of S times `repeats`.
@@ -285,6 +318,7 @@ class KernelRounds(nn.ModuleList):
         outputs: list[RoundOutput] = []
         for s, update in enumerate([*self] * self.repeats):
             level = levels[s % len(levels)] if levels else None
+            masks = masks if given is None else next(given, masks)
             outputs.append(update(features, kernels, masks, level))
             kernels, masks = outputs[-1].kernels, outputs[-1].masks
         return outputs
@@ -297,16 +331,36 @@ class KNetHeads(nn.Module):
         neck: maps a list of feature maps to a localising and a classifying map, and maybe levels.
         kernel_head: yields the initial kernels.
         rounds: the update rounds.
+        training_kernels: by name, each makes a `KernelGroup` of the initial kernels, the rounds and
+            the targets; see `knet.modeling.training_kernels`.
     """
 
-    def __init__(self, *, neck: nn.Module, kernel_head: KernelHead, rounds: KernelRounds) -> None:
+    def __init__(
+        self,
+        *,
+        neck: nn.Module,
+        kernel_head: KernelHead,
+        rounds: KernelRounds,
+        training_kernels: Mapping[str, nn.Module] | None = None,
+    ) -> None:
         super().__init__()
         self.neck = neck
         self.kernel_head = kernel_head
         self.rounds = rounds
+        self.training_kernels = nn.ModuleDict(training_kernels)
 
-    def forward(self, features: Sequence[Tensor]) -> tuple[InitialKernels, list[RoundOutput]]:
-        """Pyramid maps (B, C_i, H_i, W_i), finest first -> initial kernels and every round."""
+    def forward(
+        self, features: Sequence[Tensor], targets: BatchTargets | None = None
+    ) -> tuple[InitialKernels, list[RoundOutput]]:
+        """Pyramid maps (B, C_i, H_i, W_i), finest first -> initial kernels and every round.
+
+        Only with the targets of a training step are there kernels that only training has.
+        """
         initial = self.kernel_head(*self.neck(features))
         rounds = self.rounds(initial.features, initial.kernels, initial.masks, initial.levels)
+        if targets is not None:
+            groups = [
+                make(initial, self.rounds, targets) for make in self.training_kernels.values()
+            ]
+            initial = initial._replace(groups=groups)
         return initial, rounds

@@ -176,7 +176,7 @@ class KNet(nn.Module):
         height, width = images.shape[-2:]
         # before the forward pass, so that preparing them does not wait for it
         targets = self.task.targets(batched_inputs, (height, width), self.device)
-        initial, rounds = self._rounds(images)
+        initial, rounds = self._rounds(images, targets)
         return self.criterion(initial, rounds, targets)
 
     def _predict_in_windows(self, x: Mapping[str, Any]) -> PixelPredictions:
@@ -197,11 +197,11 @@ class KNet(nn.Module):
         (image,) = normalised_batch([x["image"]], self.pixel_mean, self.pixel_std, size)
         return PixelPredictions(slide(image, predict, self.window), Frame(size, size))
 
-    def _rounds(self, images: Tensor) -> tuple[Any, list[RoundOutput]]:
+    def _rounds(self, images: Tensor, targets: Any = None) -> tuple[Any, list[RoundOutput]]:
         if self.inference is not None and (self.training or torch.is_grad_enabled()):
             self.inference.forget()  # weights will change
         features = self.backbone(images)
-        return self.heads([features[name] for name in self.in_features])
+        return self.heads([features[name] for name in self.in_features], targets)
 
     def _last_round(self, images: Tensor) -> RoundOutput:
         if self.inference is None or self.training or torch.is_grad_enabled():

@@ -255,8 +255,13 @@ class SemanticHeads(nn.Module):
         self.auxiliary = auxiliary
         self.auxiliary_index = auxiliary_index
 
-    def forward(self, features: Sequence[Tensor]) -> tuple[InitialKernels, list[RoundOutput]]:
-        """Maps (B, C_i, H_i, W_i), finest first -> initial kernels and every round."""
+    def forward(
+        self, features: Sequence[Tensor], targets: Tensor | None = None
+    ) -> tuple[InitialKernels, list[RoundOutput]]:
+        """Maps (B, C_i, H_i, W_i), finest first -> initial kernels and every round.
+
+        Targets are of no use here; `KNetHeads` may need them.
+        """
         pixels, logits = self.kernel_head(features)
         kernels = self.kernel_head.classifier.weight.flatten(1).expand(pixels.shape[0], -1, -1)
         auxiliary = None

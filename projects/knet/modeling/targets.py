@@ -100,6 +100,22 @@ class BatchTargets:
         return self.masks[both[0]], both[1]
 
 
+class Rows(NamedTuple):
+    """The kernels of one round that have a target, image by image.
+
+    Attributes:
+        image: (M,) int64 in [0, B).
+        kernel: (M,) int64, the kernel's number in its image.
+        target: (M,) int64 index into `BatchTargets.masks`.
+        label: (M,) int64 in [0, T + S).
+    """
+
+    image: Tensor
+    kernel: Tensor
+    target: Tensor
+    label: Tensor
+
+
 def shrink_masks(masks: Tensor, factor: int, out: Tensor) -> None:
     """Bilinear reduction by an integer factor, written as the mean of the pixels it samples.
 
