@@ -10,9 +10,9 @@ import torch
 
 from knet.accel.streamed_losses import StreamedPixels
 from knet.modeling.criterion import KNetCriterion, LossWeights, _paint
-from knet.modeling.kernels import InitialKernels, KernelGroup, RoundOutput
 from knet.modeling.losses import AllPixels, SampledPoints, class_focal_sum
 from knet.modeling.matcher import MaskMatcher
+from knet.modeling.outputs import InitialKernels, KernelGroup, RoundOutput
 from knet.modeling.targets import BatchTargets, ImageTargets, Rows
 
 ROUNDS = 3

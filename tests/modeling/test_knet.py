@@ -13,7 +13,7 @@ from detectron2.structures import BitMasks, Instances
 from knet.checkpoint.published_names import to_published_name
 from knet.classes import ClassIds
 from knet.config import get_cfg_from_file
-from knet.modeling.build import KNET_NECK_REGISTRY
+from knet.modeling.build_neck import KNET_NECK_REGISTRY
 from knet.modeling.task import MaskTask
 
 SHAPES = Path(__file__).parents[1] / "golden" / "published_shapes.json"

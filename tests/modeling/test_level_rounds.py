@@ -10,7 +10,7 @@ from detectron2.structures import BitMasks, Instances
 from torch import nn
 
 from knet.accel import accelerate, accelerate_as_configured
-from knet.modeling.build import KNET_NECK_REGISTRY
+from knet.modeling.build_neck import KNET_NECK_REGISTRY
 from knet.modeling.grouping import exclusive_groups
 from knet.modeling.kernels import KernelRounds, UpdateRound
 from knet.modeling.level_rounds import LevelRound

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from knet.modeling.kernels import InitialKernels, RoundOutput
+from knet.modeling.outputs import InitialKernels, RoundOutput
 from knet.modeling.semantic_criterion import SemanticCriterion
 
 

@@ -12,8 +12,8 @@ from torch import nn
 
 from knet.accel.streamed_losses import StreamedPixels
 from knet.modeling import training_kernels
-from knet.modeling.kernels import InitialKernels, RoundOutput
 from knet.modeling.losses import AllPixels, SampledPoints
+from knet.modeling.outputs import InitialKernels, RoundOutput
 from knet.modeling.positions import PlaceEncoding, spread_places
 from knet.modeling.targets import BatchTargets, ImageTargets
 from knet.modeling.training_kernels import ManyKernels, MaskPilots, noised, reduced

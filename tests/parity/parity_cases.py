@@ -18,15 +18,10 @@ from parity_report import (
 )
 
 from knet.modeling.criterion import KNetCriterion, LossWeights
-from knet.modeling.kernels import (
-    KernelGroup,
-    KernelHead,
-    KernelRounds,
-    KNetHeads,
-    UpdateRound,
-)
+from knet.modeling.kernels import KernelHead, KernelRounds, KNetHeads, UpdateRound
 from knet.modeling.matcher import MaskMatcher
 from knet.modeling.neck import SemanticFPNNeck
+from knet.modeling.outputs import KernelGroup
 from knet.modeling.postprocess import InferenceOptions, postprocess
 from knet.modeling.predictions import Frame, MaskPredictions
 from knet.modeling.targets import BatchTargets, build_targets

@@ -12,8 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from knet.accel.graphs import Graphs
-from knet.modeling.kernels import RoundOutput
 from knet.modeling.knet import KNet
+from knet.modeling.outputs import RoundOutput
 from knet.modeling.positions import PlaceEncoding
 
 

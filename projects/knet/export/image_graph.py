@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from knet.data.images import FORMATS
 from knet.export.lowering import exportable_copy
-from knet.modeling.kernels import RoundOutput
+from knet.modeling.outputs import RoundOutput
 from knet.modeling.predictions import Frame
 from knet.modeling.resize import composed_matrix
 

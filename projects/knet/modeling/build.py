@@ -16,7 +16,7 @@ from knet.config_check import check_config
 from knet.config_file import inference_kernels
 from knet.errors import nearest
 from knet.modeling.backbones import init_fpn
-from knet.modeling.bifpn import BiFPNNeck
+from knet.modeling.build_neck import KNET_NECK_REGISTRY
 from knet.modeling.criterion import KNetCriterion, LossWeights
 from knet.modeling.grouping import exclusive_groups, hard_groups, soft_groups
 from knet.modeling.images import SlidingWindow
@@ -25,7 +25,6 @@ from knet.modeling.layers import group_norm
 from knet.modeling.level_rounds import LevelRound
 from knet.modeling.losses import AllPixels, SampledPoints
 from knet.modeling.matcher import MaskMatcher
-from knet.modeling.neck import SemanticFPNNeck
 from knet.modeling.peaks import PeakKernels
 from knet.modeling.positions import PlaceEncoding
 from knet.modeling.postprocess import InferenceOptions, Streaming
@@ -33,50 +32,6 @@ from knet.modeling.semantic import PIXEL_DECODERS, FCNDecoder, PixelClassifier, 
 from knet.modeling.semantic_criterion import SemanticCriterion
 from knet.modeling.task import MaskTask, SemanticTask
 from knet.modeling.training_kernels import ManyKernels, MaskPilots
-
-KNET_NECK_REGISTRY = Registry("KNET_NECK")
-KNET_NECK_REGISTRY.__doc__ = """
-Callables `(cfg, input_shape: dict[str, ShapeSpec]) -> nn.Module`. The module maps the list of
-feature maps named in MODEL.KNET.IN_FEATURES to a localising and a classifying map, both
-(B, HIDDEN_DIM, H, W) at the stride of the feature MASK_LEVEL. Where MODEL.KNET.ROUND_LEVELS names
-features, it also gives the list of their maps, (B, HIDDEN_DIM, h, w) each at its own stride; a
-module that can has an attribute `round_levels` of as many indices into IN_FEATURES.
-"""
-
-
-@KNET_NECK_REGISTRY.register()
-def build_semantic_fpn_neck(cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> nn.Module:
-    """The published neck.
-
-    Raises:
-        ValueError: its coarsest map has a number of channels that cannot be encoded.
-    """
-    return SemanticFPNNeck(**_neck_arguments(cfg, input_shape))
-
-
-@KNET_NECK_REGISTRY.register()
-def build_bifpn_neck(cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> nn.Module:
-    """BiFPN with MODEL.KNET.NECK_LAYERS layers; see `build_semantic_fpn_neck`."""
-    layers = cfg.MODEL.KNET.NECK_LAYERS
-    return BiFPNNeck(num_layers=layers, **_neck_arguments(cfg, input_shape))
-
-
-def _neck_arguments(cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
-    knet = cfg.MODEL.KNET
-    coarsest = input_shape[knet.IN_FEATURES[-1]].channels
-    if coarsest % 4:
-        raise ValueError(
-            f"the last of MODEL.KNET.IN_FEATURES {list(knet.IN_FEATURES)} has {coarsest} channels "
-            f"with {cfg.MODEL.BACKBONE.NAME}; the sine encoding needs a multiple of 4"
-        )
-    return {
-        "in_channels": [input_shape[name].channels for name in knet.IN_FEATURES],
-        "hidden_dim": knet.HIDDEN_DIM,
-        "norm_groups": knet.NORM_GROUPS,
-        "conv_std": knet.CONV_INIT_STD,
-        "mask_level": knet.MASK_LEVEL,
-        "round_levels": [list(knet.IN_FEATURES).index(name) for name in knet.ROUND_LEVELS],
-    }
 
 
 def is_semantic(cfg: CfgNode) -> bool:

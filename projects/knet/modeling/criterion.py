@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from knet.modeling.kernels import InitialKernels, KernelGroup, RoundOutput
 from knet.modeling.layers import at_least_float32, to_device
 from knet.modeling.losses import AllPixels, Places, class_focal_sum, world_mean_divisors
 from knet.modeling.matcher import MaskMatcher, Matches
+from knet.modeling.outputs import InitialKernels, KernelGroup, RoundOutput
 from knet.modeling.peaks import centre_focal_sum, centre_targets
 from knet.modeling.targets import BatchTargets, Rows
 

@@ -2,7 +2,8 @@
 
 Kernels convolve the features into masks; each is then updated from the pixels that its mask selects
 and from the other kernels, and convolves again: `KernelHead`, then the `UpdateRound`s. The sums
-over pixels stand in `grouping`, what becomes of kernels apart from pixels in `updater`.
+over pixels stand in `grouping`, what becomes of kernels apart from pixels in `updater`, what passes
+from one part to the next in `outputs`.
 
 Every round looks at the features through a 1x1 transform of its own, x' = W x + b. Grouping pixels
 and convolving them are both linear in x', so the transform is absorbed into the kernels: the sum
@@ -14,78 +15,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from knet.modeling.grouping import convolve, gather_features, gather_transformed, hard_groups
 from knet.modeling.layers import ConvNormReLU, at_least_float32, group_norm, init_convs
+from knet.modeling.outputs import InitialKernels, RoundOutput
 from knet.modeling.peaks import PeakKernels
 from knet.modeling.positions import PlaceEncoding, spread_places
-from knet.modeling.targets import BatchTargets, Rows
+from knet.modeling.targets import BatchTargets
 from knet.modeling.updater import KernelInteraction, KernelUpdater
-
-
-class InitialKernels(NamedTuple):
-    """What the update rounds start from.
-
-    N thing kernels, then S stuff kernels; in a semantic model one kernel a class.
-
-    Attributes:
-        features: (B, C, H, W), the map that every round gathers from and convolves.
-        kernels: (B, N + S, C).
-        masks: (B, N + S, H, W) logits.
-        seg_logits: (B, K, H, W) of the semantic branch, K = thing plus stuff classes.
-        auxiliary: (B, K, h, w) logits of a semantic model's auxiliary head, in training.
-        heat: (B, 1, H, W) logits of object centres, with `PeakKernels`.
-        levels: (B, C, h, w) each, which `LevelRound`s gather from in place of `features`.
-        localising: (B, C, H, W), the map that learned kernels convolve, in training.
-        groups: further kernels that only training has.
-    """
-
-    features: Tensor
-    kernels: Tensor
-    masks: Tensor
-    seg_logits: Tensor
-    auxiliary: Tensor | None = None
-    heat: Tensor | None = None
-    levels: Sequence[Tensor] = ()
-    localising: Tensor | None = None
-    groups: Sequence[KernelGroup] = ()
-
-
-class RoundOutput(NamedTuple):
-    """Result of one round.
-
-    Attributes:
-        class_logits: (B, N, K) for sigmoid, without background; None without a class branch.
-        masks: (B, N, H, W) logits.
-        kernels: (B, N, C), handed to the next round.
-    """
-
-    class_logits: Tensor | None
-    masks: Tensor
-    kernels: Tensor
-
-
-class KernelGroup(NamedTuple):
-    """Kernels that went through the rounds among themselves, and what they are trained on.
-
-    Attributes:
-        name: in the names of its losses; the model's own kernels have none.
-        masks: (B, N, H, W) logits of thing kernels before the rounds; None if they are given.
-        rounds: outputs of the S rounds.
-        repeats: how many kernels are matched with an object, if there are enough.
-        rows: the kernels' objects, where they are fixed; other kernels are then not trained. None:
-            they are matched.
-    """
-
-    name: str
-    masks: Tensor | None
-    rounds: Sequence[RoundOutput]
-    repeats: int = 1
-    rows: Rows | None = None
 
 
 class KernelHead(nn.Module):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from knet.modeling.backbones.narrow_convolutions import pick_pixels_before_narrow_convolutions
 from knet.modeling.build import model_arguments
 from knet.modeling.images import SlidingWindow, normalised_batch, padded_size, slide
-from knet.modeling.kernels import RoundOutput
+from knet.modeling.outputs import RoundOutput
 from knet.modeling.predictions import Frame, MaskPredictions, PixelPredictions
 from knet.modeling.task import Task
 

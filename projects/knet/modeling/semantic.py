@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from knet.modeling.kernels import InitialKernels, KernelRounds, RoundOutput
+from knet.modeling.kernels import KernelRounds
 from knet.modeling.layers import ConvNormReLU, NormFactory
+from knet.modeling.outputs import InitialKernels, RoundOutput
 
 
 def resize_to(x: Tensor, like: Tensor) -> Tensor:

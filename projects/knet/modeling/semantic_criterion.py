@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from knet.modeling.kernels import InitialKernels, RoundOutput
 from knet.modeling.losses import AllPixels, Places, world_mean_divisors
+from knet.modeling.outputs import InitialKernels, RoundOutput
 from knet.modeling.targets import IGNORE_LABEL
 
 

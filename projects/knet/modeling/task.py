@@ -10,8 +10,8 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from knet.classes import ClassIds
-from knet.modeling.kernels import RoundOutput
 from knet.modeling.layers import to_device
+from knet.modeling.outputs import RoundOutput
 from knet.modeling.postprocess import ImageResult, InferenceOptions, Streaming, postprocess
 from knet.modeling.predictions import Frame, MaskPredictions, PixelPredictions
 from knet.modeling.targets import (

@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from knet.modeling.grouping import gather_features, hard_groups
-from knet.modeling.kernels import InitialKernels, KernelGroup, KernelRounds
+from knet.modeling.kernels import KernelRounds
 from knet.modeling.layers import at_least_float32, to_device
 from knet.modeling.matcher import random_subset
+from knet.modeling.outputs import InitialKernels, KernelGroup
 from knet.modeling.positions import PlaceEncoding, spread_places
 from knet.modeling.targets import BatchTargets, Rows
 
@@ -46,8 +47,7 @@ class MaskPilots(nn.Module):
     A pilot starts from a learned embedding of its class, which is wrong at times, and the features
     of its mask. Masks are given as logits that are sure, inside and outside. So with residual masks
     a round learns to mend what is wrong with the mask that it gathers from, as it does with the
-    model's own. Added to nothing it would also have to make masks anew, for pilots alone: in 160
-    steps on scenes, one seed, the model's own masks then learned less (dice loss 1.83 to 1.77).
+    model's own.
 
     Args:
         num_thing_classes: T.
