@@ -146,8 +146,11 @@ class Mask2FormerHeads(nn.Module):
         )
         self.model.model.pixel_level_module.encoder = self.maps = _Given()
 
-    def forward(self, features: Sequence[Tensor]) -> tuple[None, list[Any]]:
-        """Maps (B, C, h, w) -> nothing, and what transformers gives, as the only round."""
+    def forward(self, features: Sequence[Tensor], targets: Any = None) -> tuple[None, list[Any]]:
+        """Maps (B, C, h, w) -> nothing, and what transformers gives, as the only round.
+
+        Targets are of no use here; `KNetHeads` may need them.
+        """
         self.maps.feature_maps = tuple(features)
         try:
             return None, [self.model(pixel_values=features[0])]  # of which it takes the shape

@@ -94,7 +94,7 @@ def test_perfect_logits_score_100(transformers, cfg, drawn, shift, expected):
     class Known(nn.Module):
         """Logits of the true masks, after a query that is sure of a class, and of no mask."""
 
-        def forward(self, features):
+        def forward(self, features, targets=None):
             id_map, segments = drawn[next(turn)]
             masks = torch.stack([id_map == s["id"] for s in segments]).float()
             masks = torch.cat([masks.new_zeros(1, *id_map.shape), masks.roll(shift, -1)]) * 40 - 20
