@@ -63,7 +63,7 @@ def run(job: Run, variant: Variant, folder: Path) -> dict[str, Any]:
     """
     torch.set_num_threads(job.threads)
     config, opts = config_of(job.data, variant, folder)
-    where = folder / job.data / variant.name.replace(" ", "_") / f"{job.seed}_{job.minutes:g}"
+    where = folder / job.data / variant.name.replace(" ", "_") / f"{job.seed}"
     opts += ["SEED", job.seed, "OUTPUT_DIR", str(where)]
     with only_errors():
         cfg = get_cfg_from_file(config, opts)
@@ -114,7 +114,8 @@ def _clock(cfg: CfgNode, job: Run) -> Callable[[], float]:
 
 
 def _weights(folder: Path, job: Run, name: str) -> Path:
-    return folder / job.data / name.replace(" ", "_") / f"{job.seed}_{job.minutes:g}.pth"
+    length = f"{job.minutes:g}x{job.threads}"
+    return folder / job.data / name.replace(" ", "_") / f"{job.seed}_{length}.pth"
 
 
 def _train(trainer: Trainer, minutes: float, clock: Callable[[], float]) -> dict[str, Any]:

@@ -149,6 +149,7 @@ def _add_model_config(cfg: CN) -> None:
     # classification of the pixels: by the initial masks, in semantic models in every round
     knet.LOSS.SEG_WEIGHT = 1.0
     knet.LOSS.PEAK_WEIGHT = 1.0  # focal loss of the heat map of KERNEL_PEAKS
+    knet.LOSS.EXTRA_WEIGHT = 1.0  # all losses of MASK_PILOTS and ONE_TO_MANY, besides their own
     # auxiliary head of semantic models; 0 leaves it out
     knet.LOSS.AUX_WEIGHT = 0.4
     # factors of the costs by which kernels and objects are matched

@@ -122,6 +122,14 @@ def test_how_often_and_how_many(probability, low, high):
         assert 3 < np.mean(pasted) < 4  # 3.5
 
 
+def test_labels_of_other_classes_are_not_painted_over():
+    semantic = {"file_name": "a.png", "annotations": [], "sem_seg_file_name": "a_labels.png"}
+    panoptic = {**semantic, "segments_info": [], "pan_seg_file_name": "a_panoptic.png"}
+    CopyPaste(dict, [panoptic], probability=0.5)
+    with pytest.raises(ValueError, match=r"^a\.png: .*beside its instances.*COPY_PASTE.*0\.0"):
+        CopyPaste(dict, [panoptic, semantic], probability=0.5)
+
+
 def test_semantic_records_have_nothing_to_paste(tiny_cfg):
     records = [{"file_name": "a.png", "annotations": []}, {"file_name": "b.png"}]
     with pytest.raises(ValueError, match=r"^b\.png: .*semantic labels only.*COPY_PASTE.*0\.0"):

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from knet.modeling import predictions
 from knet.modeling.predictions import Frame, MaskPredictions, PixelPredictions
 
 
@@ -44,3 +45,15 @@ def test_mask_quality_is_the_mean_probability_inside_the_image():
     for upsample in (1, 2):
         found = MaskPredictions(torch.rand(2, 2), logits, frame, upsample).mask_quality()
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_mask_quality_of_many_masks_is_that_of_each(monkeypatch):
+    masks = torch.randn(7, 5, 6)
+    frame = Frame((20, 24), (17, 24))
+
+    def quality(these):
+        return MaskPredictions(torch.rand(len(these), 3), these, frame).mask_quality()
+
+    expected = torch.cat([quality(masks[k : k + 1]) for k in range(7)])
+    monkeypatch.setattr(predictions, "_MASKS_AT_A_TIME", 3)
+    assert torch.equal(quality(masks), expected) and len(expected.unique()) == 7

@@ -140,7 +140,8 @@ def test_pilots_gather_from_the_truth_in_every_round(no_noise):
     assert image.tolist() == [0] * 4 + [2] * 6
     assert kernel.tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 4, 5]
     assert target[:4].tolist() == [0, 1, 0, 1] and label[:4].tolist() == [0, 1, 0, 1]
-    assert ((target[4:] >= 2) & (target[4:] < 7)).all()
+    assert sorted(target[4:9].tolist()) == [2, 3, 4, 5, 6]  # each object once before one twice
+    assert target[9] == target[4]
     assert torch.equal(label[4:], (target[4:] - 2) % 3)
     last = rounds.masks[2] > 0
     assert torch.equal(last, targets.masks[target[4:]] > 0)
@@ -269,6 +270,22 @@ def test_gradients_stay_within_a_group(tiny_cfg, kind):
     for update in model.heads.rounds:  # which are shared
         assert update.mask_predictor.weight.grad.any()
         assert update.class_predictor.weight.grad.any()
+
+
+def test_their_losses_have_a_factor_of_their_own(tiny_cfg):
+    keys = {"MASK_PILOTS": 1, "ONE_TO_MANY": 2}
+    model, batch = _model(tiny_cfg, **keys).train(), [_input(2)]
+    tiny_cfg.MODEL.KNET.LOSS.EXTRA_WEIGHT = 0.25
+    lighter = _model(tiny_cfg, **keys).train()
+    lighter.load_state_dict(model.state_dict())
+    losses = []
+    for each in (model, lighter):
+        torch.manual_seed(3)
+        losses.append(each(batch))
+    extra = {*NAMES["MASK_PILOTS"], *NAMES["ONE_TO_MANY"]}
+    for name, value in losses[0].items():
+        factor = 0.25 if name in extra else 1.0
+        torch.testing.assert_close(losses[1][name], factor * value)
 
 
 def test_under_autocast(tiny_cfg):

@@ -33,7 +33,7 @@ class CopyPaste:
             nothing is pasted, and the record is named under `SKIPPED`.
 
     Raises:
-        ValueError: a record has no instances.
+        ValueError: a record has no instances, or semantic labels of their own.
     """
 
     def __init__(
@@ -49,6 +49,12 @@ class CopyPaste:
                 raise ValueError(
                     f"{record['file_name']}: the record has semantic labels only, and "
                     "INPUT.COPY_PASTE pastes objects: set it to 0.0"
+                )
+            if "sem_seg_file_name" in record and "pan_seg_file_name" not in record:
+                raise ValueError(
+                    f"{record['file_name']}: the record has semantic labels beside its instances, "
+                    "which need not have the same classes, so INPUT.COPY_PASTE cannot paste into "
+                    "both: set it to 0.0, or take panoptic annotations"
                 )
         self.mapper = mapper
         self.records = records

@@ -160,6 +160,7 @@ def _mask_parts(
             rank=knet.LOSS.RANK_WEIGHT,
             seg=knet.LOSS.SEG_WEIGHT,
             peak=knet.LOSS.PEAK_WEIGHT,
+            extra=knet.LOSS.EXTRA_WEIGHT,
         ),
         places=SampledPoints(knet.LOSS.NUM_POINTS) if knet.LOSS.NUM_POINTS else AllPixels(),
     )

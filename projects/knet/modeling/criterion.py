@@ -28,6 +28,7 @@ class LossWeights:
     rank: float = 0.1
     seg: float = 1.0
     peak: float = 1.0
+    extra: float = 1.0  # of all terms of kernels that only training has
 
 
 class Stage(NamedTuple):
@@ -118,18 +119,19 @@ class KNetCriterion:
         losses: dict[str, Tensor] = {}
         for stage, mask_count in zip(stages, divisors[2:-1]):
             name, logits, row = stage.name, stage.masks, stage.rows
+            factor = 1.0 if stage.group is own else self.weights.extra
             matched = logits[row.image, row.kernel]
             cross_entropy, dice = self.places.mask_sums(matched, targets.masks, row.target)
             pixels = mask_count * self.places.count(size)
-            losses[f"loss_{name}_mask"] = self.weights.mask * cross_entropy / pixels
-            losses[f"loss_{name}_dice"] = self.weights.dice * dice / mask_count
+            losses[f"loss_{name}_mask"] = factor * self.weights.mask * cross_entropy / pixels
+            losses[f"loss_{name}_dice"] = factor * self.weights.dice * dice / mask_count
             if self.weights.rank and stage.group is own:
                 owners = self._owners(row, targets.masks, len(logits))
                 rank = self.places.owner_sum(logits, owners) / divisors[0]
                 losses[f"loss_{name}_rank"] = self.weights.rank * rank
             if stage.class_logits is not None:
                 loss = self._class_sum(stage.class_logits, stage)
-                losses[f"loss_{name}_cls"] = self.weights.classes * loss / mask_count
+                losses[f"loss_{name}_cls"] = factor * self.weights.classes * loss / mask_count
         seg = self.places.class_sum(initial.seg_logits, seg_labels) / divisors[-1]
         losses["loss_init_seg"] = self.weights.seg * seg
         if initial.heat is not None:

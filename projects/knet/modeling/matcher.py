@@ -39,11 +39,6 @@ class Matches(NamedTuple):
         return cls(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
 
 
-def random_subset(count: int, most: int) -> np.ndarray | None:
-    """Indices (most,) int64 of some of so many things, in order; None if there are no more."""
-    return torch.randperm(count)[:most].sort().values.numpy() if count > most else None
-
-
 class MaskMatcher:
     """Hungarian matching on class, mask and dice cost.
 
@@ -95,13 +90,14 @@ class MaskMatcher:
 
         Surplus objects are counted and reported; None if there are none.
         """
-        if num_objects > num_kernels:
-            self._warn(
-                "crowded",
-                f"an image holds {num_objects} objects but the model has {num_kernels} kernels, so "
-                "a random subset is trained: raise MODEL.KNET.NUM_KERNELS",
-            )
-        return random_subset(num_objects, num_kernels)
+        if num_objects <= num_kernels:
+            return None
+        self._warn(
+            "crowded",
+            f"an image holds {num_objects} objects but the model has {num_kernels} kernels, so "
+            "a random subset is trained: raise MODEL.KNET.NUM_KERNELS",
+        )
+        return torch.randperm(num_objects)[:num_kernels].sort().values.numpy()
 
     def match(self, costs: Sequence[np.ndarray]) -> list[Matches]:
         """Solve cost matrices (N, G).

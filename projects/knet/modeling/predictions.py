@@ -11,6 +11,8 @@ from torch import Tensor
 
 from knet.modeling.resize import MaskResizer
 
+_MASKS_AT_A_TIME = 64  # thousands of them at once would take gigabytes
+
 
 @dataclass
 class Frame:
@@ -90,16 +92,20 @@ class MaskPredictions:
         the image reaches: an enlarged mask would have to be looked at twice, and as enlarging is
         linear its mean is nearly the same.
         """
-        masks = self.masks.float()
-        probabilities = masks.sigmoid() if self.are_logits else masks
         # no slices, which an exported graph would take for shorter than the whole
-        sides = zip(masks.shape[-2:], self.frame.image_size, self.frame.padded_size)
+        sides = zip(self.masks.shape[-2:], self.frame.image_size, self.frame.padded_size)
         rows, columns = (
-            torch.arange(cells, device=masks.device) * padded < cells * image
+            torch.arange(cells, device=self.masks.device) * padded < cells * image
             for cells, image, padded in sides
         )
-        inside = (probabilities >= 0.5) & rows[:, None] & columns
-        return (probabilities * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1)
+        reached = rows[:, None] & columns
+        means = []
+        for masks in self.masks.split(_MASKS_AT_A_TIME):
+            probabilities = masks.float().sigmoid() if self.are_logits else masks.float()
+            inside = (probabilities >= 0.5) & reached
+            sums = (probabilities * inside).sum((1, 2))
+            means.append(sums / inside.sum((1, 2)).clamp(min=1))
+        return torch.cat(means)
 
 
 @dataclass

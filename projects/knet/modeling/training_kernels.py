@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from knet.modeling.grouping import gather_features, hard_groups
 from knet.modeling.kernels import KernelRounds
 from knet.modeling.layers import at_least_float32, to_device
-from knet.modeling.matcher import random_subset
 from knet.modeling.outputs import InitialKernels, KernelGroup
 from knet.modeling.positions import PlaceEncoding, spread_places
 from knet.modeling.targets import BatchTargets, Rows
@@ -77,7 +76,8 @@ class MaskPilots(nn.Module):
             wrong = torch.rand(labels.shape, device=labels.device) < _WRONG_CLASS
             other = torch.randint_like(labels, self.classes.num_embeddings)
             labels = torch.where(wrong, other, labels)
-        logits = (((2 * m - 1) * _SURE).to(features.dtype) for m in noised(masks))
+        sure = features.new_tensor(_SURE)
+        logits = (torch.where(m, sure, -sure) for m in noised(masks))
         first = next(logits)
         kernels = self.classes(labels) + gather_features(features, hard_groups(first))[0]
         given = itertools.chain([first], logits)
@@ -88,9 +88,10 @@ class MaskPilots(nn.Module):
         """Index of each pilot's mask (B, P), of which -1 is empty, its class (B, P), and rows."""
         chosen = []
         for things in targets.things:
-            objects = np.tile(np.arange(len(things)), self.copies)
-            subset = random_subset(len(objects), self.most)
-            chosen.append(objects if subset is None else objects[subset])
+            crowded = len(things) * self.copies > self.most
+            order = torch.randperm(len(things)).numpy() if crowded else np.arange(len(things))
+            # all objects once before one of them twice
+            chosen.append(np.tile(order, self.copies)[: self.most])
         count = max(1, *map(len, chosen))
         index = np.full((len(chosen), count), -1, dtype=np.int64)
         labels, parts = np.zeros_like(index), []
