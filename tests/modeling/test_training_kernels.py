@@ -294,16 +294,15 @@ def test_copies_of_a_pilot_share_pixels_whatever_the_grouping(tiny_cfg, no_noise
     for grouping in ("hard", "exclusive"):
         model = _model(tiny_cfg, MASK_PILOTS=2, GROUPING=grouping, ROUND_LEVELS=levels).train()
         pilots = model.heads.training_kernels["pilots"]
-        groups = []
-        pilots.register_forward_hook(lambda module, inputs, group: groups.append(group))
-        losses = model([_input(2)])
-        found[grouping] = groups[0].rounds, losses
-    for ours, theirs in zip(found["exclusive"][0], found["hard"][0]):
-        kernels = ours.kernels[0]
-        torch.testing.assert_close(kernels[:2], kernels[2:])
-        assert not torch.equal(kernels[0], kernels[1])
+        pilots.register_forward_hook(
+            lambda module, inputs, group, g=grouping: found.update({g: group})
+        )
+        found[f"{grouping} losses"] = model([_input(2)])
+    for ours, theirs in zip(found["exclusive"].rounds, found["hard"].rounds):
+        torch.testing.assert_close(ours.kernels[0, :2], ours.kernels[0, 2:])
+        assert not torch.equal(ours.kernels[0, 0], ours.kernels[0, 1])
         for a, b in zip(ours, theirs):
             assert torch.equal(a, b)
-    # the model's own kernels are shared out among
-    own = [losses["loss_round1_dice"].item() for _, losses in found.values()]
+    # the model's own kernels do not share
+    own = [found[f"{grouping} losses"]["loss_round1_dice"] for grouping in ("hard", "exclusive")]
     assert own[0] != own[1]
