@@ -12,7 +12,7 @@ from knet.config import get_cfg_from_file
 pytestmark = pytest.mark.slow
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-# the variants for one GPU differ in the schedule only, see test_config.py; those of configs/plus for
+# variants for one GPU differ in the schedule only, see test_config.py; those of configs/plus for
 # COCO are made small in test_plus.py
 FILES = sorted(
     str(f.relative_to(CONFIGS))
