@@ -3,10 +3,16 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from knet.config import get_cfg_from_file
+from knet.config_file import flat_keys, value_of
 
-CONFIGS = sorted(Path("configs").rglob("*.yaml"))
+# isort: split
+from detectron2.config import CfgNode
+
+# Base-Plus.yaml is no config of its own: others add it to theirs
+CONFIGS = sorted(p for p in Path("configs").rglob("*.yaml") if p.stem != "Base-Plus")
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=str)
@@ -93,6 +99,22 @@ def test_every_published_model_has_both_variants():
     names = {str(p) for p in PUBLISHED}
     assert len(names) == 32
     assert all(n.replace("_1gpu", "").replace(".yaml", "_1gpu.yaml") in names for n in names)
+
+
+@pytest.mark.parametrize(
+    "name, base",
+    [("coco_panoptic_r50", "coco/panoptic/knet_r50_fpn_3x"),
+     ("coco_instance_r50", "coco/instance/knet_r50_fpn_3x"),
+     ("coco_panoptic_swin_l", "coco/panoptic/knet_swin_l_fpn_3x")],
+)  # fmt: skip
+def test_recommended_recipes_are_the_published_ones_and_what_stands_in_one_file(name, base):
+    path = Path(f"configs/plus/{name}.yaml")
+    assert "Nothing of it has been trained on COCO" in path.read_text()
+    ours, theirs = get_cfg_from_file(str(path)), get_cfg_from_file(f"configs/{base}.yaml")
+    added = CfgNode(yaml.safe_load(Path("configs/Base-Plus.yaml").read_text()))
+    differ = {key for key in flat_keys(ours) if value_of(ours, key) != value_of(theirs, key)}
+    assert differ == {*flat_keys(added), "OUTPUT_DIR"}
+    assert all(value_of(ours, key) == value_of(added, key) for key in flat_keys(added))
 
 
 def test_a_config_runs_no_code(tmp_path):

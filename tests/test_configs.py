@@ -12,22 +12,25 @@ from knet.config import get_cfg_from_file
 pytestmark = pytest.mark.slow
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-# the variants for one GPU differ in the schedule only, see test_config.py
+# variants for one GPU differ in the schedule only, see test_config.py; those of configs/plus for
+# COCO are made small in test_plus.py
 FILES = sorted(
     str(f.relative_to(CONFIGS))
     for f in CONFIGS.rglob("*.yaml")
-    if f.parent != CONFIGS and not f.stem.endswith("_1gpu")
+    if f.parent != CONFIGS and not f.stem.endswith("_1gpu") and not f.match("plus/coco_*")
 )
 
 # data sets that are drawn or registered on demand: their numbers of things and stuff classes
-ON_DEMAND = {"shapes": (4, 4), "photos": (80, 53), "nuclei": (1, 0), "custom": (80, 53)}
+ON_DEMAND = {"shapes": (4, 4), "photos": (80, 53), "nuclei": (1, 0), "custom": (80, 53),
+             "plus/shapes": (4, 4), "plus/nuclei": (1, 0)}  # fmt: skip
 
 
 def load(name):
     cfg = get_cfg_from_file(
         str(CONFIGS / name), ["MODEL.DEVICE", "cpu", "MODEL.KNET.MIN_TRAIN_SIZE", "(0, 0)"]
     )
-    things, stuff = ON_DEMAND.get(name.split("/")[0], (-1, -1))
+    kind = name.split("_")[0] if name.startswith("plus") else name.split("/")[0]
+    things, stuff = ON_DEMAND.get(kind, (-1, -1))
     if things >= 0:
         if cfg.MODEL.KNET.KERNEL_HEAD != "learned":
             things, stuff = 0, things + stuff
@@ -73,6 +76,6 @@ def test_config_trains_and_infers(name):
 
 def test_model_zoo_lists_every_config():
     text = (CONFIGS.parent / "docs" / "MODEL_ZOO.md").read_text()
-    assert not [
-        n for n in FILES if n.split("/")[0] in ("coco", "ade20k", "cityscapes") and n not in text
-    ]
+    listed = [n for n in FILES if n.split("/")[0] in ("coco", "ade20k", "cityscapes")]
+    listed += [f"plus/{f.name}" for f in (CONFIGS / "plus").iterdir()]
+    assert not [name for name in listed if f"(../configs/{name})" not in text]

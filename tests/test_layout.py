@@ -15,7 +15,7 @@ WHOLE = {
     "report/test_browser.py", "report/test_report_errors.py", "test_build_detectron2_wheel.py",
     "test_configs.py", "test_custom_data_page.py", "test_knet_command.py", "test_layout.py",
     "test_model_page.py", "test_odd_data_sets.py", "test_pages.py", "test_picture_doors.py",
-    "test_reference.py", "test_train_net.py", "training/test_kills.py",
+    "test_plus.py", "test_reference.py", "test_train_net.py", "training/test_kills.py",
 }  # fmt: skip
 
 

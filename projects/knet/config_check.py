@@ -304,9 +304,6 @@ def _model_relations(cfg: CfgNode) -> Iterator[tuple[str, str]]:
         if knet[key] and not learned:
             text = "it is for kernels of objects, which a semantic model has not: set it to 0"
             yield f"MODEL.KNET.{key}", text
-    if knet.MASK_PILOTS and knet.GROUPING == "exclusive":
-        text = "pilots share pixels; GROUPING exclusive gives each to one kernel alone: set it to 0"
-        yield "MODEL.KNET.MASK_PILOTS", text
     if knet.TEST.NUM_KERNELS and not knet.KERNEL_PEAKS:
         text = (
             "without KERNEL_PEAKS kernels are learned, and their number is NUM_KERNELS: set it to 0"

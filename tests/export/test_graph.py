@@ -188,12 +188,14 @@ def test_raw_logits_of_any_batch(tmp_path):
             np.testing.assert_allclose(results[name], values, rtol=0, atol=1e-3)
 
 
-def test_all_options_of_rounds_and_neck_together(tmp_path):
+def test_all_options_together(tmp_path):
     cfg = small_cfg(
         "panoptic", "MODEL.KNET.GROUPING", "exclusive", "MODEL.KNET.ROUND_REPEATS", 2,
         "MODEL.KNET.NUM_ROUNDS", 1,
         "MODEL.KNET.ROUND_LEVELS", "['res5', 'res3']", "MODEL.KNET.RESIDUAL_MASKS", True,
         "MODEL.KNET.NECK", "build_bifpn_neck", "MODEL.KNET.KERNEL_PEAKS", True,
+        "MODEL.KNET.MASK_LEVEL", 0, "MODEL.KNET.MASK_UPSAMPLE", 1,
+        "MODEL.KNET.MASK_PILOTS", 2, "MODEL.KNET.ONE_TO_MANY", 2,
     )  # fmt: skip
     model = small_predictor(cfg, "panoptic").model
     for update in model.heads.rounds:  # residual masks start without effect
@@ -201,6 +203,8 @@ def test_all_options_of_rounds_and_neck_together(tmp_path):
     graph = build_graph(model, channel_order="RGB", onnx=True, raw=True)
     program = trace(graph, example_size=(61, 83), dynamic=("batch", "height", "width"))
     save_onnx(program, tmp_path / "all.onnx", {})
+    weights = onnx.load(tmp_path / "all.onnx").graph.initializer
+    assert weights and not any("training_kernels" in weight.name for weight in weights)
     session = onnxruntime.InferenceSession(tmp_path / "all.onnx")
     for seed, (size, _) in enumerate(SIZES):
         images = np.stack([scene(*size, seed + i).transpose(2, 0, 1) for i in range(1 + seed)])

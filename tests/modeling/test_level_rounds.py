@@ -92,7 +92,7 @@ def test_groups_at_a_level_are_those_of_the_round():
     x, _, masks, level = _inputs()
     nn.init.eye_(update.level_transform.weight)
     nn.init.zeros_(update.level_transform.bias)
-    sums = update.gather(x, masks, level)  # every pixel of the level once
+    sums = update.gather(x, masks, level, update.grouping)  # every pixel of the level once
     torch.testing.assert_close(sums.sum(1), level.sum((2, 3)), rtol=1e-4, atol=1e-4)
 
 

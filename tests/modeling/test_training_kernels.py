@@ -304,9 +304,22 @@ def test_keys_that_do_not_fit(tiny_cfg, semantic_cfg, key):
         _model(tiny_cfg, **{key: 1}, NUM_THING_CLASSES=0, NUM_STUFF_CLASSES=3)
 
 
-def test_pilots_need_hard_groups(tiny_cfg):
-    with pytest.raises(
-        ValueError, match=r"MASK_PILOTS is 1.*exclusive gives each to one kernel alone"
-    ):
-        _model(tiny_cfg, MASK_PILOTS=1, GROUPING="exclusive")
-    assert _model(tiny_cfg, ONE_TO_MANY=1, GROUPING="exclusive").heads.training_kernels
+@pytest.mark.parametrize("levels", [[], ["res5", "res4", "res3"]])
+def test_copies_of_a_pilot_share_pixels_whatever_the_grouping(tiny_cfg, no_noise, levels):
+    """Exclusive groups would leave nothing to the second copy of an object."""
+    found = {}
+    for grouping in ("hard", "exclusive"):
+        model = _model(tiny_cfg, MASK_PILOTS=2, GROUPING=grouping, ROUND_LEVELS=levels).train()
+        pilots = model.heads.training_kernels["pilots"]
+        pilots.register_forward_hook(
+            lambda module, inputs, group, g=grouping: found.update({g: group})
+        )
+        found[f"{grouping} losses"] = model([_input(2)])
+    for ours, theirs in zip(found["exclusive"].rounds, found["hard"].rounds):
+        torch.testing.assert_close(ours.kernels[0, :2], ours.kernels[0, 2:])
+        assert not torch.equal(ours.kernels[0, 0], ours.kernels[0, 1])
+        for a, b in zip(ours, theirs):
+            assert torch.equal(a, b)
+    # the model's own kernels do not share
+    own = [found[f"{grouping} losses"]["loss_round1_dice"] for grouping in ("hard", "exclusive")]
+    assert own[0] != own[1]

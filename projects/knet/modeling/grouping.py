@@ -5,10 +5,15 @@ A group is what a kernel is updated from. Published are hard groups, in semantic
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from knet.modeling.layers import at_least_float32
+
+# mask logits (B, N, H, W) -> groups of the same shape
+Grouping = Callable[[Tensor], Tensor]
 
 
 def hard_groups(masks: Tensor) -> Tensor:

@@ -14,12 +14,18 @@ never transformed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from knet.modeling.grouping import convolve, gather_features, gather_transformed, hard_groups
+from knet.modeling.grouping import (
+    Grouping,
+    convolve,
+    gather_features,
+    gather_transformed,
+    hard_groups,
+)
 from knet.modeling.layers import ConvNormReLU, at_least_float32, group_norm, init_convs
 from knet.modeling.outputs import InitialKernels, RoundOutput
 from knet.modeling.peaks import PeakKernels
@@ -152,7 +158,7 @@ class UpdateRound(nn.Module):
         dim: int = 256,
         num_heads: int = 8,
         ffn_dim: int = 2048,
-        grouping: Callable[[Tensor], Tensor] = hard_groups,
+        grouping: Grouping = hard_groups,
         class_prior: float = 0.01,
         updater_dim: int | None = None,
         xavier: bool = True,
@@ -186,7 +192,12 @@ class UpdateRound(nn.Module):
             nn.init.constant_(self.class_predictor.bias, -math.log(1 / class_prior - 1))
 
     def forward(
-        self, features: Tensor, kernels: Tensor, masks: Tensor, level: Tensor | None = None
+        self,
+        features: Tensor,
+        kernels: Tensor,
+        masks: Tensor,
+        level: Tensor | None = None,
+        grouping: Grouping | None = None,
     ) -> RoundOutput:
         """Update every kernel from the pixels that its mask selects.
 
@@ -195,9 +206,10 @@ class UpdateRound(nn.Module):
             kernels: (B, N, C) of the round before.
             masks: (B, N, H, W) logits of the round before.
             level: (B, C, h, w), of use in a `LevelRound` alone.
+            grouping: in place of the round's own.
         """
         transform = self.feature_transform
-        groups = self.gather(features, masks, level)
+        groups = self.gather(features, masks, level, grouping or self.grouping)
         with torch.autocast(features.device.type, enabled=False):
             # LayerNorm follows within the updater; its input sums must not pass float16
             kernels = at_least_float32(kernels)
@@ -213,9 +225,11 @@ class UpdateRound(nn.Module):
             found = masks + found
         return RoundOutput(class_logits, found, kernels)
 
-    def gather(self, features: Tensor, masks: Tensor, level: Tensor | None = None) -> Tensor:
+    def gather(
+        self, features: Tensor, masks: Tensor, level: Tensor | None, grouping: Grouping
+    ) -> Tensor:
         """(B, N, C) float32: what every kernel is updated from; arguments as of `forward`."""
-        return gather_transformed(features, self.grouping(masks), self.feature_transform)
+        return gather_transformed(features, grouping(masks), self.feature_transform)
 
     def _split(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, parts, C / parts)."""
@@ -251,15 +265,17 @@ class KernelRounds(nn.ModuleList):
             levels: (B, C, h, w) each, for `LevelRound`s: the s-th of all rounds, with repeats,
                 takes number s modulo their count.
             given: masks of which each round gets the next, in place of those of the round before.
+                They may share pixels, so that their groups are hard whatever those of the rounds.
 
         Returns:
             The output of every round, of S times `repeats`.
         """
         outputs: list[RoundOutput] = []
+        grouping = None if given is None else hard_groups
         for s, update in enumerate([*self] * self.repeats):
             level = levels[s % len(levels)] if levels else None
             masks = masks if given is None else next(given, masks)
-            outputs.append(update(features, kernels, masks, level))
+            outputs.append(update(features, kernels, masks, level, grouping))
             kernels, masks = outputs[-1].kernels, outputs[-1].masks
         return outputs
 

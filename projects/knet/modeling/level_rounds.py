@@ -12,7 +12,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from knet.modeling.grouping import gather_transformed
+from knet.modeling.grouping import Grouping, gather_transformed
 from knet.modeling.kernels import UpdateRound
 
 
@@ -32,13 +32,16 @@ class LevelRound(UpdateRound):
         self.level_transform = nn.Linear(dim, dim)
         nn.init.xavier_uniform_(self.level_transform.weight)
 
-    def gather(self, features: Tensor, masks: Tensor, level: Tensor | None = None) -> Tensor:
+    def gather(
+        self, features: Tensor, masks: Tensor, level: Tensor | None, grouping: Grouping
+    ) -> Tensor:
         """(B, N, C) float32: what every kernel is updated from.
 
         Args:
             features: (B, C, H, W), of no effect here.
             masks: (B, N, H, W) logits; they are grouped at the size of the level.
             level: (B, C, h, w).
+            grouping: of the masks.
 
         Raises:
             ValueError: no level.
@@ -49,4 +52,4 @@ class LevelRound(UpdateRound):
                 "MODEL.KNET.ROUND_LEVELS, see KNET_NECK_REGISTRY"
             )
         masks = F.interpolate(masks, size=level.shape[-2:], mode="bilinear", align_corners=False)
-        return gather_transformed(level, self.grouping(masks), self.level_transform)
+        return gather_transformed(level, grouping(masks), self.level_transform)
