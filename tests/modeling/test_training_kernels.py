@@ -108,7 +108,7 @@ def test_the_border_of_the_image_is_no_edge(monkeypatch):
 class _Rounds(nn.Module):
     """Keeps what it was given; every round predicts the opposite."""
 
-    def forward(self, features, kernels, masks, levels=(), given=None):
+    def forward(self, features, kernels, masks, levels=(), given=None, grouping=None):
         self.kernels, self.masks = kernels, masks
         self.given = None if given is None else [next(given) for _ in range(3)]
         return [RoundOutput(kernels[..., :3], -masks, kernels) for _ in range(3)]
@@ -323,3 +323,15 @@ def test_copies_of_a_pilot_share_pixels_whatever_the_grouping(tiny_cfg, no_noise
     # the model's own kernels do not share
     own = [found[f"{grouping} losses"]["loss_round1_dice"] for grouping in ("hard", "exclusive")]
     assert own[0] != own[1]
+
+
+def test_one_to_many_kernels_share_pixels_whatever_the_grouping(tiny_cfg):
+    """Exclusive groups would share out what is stuff among them, too."""
+    found = []
+    for grouping in ("hard", "exclusive"):
+        model = _model(tiny_cfg, ONE_TO_MANY=2, GROUPING=grouping).train()
+        many = model.heads.training_kernels["many"]
+        many.register_forward_hook(lambda module, inputs, group: found.append(group))
+        model([_input(2)])
+    for ours, theirs in zip(*(group.rounds for group in found)):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs))

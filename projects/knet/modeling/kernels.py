@@ -255,6 +255,7 @@ class KernelRounds(nn.ModuleList):
         masks: Tensor,
         levels: Sequence[Tensor] = (),
         given: Iterator[Tensor] | None = None,
+        grouping: Grouping | None = None,
     ) -> list[RoundOutput]:
         """Update kernels in every round.
 
@@ -265,13 +266,12 @@ class KernelRounds(nn.ModuleList):
             levels: (B, C, h, w) each, for `LevelRound`s: the s-th of all rounds, with repeats,
                 takes number s modulo their count.
             given: masks of which each round gets the next, in place of those of the round before.
-                They may share pixels, so that their groups are hard whatever those of the rounds.
+            grouping: in place of the rounds' own.
 
         Returns:
             The output of every round, of S times `repeats`.
         """
         outputs: list[RoundOutput] = []
-        grouping = None if given is None else hard_groups
         for s, update in enumerate([*self] * self.repeats):
             level = levels[s % len(levels)] if levels else None
             masks = masks if given is None else next(given, masks)

@@ -2,7 +2,8 @@
 
 Not part of the published model. Each group goes through the same update rounds as the model's own
 kernels, but separately: no kernel sees one of another group. So the model's own masks and classes
-are the same with and without them, and inference leaves them out.
+are the same with and without them, and inference leaves them out. Several kernels of a group may be
+after the same object, and none is after stuff: they share pixels whatever the rounds' grouping.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ class MaskPilots(nn.Module):
         first = next(logits)
         kernels = self.classes(labels) + gather_features(features, hard_groups(first))[0]
         given = itertools.chain([first], logits)
-        outputs = rounds(features, kernels, first, initial.levels, given)
+        outputs = rounds(features, kernels, first, initial.levels, given, hard_groups)
         return KernelGroup("pilot", None, outputs, rows=rows)
 
     def _draw(self, targets: BatchTargets) -> tuple[Tensor, Tensor, Rows]:
@@ -150,7 +151,7 @@ class ManyKernels(nn.Module):
         masks = self.kernels(initial.localising)
         groups, _ = gather_features(initial.features, hard_groups(masks))
         kernels = self.kernels.weight.flatten(1) + groups
-        outputs = rounds(initial.features, kernels, masks, initial.levels)
+        outputs = rounds(initial.features, kernels, masks, initial.levels, grouping=hard_groups)
         return KernelGroup("many", masks, outputs, repeats=self.repeats)
 
 
