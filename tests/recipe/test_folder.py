@@ -21,8 +21,10 @@ from knet.zoo import config_path
 
 from ..data.formats.makers import MAKERS
 
-# as fast as it gets: no probes, small pictures, two steps
+# as fast as it gets: no probes, a small model, small pictures, two steps
 QUICK = [
+    *("MODEL.BACKBONE.NAME", "build_small_resnet_backbone", "MODEL.BACKBONE.FREEZE_AT", 0),
+    *("MODEL.SMALL_RESNET.CHANNELS", [16, 32, 48, 64]),
     *("SOLVER.ACCUMULATION_STEPS", 1, "SOLVER.MAX_ITER", 2, "SOLVER.IMS_PER_BATCH", 2),
     *("MODEL.KNET.NUM_ROUNDS", 1, "MODEL.KNET.HIDDEN_DIM", 16, "MODEL.KNET.FFN_DIM", 16),
     *("INPUT.MIN_SIZE_TRAIN", (48, 64), "INPUT.MIN_SIZE_TEST", 48, "INPUT.CROP.SIZE", (48, 48)),
