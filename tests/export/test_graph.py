@@ -193,7 +193,8 @@ def test_all_options_of_rounds_and_neck_together(tmp_path):
         "panoptic", "MODEL.KNET.GROUPING", "exclusive", "MODEL.KNET.ROUND_REPEATS", 2,
         "MODEL.KNET.NUM_ROUNDS", 1,
         "MODEL.KNET.ROUND_LEVELS", "['res5', 'res3']", "MODEL.KNET.RESIDUAL_MASKS", True,
-        "MODEL.KNET.NECK", "build_bifpn_neck", "MODEL.KNET.KERNEL_PEAKS", True,
+        "MODEL.KNET.NECK", "build_bifpn_neck", "MODEL.KNET.NECK_LAYERS", 1,
+        "MODEL.KNET.KERNEL_PEAKS", True,
     )  # fmt: skip
     model = small_predictor(cfg, "panoptic").model
     for update in model.heads.rounds:  # residual masks start without effect
