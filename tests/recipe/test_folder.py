@@ -132,7 +132,7 @@ def test_what_cannot_be_is_one_error(tmp_path):
     with pytest.raises(UserError, match=r"OUTPUT_DIR is what --output says"):
         train_folder(tmp_path / "data", ["OUTPUT_DIR", "x"], output=tmp_path / "new")
     with pytest.raises(ValueError, match=r"no such folder"):
-        train_folder(tmp_path / "data", QUICK, output=tmp_path / "new", model="output/modle")
+        train_folder(tmp_path / "data", QUICK, output=tmp_path / "new", model=f"{tmp_path}/modle")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty holds no file"):
         train_folder(tmp_path / "empty", QUICK, output=tmp_path / "new")
