@@ -3,24 +3,45 @@
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+
+import knet_command
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 
 
-def run(*arguments, env=None, launcher=(), program=("train_net.py",)):
-    command = [sys.executable, *launcher, *program, *map(str, arguments)]
+def run(*arguments, env, launcher=()):
+    """In a process of its own: what depends on its start."""
+    command = [sys.executable, *launcher, "train_net.py", *map(str, arguments)]
     return subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "KNET_TRACEBACK": "", **(env or {})},
+        command, cwd=ROOT, env={**os.environ, "KNET_TRACEBACK": "", **env},
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
+
+
+@pytest.fixture
+def run_here(monkeypatch, capfd):
+    """In this process, which need not import everything again."""
+
+    def call(*arguments, env):
+        for name, value in {"KNET_TRACEBACK": "", **env}.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(sys, "argv", ["train_net.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(ROOT / "train_net.py"), run_name="__main__")
+        said = capfd.readouterr()
+        return SimpleNamespace(returncode=end.value.code, stdout=said.out, stderr=said.err)
+
+    return call
 
 
 def refusal(done):
@@ -43,7 +64,7 @@ def data(tiny_shapes, tmp_path):
 CONFIG = ("--config-file", "configs/shapes/panoptic.yaml")
 
 
-def test_train_evaluate_and_refuse_foreign_weights(data, tiny_opts, tmp_path):
+def test_train_evaluate_and_refuse_foreign_weights(data, tiny_opts, tmp_path, run_here):
     done = run(*CONFIG, "--num-gpus", 2, *tiny_opts, env=data)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search("step 6 of 6  epoch 2.0  0:00:00 left", done.stdout)
@@ -53,29 +74,26 @@ def test_train_evaluate_and_refuse_foreign_weights(data, tiny_opts, tmp_path):
     assert list(out.glob("events.out.tfevents.*"))
 
     again = [*tiny_opts, "MODEL.WEIGHTS", out / "model_final.pth"]
-    evaluated = run(*CONFIG, "--eval-only", *again, env=data)
+    evaluated = run_here(*CONFIG, "--eval-only", *again, env=data)
     assert evaluated.returncode == 0, evaluated.stderr
     assert scores["sem_seg/mIoU"] > 0
     assert re.search(rf"sem_seg +{scores['sem_seg/mIoU']:.1f} ", evaluated.stdout)
 
     sheets = tmp_path / "sheets"
-    drawn = run(
-        *CONFIG, "--dataset", "shapes_val", "--num", 2, "--output", sheets, *again, env=data,
-        program=("-m", "knet", "predict"),
-    )  # fmt: skip
-    assert drawn.returncode == 0, drawn.stderr
+    words = (*CONFIG, "--dataset", "shapes_val", "--num", 2, "--output", sheets, *again)
+    assert knet_command.main(["predict", *map(str, words)]) == 0
     assert len(list(sheets.glob("*.png"))) == 2
 
-    foreign = run(*CONFIG, "--eval-only", *again, "MODEL.KNET.NUM_KERNELS", 9, env=data)
+    foreign = run_here(*CONFIG, "--eval-only", *again, "MODEL.KNET.NUM_KERNELS", 9, env=data)
     assert re.search("checkpoint of another model.*init_kernels", refusal(foreign))
 
 
-def test_semantic_model(data, tiny_opts, tmp_path):
+def test_semantic_model(data, tiny_opts, tmp_path, run_here):
     config = ("--config-file", "configs/shapes/semantic.yaml")
     # one view of the test size is the plain image, and scores as it does
     opts = [*tiny_opts, "MODEL.KNET.SEMANTIC.AUX_DIM", 16, "TEST.AUG.ENABLED", True,
             "TEST.AUG.MIN_SIZES", "(96,)", "TEST.AUG.FLIP", False]  # fmt: skip
-    done = run(*config, *opts, env=data)
+    done = run_here(*config, *opts, env=data)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Evaluation with test-time augmentation" in done.stdout
     out = tmp_path / "out"
@@ -87,7 +105,7 @@ def test_semantic_model(data, tiny_opts, tmp_path):
     assert {"loss_init_seg", "loss_round3_seg", "loss_auxiliary_seg"} <= set(scores)
 
     expected = [[task, "mIoU", scores["sem_seg/mIoU"], 0.01] for task in ("sem_seg", "sem_seg_TTA")]
-    evaluated = run(
+    evaluated = run_here(
         *config, "--eval-only", *opts, "MODEL.WEIGHTS", out / "model_final.pth",
         "TEST.EXPECTED_RESULTS", expected, env=data,
     )  # fmt: skip
@@ -116,23 +134,23 @@ def test_torchrun(data, tiny_opts):
         ((*CONFIG, "MODEL.WEIGHTS", "lost.pth"), "lost.pth: no such checkpoint"),
     ],
 )  # fmt: skip
-def test_bad_input_is_named(data, tmp_path, arguments, message):
+def test_bad_input_is_named(data, tmp_path, arguments, message, run_here):
     opts = ("OUTPUT_DIR", tmp_path / "out") if arguments else ()
-    done = run(*arguments, *opts, env=data)
+    done = run_here(*arguments, *opts, env=data)
     assert message in refusal(done)
 
 
 def test_missing_data_folder_is_named(tmp_path):
-    done = run(
+    done = run(  # Detectron2 asks for the folder as it is imported
         "--config-file", "configs/coco/panoptic/knet_r50_fpn_1x.yaml", "MODEL.WEIGHTS", "",
         "OUTPUT_DIR", tmp_path / "out", env={"DETECTRON2_DATASETS": str(tmp_path / "none")},
     )  # fmt: skip
     assert str(tmp_path / "none") in refusal(done)
 
 
-def test_checkpoint_of_nothing_in_common_is_refused(data, tiny_opts, tmp_path):
+def test_checkpoint_of_nothing_in_common_is_refused(data, tiny_opts, tmp_path, run_here):
     torch.save({"model": {"some.weight": torch.zeros(3)}}, tmp_path / "other.pth")
-    done = run(*CONFIG, *tiny_opts, "MODEL.WEIGHTS", tmp_path / "other.pth", env=data)
+    done = run_here(*CONFIG, *tiny_opts, "MODEL.WEIGHTS", tmp_path / "other.pth", env=data)
     assert re.search("other.pth.*some.weight", refusal(done))
 
 

@@ -193,7 +193,8 @@ def test_all_options_together(tmp_path):
         "panoptic", "MODEL.KNET.GROUPING", "exclusive", "MODEL.KNET.ROUND_REPEATS", 2,
         "MODEL.KNET.NUM_ROUNDS", 1,
         "MODEL.KNET.ROUND_LEVELS", "['res5', 'res3']", "MODEL.KNET.RESIDUAL_MASKS", True,
-        "MODEL.KNET.NECK", "build_bifpn_neck", "MODEL.KNET.KERNEL_PEAKS", True,
+        "MODEL.KNET.NECK", "build_bifpn_neck", "MODEL.KNET.NECK_LAYERS", 1,
+        "MODEL.KNET.KERNEL_PEAKS", True,
         "MODEL.KNET.MASK_LEVEL", 0, "MODEL.KNET.MASK_UPSAMPLE", 1,
         "MODEL.KNET.MASK_PILOTS", 2, "MODEL.KNET.ONE_TO_MANY", 2,
     )  # fmt: skip

@@ -234,16 +234,16 @@ import json, resource, torch
 from knet.accel.streamed_losses import StreamedPixels
 from tests.modeling.test_criterion import _batch, _criterion, _predictions, _targets
 torch.manual_seed(0)
-initial, rounds = _predictions(2, 300, 1, 0, (128, 128))
-targets = _batch(*(_targets(375, 1, 0, (256, 256)) for _ in range(2)))
+initial, rounds = _predictions(1, 300, 1, 0, (128, 128))
+targets = _batch(_targets(375, 1, 0, (256, 256)))
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 before = peak()
 criterion = _criterion(1, 0, rank=0.0)
 criterion.places = StreamedPixels()
-losses = criterion(initial, rounds, targets)
+losses = criterion(initial, rounds[:2], targets)
 sum(losses.values()).backward()
-print(json.dumps({"grown": peak() - before, "dense": 2 * 300 * 256 * 256 * 4 / 2**30}))
+print(json.dumps({"grown": peak() - before, "dense": 300 * 256 * 256 * 4 / 2**30}))
 """
 
 
@@ -254,4 +254,4 @@ def test_375_objects_cost_little_memory():
     )
     result = json.loads(done.stdout.splitlines()[-1])
     # autograd over whole enlarged masks would keep some twelve maps of this size for each stage
-    assert result["grown"] < 6 * result["dense"], result
+    assert result["grown"] < 5 * result["dense"], result

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,14 +14,17 @@ from knet.evaluation.scores import MAIN_SCORES
 from knet.predictor import KNetPredictor
 from knet.recipe import train_folder
 from knet.recipe.start import Start
+from knet.recipe.steps import measure
 from knet.training.curves import read_curves
 from knet.training.run import train
 from knet.zoo import config_path
 
 from ..data.formats.makers import MAKERS
 
-# as fast as it gets: no probes, small pictures, two steps
+# as fast as it gets: no probes, a small model, small pictures, two steps
 QUICK = [
+    *("MODEL.BACKBONE.NAME", "build_small_resnet_backbone", "MODEL.BACKBONE.FREEZE_AT", 0),
+    *("MODEL.SMALL_RESNET.CHANNELS", [16, 32, 48, 64]),
     *("SOLVER.ACCUMULATION_STEPS", 1, "SOLVER.MAX_ITER", 2, "SOLVER.IMS_PER_BATCH", 2),
     *("MODEL.KNET.NUM_ROUNDS", 1, "MODEL.KNET.HIDDEN_DIM", 16, "MODEL.KNET.FFN_DIM", 16),
     *("INPUT.MIN_SIZE_TRAIN", (48, 64), "INPUT.MIN_SIZE_TEST", 48, "INPUT.CROP.SIZE", (48, 48)),
@@ -128,7 +132,7 @@ def test_what_cannot_be_is_one_error(tmp_path):
     with pytest.raises(UserError, match=r"OUTPUT_DIR is what --output says"):
         train_folder(tmp_path / "data", ["OUTPUT_DIR", "x"], output=tmp_path / "new")
     with pytest.raises(ValueError, match=r"no such folder"):
-        train_folder(tmp_path / "data", QUICK, output=tmp_path / "new", model="output/modle")
+        train_folder(tmp_path / "data", QUICK, output=tmp_path / "new", model=f"{tmp_path}/modle")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty holds no file"):
         train_folder(tmp_path / "empty", QUICK, output=tmp_path / "new")
@@ -139,13 +143,23 @@ def test_what_cannot_be_is_one_error(tmp_path):
 
 
 @pytest.mark.slow
-def test_everything_is_measured_said_and_resumed(tmp_path, capfd):
+def test_everything_is_measured_said_and_resumed(tmp_path, capfd, monkeypatch):
     """Without probes left out: memory, time, and every choice with its reason."""
+    found = []
+
+    def slow(*arguments):
+        """What is measured, but for a step that takes so long that few of them are chosen."""
+        found.append(measure(*arguments))
+        return replace(found[0], step=200.0)
+
+    monkeypatch.setattr("knet.recipe.derive.measure", slow)
     data = tmp_path / "data"
     MAKERS["coco"][0](data)
-    train_folder(data, output=tmp_path / "out", minutes=0.75, batch=2)
+    train_folder(data, output=tmp_path / "out", minutes=10, batch=2)
+    assert len(found) == 1 and found[0].step > 0 and found[0].picture > 0
     shown = capfd.readouterr().out
-    for words in ("was taken for COCO instances", "SOLVER.MAX_ITER", "as measured",
+    assert re.search(r"SOLVER\.MAX_ITER +[12] +10 minutes at 2e\+02 s a step, as measured", shown)
+    for words in ("was taken for COCO instances",
                   "SOLVER.ACCUMULATION_STEPS", "as asked for", "INPUT.MIN_SIZE_TEST"):  # fmt: skip
         assert words in shown
     assert train_folder(data, output=tmp_path / "out", resume=True).is_dir()

@@ -34,14 +34,17 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-import knet  # noqa: F401  (before Detectron2)
+import knet  # before Detectron2
 
 # isort: split
+# what trainings use later, so that not each of them imports it
+import matplotlib.backends.backend_agg  # noqa: F401
 import torch
-import torch.utils.tensorboard  # so that the trainings need not
+import torch.utils.tensorboard
 from detectron2.config import CfgNode
 from output_files import difference, read_output, saved_steps
 
+import knet.training.trainer
 from knet.files import UNFINISHED
 
 ROOT = Path(__file__).parents[2]
@@ -197,7 +200,6 @@ def _train_here(cfg: CfgNode, folder: Path, log: Path, blow: Blow | None) -> int
 
     from knet.errors import run_command
     from knet.training.stop import folder_lock
-    from knet.training.trainer import Trainer
 
     stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(stream, 1)
@@ -221,7 +223,7 @@ def _train_here(cfg: CfgNode, folder: Path, log: Path, blow: Blow | None) -> int
     def run() -> None:
         nonlocal start
         with folder_lock(cfg.OUTPUT_DIR):
-            trainer = Trainer(cfg)
+            trainer = knet.training.trainer.Trainer(cfg)
             trainer.resume_or_load(resume=True)
             start = trainer.start_iter
             trainer.train()
