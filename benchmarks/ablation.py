@@ -12,7 +12,6 @@ stopped; `--page` puts its tables into docs/ABLATION.md. Data: the scenes are dr
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import time
@@ -24,7 +23,9 @@ from typing import Any
 
 from ablation_plan import NUCLEI, PHOTOS, SCENES, SCORES, VARIANTS, find_variant
 from ablation_run import Run, run
-from ablation_table import read_rows, with_tables
+from ablation_table import append_row, read_rows, with_tables
+
+from knet.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = ROOT / "benchmarks" / "ablation.jsonl"
@@ -53,10 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parse(arguments)
     if args.page:
         text = PAGE.read_text(encoding="utf-8")
-        PAGE.write_text(with_tables(text, read_rows(args.table), VARIANTS), encoding="utf-8")
+        write_text(PAGE, with_tables(text, read_rows(args.table), VARIANTS))
         return
     jobs = missing_jobs(args, read_rows(args.table))
-    args.table.parent.mkdir(parents=True, exist_ok=True)
     print(f"{len(jobs)} to go, {sum(job.minutes for job in jobs):g} minutes of training")
     # those that need the weights of others come last
     shared = [job for job in jobs if find_variant(job.variant).trained_as is not None]
@@ -84,8 +84,7 @@ def run_all(jobs: Sequence[Run], args: argparse.Namespace) -> int:
                 print(f"{what}: failed: {future.exception()!r}", file=sys.stderr, flush=True)
                 continue
             row = {**future.result(), "commit": now}
-            with args.table.open("a", encoding="utf-8") as table:
-                table.write(json.dumps(row) + "\n")
+            append_row(args.table, row)
             left = (time.monotonic() - start) / done * (len(jobs) - done) / 60
             score = row["scores"][SCORES[job.data]]
             print(f"{what}: {score:.1f}; {left:.0f} minutes left", flush=True)

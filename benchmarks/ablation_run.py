@@ -23,6 +23,7 @@ from detectron2.utils.events import EventStorage
 
 from knet.config import get_cfg_from_file
 from knet.data.custom import register_builtin, register_custom
+from knet.files import whole_file
 from knet.training.average import averaged
 from knet.training.console import only_errors
 from knet.training.trainer import Trainer
@@ -86,7 +87,8 @@ def _run(cfg: CfgNode, job: Run, variant: Variant, folder: Path) -> dict[str, An
         average = trainer._trainer.average
         with averaged(average):
             weights.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(trainer.model.state_dict(), weights)
+            with whole_file(weights) as unfinished:
+                torch.save(trainer.model.state_dict(), unfinished)
     elif not weights.exists():
         raise FileNotFoundError(
             f"{weights}: {variant.name!r} is scored with the weights of {variant.trained_as!r}, "

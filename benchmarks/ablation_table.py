@@ -34,6 +34,13 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def append_row(path: Path, row: Row) -> None:
+    """Add a line to a table, which is made if it is not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as table:
+        table.write(json.dumps(row) + "\n")
+
+
 def with_tables(text: str, rows: Sequence[Row], variants: Sequence[Variant]) -> str:
     """A page whose block between two comments is made anew.
 

@@ -12,7 +12,6 @@ decoder, transformer, matching, losses and their weights are those of transforme
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -27,6 +26,7 @@ import torch
 from ablation import ROOT, TABLE, commit
 from ablation_plan import NUCLEI, SCORES, Variant
 from ablation_run import Run, run
+from ablation_table import append_row
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
@@ -244,8 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         job = Run(NUCLEI, "mask2former", seed, args.minutes, args.threads)
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             row = {**pool.submit(train, job, choices, args.output).result(), "commit": commit()}
-        with args.table.open("a", encoding="utf-8") as table:
-            table.write(json.dumps(row) + "\n")
+        append_row(args.table, row)
         print(f"seed {seed}: {row['scores'][SCORES[NUCLEI]]:.1f}, {row['steps']} steps", flush=True)
 
 

@@ -182,10 +182,12 @@ def _add_model_config(cfg: CN) -> None:
     knet.TEST.CLASSES = []
     # panoptic: kernels compete, are ordered and reported by class score times the mean probability
     # inside the mask to this power, as in Panoptic SegFormer, where it is 2; stuff, too. 0: by the
-    # class score, as published. Products are lower: find THING_THRESH by `knet eval --calibrate`
+    # class score, as published. Products are lower: `knet eval --calibrate` finds thresholds
     knet.TEST.PANOPTIC_MASK_SCORES = 0.0
     # panoptic: things under this score become void
     knet.TEST.THING_THRESH = 0.3
+    # panoptic: stuff under this score becomes void; published: none does
+    knet.TEST.STUFF_THRESH = 0.0
     # panoptic: segments that win less than this share of the pixels of their own mask become void
     knet.TEST.OVERLAP_THRESH = 0.6
     # instance and panoptic models: megabytes of masks at the size of the image that are looked at

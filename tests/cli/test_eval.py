@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from knet.cli import eval as command
 from knet.cli.parser import Parser
 from knet.errors import UserError
-from knet.evaluation.calibrate import Calibration
+from knet.evaluation.calibrate import Calibration, Mean, Thresholds
 
 
 def run(*words):
@@ -17,20 +19,22 @@ def run(*words):
 
 
 def test_calibrate_prints_the_table_and_the_keys(monkeypatch, capsys):
-    quality = {(t, 0.6): 40 + 10 * t for t in (0.2, 0.3)}
+    things = {(t, 0.6): Mean(40 + 10 * t, 2) for t in (0.2, 0.3)}
+    found = Calibration("", things, {(0.0, 0.6): Mean(10.0, 1)}, Thresholds(0.2, 0.0, 0.6))
     monkeypatch.setattr(command, "load_predictor", lambda args: args.config_file)
     monkeypatch.setattr(
-        command, "calibrate_predictor", lambda *a: Calibration(" on ".join(a), quality, (0.2, 0.6))
+        command, "calibrate_predictor", lambda *a: replace(found, dataset=" on ".join(a))
     )
     run("--calibrate", "--dataset", "mine")
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "PQ on x.yaml on mine by thresholds:"
-    assert [line.split() for line in lines[3:5]] == [["0.2", "42.00"], ["0.3", "43.00"]]
-    assert "42.00 under the model's 0.2 and 0.6, 43.00 at best" in lines[6]
-    assert lines[7].split() == [
-        "MODEL.KNET.TEST.THING_THRESH", "0.3", "MODEL.KNET.TEST.OVERLAP_THRESH", "0.6",
+    assert lines[0].startswith("PQ on x.yaml on mine, with the best thresholds")
+    assert lines[3].split() == ["0.6", "0.3", "0", "43.00", "10.00", "32.00"]
+    assert lines[5].startswith("31.33 under the model's own") and "32.00 at best" in lines[5]
+    assert lines[6].split() == [
+        "MODEL.KNET.TEST.THING_THRESH", "0.3", "MODEL.KNET.TEST.STUFF_THRESH", "0.0",
+        "MODEL.KNET.TEST.OVERLAP_THRESH", "0.6",
     ]  # fmt: skip
-    assert "report scores on others" in lines[8]
+    assert "report scores on others" in lines[7]
 
 
 @pytest.mark.parametrize("words, message", [

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from knet.classes import ClassIds
-from knet.evaluation.calibrate import Calibration, ThresholdSearch, calibrate
+from knet.evaluation.calibrate import Calibration, Mean, Thresholds, ThresholdSearch, calibrate
 from knet.evaluation.panoptic import PanopticEvaluator
 from knet.modeling.postprocess import InferenceOptions
 from knet.modeling.predictions import Frame, MaskPredictions
@@ -53,31 +53,50 @@ def test_the_best_threshold_is_between_the_mistakes_and_the_objects(make_dataset
     make_dataset("drawn_calibrate")
     found = search("drawn_calibrate", task_of(overlap_threshold=0.5))
     # a mistake of 0.47 and objects of 0.6: 0.5, 0.55 and 0.6 are alike, the model has 0.3
-    assert found.best == (0.5, 0.5)
+    assert found.best == (0.5, 0.0, 0.5)
+
+    def quality(*thresholds):
+        return found.quality(Thresholds(*thresholds))
+
     # 0.6 as a float32 is above 0.6; from 0.65 on both classes of things are lost
-    assert found.quality[0.6, 0.5] == pytest.approx(found.quality[0.5, 0.5])
-    assert found.quality[0.65, 0.5] < found.quality[0.3, 0.5] < found.quality[0.5, 0.5]
+    assert quality(0.6, 0.0, 0.5) == pytest.approx(quality(0.5, 0.0, 0.5))
+    assert quality(0.65, 0.0, 0.5) < quality(0.3, 0.0, 0.5) < quality(0.5, 0.0, 0.5)
+    # stuff at 0.3
+    assert quality(0.5, 0.25, 0.5) == quality(0.5, 0.0, 0.5) > quality(0.5, 0.35, 0.5)
     text = found.describe()
-    assert "MODEL.KNET.TEST.THING_THRESH 0.5 MODEL.KNET.TEST.OVERLAP_THRESH 0.5\n" in text
-    assert "report scores on others" in text and "under the model's 0.3 and 0.5" in text
+    keys = "THING_THRESH 0.5 MODEL.KNET.TEST.STUFF_THRESH 0.0 MODEL.KNET.TEST.OVERLAP_THRESH 0.5"
+    assert f"MODEL.KNET.TEST.{keys}\n" in text
+    assert (
+        "report scores on others" in text
+        and "under the model's own (0.3, 0, 0.5 for things, stuff and overlaps)" in text
+    )
 
 
 @pytest.mark.parametrize("options", [{}, {"min_area": 60}, {"panoptic_mask_scores": 2.0}])
 def test_every_quality_is_that_of_the_evaluator(make_dataset, options):
     records = make_dataset("drawn_calibrate")
     task = task_of(**options)
-    things, overlaps = [0.0, 0.45, 0.5, 0.7, 0.95], [0.02, 0.3, 0.9, 1.0]
-    thresholds = {"thing_thresholds": things, "overlap_thresholds": overlaps}
-    found = search("drawn_calibrate", task, **thresholds)
-    assert len(found.quality) == 6 * 5 and len(set(found.quality.values())) >= 4
-    evaluator = PanopticEvaluator("drawn_calibrate")
-    for (thing, overlap), quality in found.quality.items():
-        task.options = replace(task.options, thing_threshold=thing, overlap_threshold=overlap)
-        evaluator.reset()
-        for record in records:
-            results = task.results(predictions_of(record["image_id"]), (SIZE, SIZE))
-            evaluator.process([record], [results])
-        assert quality == pytest.approx(evaluator.evaluate()["panoptic_seg"]["PQ"], abs=1e-9)
+    scores, overlaps = [0.0, 0.25, 0.45, 0.5, 0.7, 0.95], [0.02, 0.3, 0.9, 1.0]
+    found = search("drawn_calibrate", task, score_thresholds=scores, overlap_thresholds=overlaps)
+    assert len(found.things) == len(found.stuff) == 7 * 5
+    evaluator, qualities = PanopticEvaluator("drawn_calibrate"), set()
+    for thing, overlap in found.things:
+        for stuff in (0.0, 0.25, 0.95):
+            task.options = replace(
+                task.options,
+                thing_threshold=thing,
+                stuff_threshold=stuff,
+                overlap_threshold=overlap,
+            )
+            evaluator.reset()
+            for record in records:
+                results = task.results(predictions_of(record["image_id"]), (SIZE, SIZE))
+                evaluator.process([record], [results])
+            expected = evaluator.evaluate()["panoptic_seg"]["PQ"]
+            ours = found.quality(Thresholds(thing, stuff, overlap))
+            assert ours == pytest.approx(expected, abs=1e-9)
+            qualities.add(round(ours, 6))
+    assert len(qualities) >= 4
 
 
 def test_each_image_is_predicted_once(make_dataset):
@@ -101,12 +120,20 @@ def test_each_image_is_predicted_once(make_dataset):
 
 
 def test_of_equal_thresholds_the_nearest_to_the_models():
-    quality = {(t, o): 50.0 for t in (0.1, 0.2, 0.3, 0.4) for o in (0.5, 0.6)}
-    assert Calibration("x", quality, (0.3, 0.6)).best == (0.3, 0.6)
-    quality[0.1, 0.5] = quality[0.2, 0.5] = 50.1
-    assert Calibration("x", quality, (0.3, 0.6)).best == (0.2, 0.5)
-    quality[0.1, 0.5] += 1e-12  # rounding
-    assert Calibration("x", quality, (0.3, 0.6)).best == (0.2, 0.5)
+    things = {(t, o): Mean(50.0, 2) for t in (0.1, 0.2, 0.3, 0.4) for o in (0.5, 0.6)}
+    stuff = {(t, o): Mean(40.0, 1) for t in (0.0, 0.1) for o in (0.5, 0.6)}
+
+    def best():
+        return Calibration("x", things, stuff, Thresholds(0.3, 0.1, 0.6)).best
+
+    assert best() == (0.3, 0.1, 0.6)
+    things[0.1, 0.5] = things[0.2, 0.5] = Mean(50.1, 2)
+    assert best() == (0.2, 0.1, 0.5)
+    things[0.1, 0.5] = Mean(50.1 + 1e-12, 2)  # rounding
+    assert best() == (0.2, 0.1, 0.5)
+    # a class that no longer occurs leaves the mean
+    stuff[0.0, 0.5] = Mean(0.0, 0)
+    assert best() == (0.2, 0.0, 0.5)
 
 
 def test_what_cannot_be_calibrated(make_dataset):

@@ -52,6 +52,19 @@ def test_overlap_rule_counts_won_pixels_against_own_mask():
     assert [s.label for s in segments] == [1, 0]
 
 
+def test_weak_stuff_becomes_void_but_not_weak_things():
+    p = torch.zeros(3, 1, 9)
+    for kernel in range(3):
+        p[kernel, 0, 3 * kernel : 3 * kernel + 3] = 0.9
+    weak = {"thing_threshold": 0.0, "things": 1}
+    scores, labels = [0.2, 0.2, 0.25], [0, 1, 2]
+    _, segments = fuse(p, scores, labels, **weak)
+    assert [s.label for s in segments] == [2, 0, 1]
+    ids, segments = fuse(p, scores, labels, **weak, stuff_threshold=0.25)  # exact in float32
+    assert [s.label for s in segments] == [2, 0]
+    assert ids[0].tolist() == [2] * 3 + [0] * 3 + [1] * 3
+
+
 @pytest.mark.parametrize("chunk", [1, 2, 5, 9])
 @pytest.mark.parametrize("kind", [PanopticFusion, StreamedFusion])
 @pytest.mark.parametrize("chosen", [None, [0, 2, 4, 6, 7, 8]])

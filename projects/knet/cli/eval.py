@@ -39,7 +39,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--calibrate",
         action="store_true",
-        help="find MODEL.KNET.TEST.THING_THRESH and OVERLAP_THRESH; one data set, one process",
+        help="find MODEL.KNET.TEST.{THING,STUFF,OVERLAP}_THRESH; one data set, one process",
     )
 
 

@@ -1,7 +1,7 @@
 """Thresholds of panoptic segments that give the highest panoptic quality on labelled images.
 
 Each image is predicted once and its kernels compete for the pixels once: neither depends on a
-threshold. Which kernels become segments does, and under each pair of thresholds that is judged by
+threshold. Which kernels become segments does, and under each choice of thresholds that is judged by
 the overlaps of kernels and true segments, without another look at the pixels.
 """
 
@@ -11,7 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from detectron2.data import MetadataCatalog
@@ -29,61 +29,100 @@ from .panoptic_quality import PanopticStatistics, count_overlaps, match_segments
 
 __all__ = ["Calibration", "ThresholdSearch", "calibrate"]
 
-_THINGS = [k / 20 for k in range(20)]
+_SCORES = [k / 20 for k in range(20)]
 _OVERLAPS = [k / 10 for k in range(2, 10)]
-# as of the config: THING_THRESH and OVERLAP_THRESH
-Pair = tuple[float, float]
+
+
+class Thresholds(NamedTuple):
+    """MODEL.KNET.TEST.THING_THRESH, STUFF_THRESH and OVERLAP_THRESH."""
+
+    thing: float
+    stuff: float
+    overlap: float
+
+
+class Mean(NamedTuple):
+    """Of the panoptic qualities of those classes that occur, and how many do."""
+
+    quality: float
+    classes: int
 
 
 @dataclass(frozen=True)
 class Calibration:
     """Panoptic quality, in percent, by thresholds.
 
+    Segments of things and of stuff do not depend on each other's thresholds: pixels of a segment
+    that is dropped become void, and no other segment gets them.
+
     Attributes:
         dataset: that it was counted on.
-        quality: by (THING_THRESH, OVERLAP_THRESH).
+        things, stuff: by the threshold of their scores, and OVERLAP_THRESH.
         given: the model's thresholds, which are among them.
     """
 
     dataset: str
-    quality: Mapping[Pair, float]
-    given: Pair
+    things: Mapping[tuple[float, float], Mean]
+    stuff: Mapping[tuple[float, float], Mean]
+    given: Thresholds
+
+    def quality(self, thresholds: Thresholds) -> float:
+        """PQ under these thresholds, which must have been tried."""
+        parts = self.things[thresholds.thing, thresholds.overlap], self.stuff[thresholds[1:]]
+        return sum(part.quality * part.classes for part in parts) / max(
+            1, sum(part.classes for part in parts)
+        )
 
     @property
-    def best(self) -> Pair:
+    def best(self) -> Thresholds:
         """Those of the highest quality; of several such, the nearest to the model's."""
+        return self._best(sorted({overlap for _, overlap in self.things}))
 
-        def rank(pair: Pair) -> tuple[float, float]:
-            far = sum(abs(ours - theirs) for ours, theirs in zip(pair, self.given))
-            return -round(self.quality[pair], 9), far
+    def _best(self, overlaps: Sequence[float]) -> Thresholds:
+        def rank(thresholds: Thresholds) -> tuple[float, float]:
+            far = sum(abs(ours - theirs) for ours, theirs in zip(thresholds, self.given))
+            return -round(self.quality(thresholds), 9), far
 
-        return min(self.quality, key=rank)
+        tried = (
+            Thresholds(thing, stuff, overlap)
+            for thing, overlap in self.things
+            if overlap in overlaps
+            for stuff, same in self.stuff
+            if same == overlap
+        )
+        return min(tried, key=rank)
 
     def describe(self) -> str:
-        """A table of them all, and the keys to set."""
-        things, overlaps = (sorted(set(values)) for values in zip(*self.quality))
-        rows = [[f"{t:g}", *(self.quality[t, o] for o in overlaps)] for t in things]
-        table = tabulate(
-            rows, ["THING \\ OVERLAP", *(f"{o:g}" for o in overlaps)], "simple", floatfmt=".2f",
-            disable_numparse=[0],
-        )  # fmt: skip
-        thing, overlap = self.best
+        """A table of the best for each OVERLAP_THRESH, and the keys to set."""
+        rows = []
+        for overlap in sorted({overlap for _, overlap in self.things}):
+            best = self._best([overlap])
+            parts = self.things[best.thing, overlap], self.stuff[best.stuff, overlap]
+            texts = (f"{overlap:g}", f"{best.thing:g}", f"{best.stuff:g}")
+            rows.append([*texts, *(part.quality for part in parts), self.quality(best)])
+        heads = ["OVERLAP", "THING", "STUFF", "PQ things", "PQ stuff", "PQ"]
+        table = tabulate(rows, heads, "simple", floatfmt=".2f", disable_numparse=[0, 1, 2])
+        best = self.best
+        given = ", ".join(f"{value:g}" for value in self.given)
+        names = ("THING_THRESH", "STUFF_THRESH", "OVERLAP_THRESH")
+        keys = " ".join(f"MODEL.KNET.TEST.{name} {value}" for name, value in zip(names, best))
         return (
-            f"PQ on {self.dataset} by thresholds:\n{table}\n\n"
-            f"{self.quality[self.given]:.2f} under the model's {self.given[0]:g} and "
-            f"{self.given[1]:g}, {self.quality[self.best]:.2f} at best, with\n"
-            f"    MODEL.KNET.TEST.THING_THRESH {thing} MODEL.KNET.TEST.OVERLAP_THRESH {overlap}\n"
+            f"PQ on {self.dataset}, with the best thresholds of scores for each of overlaps:\n"
+            f"{table}\n\n"
+            f"{self.quality(self.given):.2f} under the model's own ({given} for things, stuff and "
+            f"overlaps), {self.quality(best):.2f} at best, with\n    {keys}\n"
             "Thresholds are fitted to these images: report scores on others"
         )
 
 
 class ThresholdSearch(PanopticEvaluator):
-    """Counts the segments of each pair of thresholds, image by image, in one process.
+    """Counts the segments under many thresholds, image by image, in one process.
 
     Args:
         dataset_name: as of `PanopticEvaluator`.
         task: of the model, with the classes and all other options.
-        thing_thresholds, overlap_thresholds: to try, beside the model's own.
+        score_thresholds: to try for things and for stuff, beside the model's own.
+        overlap_thresholds: likewise.
 
     Raises:
         ValueError: the data set has no panoptic annotations, or the model no panoptic results.
@@ -94,7 +133,7 @@ class ThresholdSearch(PanopticEvaluator):
         dataset_name: str,
         task: MaskTask,
         *,
-        thing_thresholds: Sequence[float] = _THINGS,
+        score_thresholds: Sequence[float] = _SCORES,
         overlap_thresholds: Sequence[float] = _OVERLAPS,
     ) -> None:
         if not isinstance(task, MaskTask) or not task.options.panoptic:
@@ -106,11 +145,13 @@ class ThresholdSearch(PanopticEvaluator):
             raise ValueError(f"data set {dataset_name!r} has no annotations: name another")
         self._dataset, self._task = dataset_name, task
         options = task.options
-        self._given = options.thing_threshold, options.overlap_threshold
+        self._given = given = Thresholds(
+            options.thing_threshold, options.stuff_threshold, options.overlap_threshold
+        )
         self._totals = {
-            (thing, overlap): PanopticStatistics()
-            for thing in sorted({*thing_thresholds, self._given[0]})
-            for overlap in sorted({*overlap_thresholds, self._given[1]})
+            (score, overlap): PanopticStatistics()
+            for score in sorted({*score_thresholds, given.thing, given.stuff})
+            for overlap in sorted({*overlap_thresholds, given.overlap})
         }
         self._seen: set[Any] = set()
 
@@ -143,8 +184,9 @@ class ThresholdSearch(PanopticEvaluator):
         truth = {segment["id"]: segment for segment in segments}
         decisive = fusion.decisive(winner)
         counted: dict[tuple[int, ...], PanopticStatistics] = {}
-        for pair, total in self._totals.items():
-            fusion.thing_threshold, fusion.overlap_threshold = pair
+        for (score, overlap_threshold), total in self._totals.items():
+            fusion.thing_threshold = fusion.stuff_threshold = score
+            fusion.overlap_threshold = overlap_threshold
             kernels = tuple(fusion.segments(*decisive)[1].tolist())
             if kernels not in counted:
                 found = {k + 1: self._record(int(decisive[1][k])) for k in kernels}
@@ -168,11 +210,12 @@ class ThresholdSearch(PanopticEvaluator):
         missing = len(self._truth.keys() - self._seen)
         if missing:
             raise ValueError(f"{missing} of {len(self._truth)} images have no prediction")
-        quality = {
-            pair: 100 * total.summary(self._categories)["All"]["pq"]
-            for pair, total in self._totals.items()
-        }
-        return Calibration(self._dataset, quality, self._given)
+        found = {pair: total.summary(self._categories) for pair, total in self._totals.items()}
+        things, stuff = (
+            {pair: Mean(100 * s[kind]["pq"], s[kind]["n"]) for pair, s in found.items()}
+            for kind in ("Things", "Stuff")
+        )
+        return Calibration(self._dataset, things, stuff, self._given)
 
 
 def calibrate(model: Any, batches: Iterable[Any], dataset_name: str) -> Calibration:

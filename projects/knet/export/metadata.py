@@ -84,6 +84,7 @@ def describe(
             "mask_scores": test.MASK_SCORES,
             "panoptic_mask_scores": float(test.PANOPTIC_MASK_SCORES),
             "panoptic_thing_score": test.THING_THRESH,
+            "panoptic_stuff_score": test.STUFF_THRESH,
             "panoptic_overlap": test.OVERLAP_THRESH,
             "min_area": test.MIN_AREA,
             "classes": list(test.CLASSES),

@@ -174,6 +174,7 @@ def _mask_parts(
             score_threshold=knet.TEST.SCORE_THRESH,
             mask_threshold=knet.TEST.MASK_THRESH,
             thing_threshold=knet.TEST.THING_THRESH,
+            stuff_threshold=knet.TEST.STUFF_THRESH,
             overlap_threshold=knet.TEST.OVERLAP_THRESH,
             min_area=knet.TEST.MIN_AREA,
             mask_scores=knet.TEST.MASK_SCORES,

@@ -47,7 +47,8 @@ class PanopticFusion:
     """Running argmax over a stream of kernels, then one pass over the segments.
 
     As published: all kernels compete for the pixels. Then, by descending score, a segment is
-    dropped if it is a thing under `thing_threshold`, if it won no pixel, or if it won less than
+    dropped if it is a thing under `thing_threshold`, or stuff under `stuff_threshold` (published:
+    none is), if it won no pixel, or if it won less than
     `overlap_threshold` of the pixels where its own probability is at least one half. Pixels of
     dropped segments become void; nobody inherits them. Ids start at 1, void is 0.
 
@@ -60,7 +61,7 @@ class PanopticFusion:
         labels: (M,) in [0, T + S).
         num_thing_classes: T; labels below it are things.
         size: (H, W) of the map.
-        thing_threshold, overlap_threshold: see above.
+        thing_threshold, stuff_threshold, overlap_threshold: see above.
         min_area: segments of fewer pixels are dropped too.
         chosen: (M,) boolean; None for all.
     """
@@ -73,6 +74,7 @@ class PanopticFusion:
         num_thing_classes: int,
         size: Sequence[int],
         thing_threshold: float = 0.3,
+        stuff_threshold: float = 0.0,
         overlap_threshold: float = 0.6,
         min_area: int = 0,
         chosen: Tensor | None = None,
@@ -81,6 +83,7 @@ class PanopticFusion:
         self.labels = labels
         self.num_thing_classes = num_thing_classes
         self.thing_threshold = thing_threshold
+        self.stuff_threshold = stuff_threshold
         self.overlap_threshold = overlap_threshold
         self.min_area = max(min_area, 1)
         size, device = tuple(size), scores.device
@@ -135,7 +138,10 @@ class PanopticFusion:
             of segments 1, 2, …
         """
         # in double precision, as the thresholds are
-        weak = (labels < self.num_thing_classes) & (scores.double() < self.thing_threshold)
+        is_thing, exact = labels < self.num_thing_classes, scores.double()
+        weak = is_thing & (exact < self.thing_threshold)
+        if self.stuff_threshold > 0:
+            weak = weak | (~is_thing & (exact < self.stuff_threshold))
         overlap = areas.double() / own_areas.clamp(min=1)
         kept = ~weak & (areas >= self.min_area) & (own_areas > 0)
         kept = kept & (overlap >= self.overlap_threshold)

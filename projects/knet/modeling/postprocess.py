@@ -20,7 +20,7 @@ class InferenceOptions:
     Attributes:
         instance, panoptic, semantic: which results are wanted.
         top_k, score_threshold, mask_threshold, mask_scores: see `InstanceSelection`.
-        thing_threshold, overlap_threshold: see `PanopticFusion`.
+        thing_threshold, stuff_threshold, overlap_threshold: see `PanopticFusion`.
         min_area: instances and panoptic segments of fewer pixels are left out.
         classes: in [0, T + S), the only ones in instances and panoptic segments; None for all.
             Semantic scores keep all classes.
@@ -36,6 +36,7 @@ class InferenceOptions:
     score_threshold: float = 0.0
     mask_threshold: float = 0.5
     thing_threshold: float = 0.3
+    stuff_threshold: float = 0.0
     overlap_threshold: float = 0.6
     min_area: int = 0
     classes: tuple[int, ...] | None = None
@@ -76,6 +77,7 @@ class InferenceOptions:
             num_thing_classes=num_thing_classes,
             size=size,
             thing_threshold=self.thing_threshold,
+            stuff_threshold=self.stuff_threshold,
             overlap_threshold=self.overlap_threshold,
             min_area=self.min_area,
             chosen=self.chosen_kernels(labels, num_classes=num_thing_classes + num_stuff_classes),
