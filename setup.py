@@ -94,6 +94,8 @@ setup(
             "onnx>=1.17",
             "onnxruntime>=1.20",
             "onnxscript>=0.5",
+            # for the tests of benchmarks/mask2former.py and of gpu.py
+            "transformers>=5; python_version >= '3.10'",
         ],
     },
 )

@@ -61,33 +61,28 @@ def _knet(**keys: Any) -> dict[str, Any]:
     return {f"MODEL.KNET.{key}": value for key, value in keys.items()}
 
 
-_SIZES = {
-    NUCLEI: {
-        "INPUT.MIN_SIZE_TRAIN": (224, 288),
-        "INPUT.MAX_SIZE_TRAIN": 384,
-        "INPUT.CROP.SIZE": (256, 256),
-        "INPUT.MIN_SIZE_TEST": 256,
-        "INPUT.MAX_SIZE_TEST": 384,
-    },
-    PHOTOS: {
-        "INPUT.MIN_SIZE_TRAIN": (176, 224),
-        "INPUT.MAX_SIZE_TRAIN": 320,
-        "INPUT.CROP.SIZE": (192, 192),
-        "INPUT.MIN_SIZE_TEST": 192,
-        "INPUT.MAX_SIZE_TEST": 320,
-    },
-}
+def _sizes(side: int, train: tuple[int, int], longest: int) -> dict[str, Any]:
+    """Crops and, at test, shorter sides of `side` pixels; in training the latter are `train`."""
+    return {
+        "INPUT.MIN_SIZE_TRAIN": train,
+        "INPUT.MAX_SIZE_TRAIN": longest,
+        "INPUT.CROP.SIZE": (side, side),
+        "INPUT.MIN_SIZE_TEST": side,
+        "INPUT.MAX_SIZE_TEST": longest,
+    }
+
+
 _PQ_ALONE = {"MODEL.KNET.TEST.INSTANCE_ON": False, "MODEL.KNET.TEST.SEMANTIC_ON": False}
 _TODAY: dict[str, tuple[str, dict[str, Any]]] = {
     SCENES: ("configs/shapes/panoptic.yaml", _PQ_ALONE),
     NUCLEI: (
         "configs/lite/instance.yaml",
         # 99 in 100 pictures hold fewer objects than these kernels
-        {**_knet(NUM_KERNELS=300), **_SIZES[NUCLEI], "INPUT.CONTRAST_CUTOFF": 0.5},
+        {**_knet(NUM_KERNELS=300), **_sizes(256, (224, 288), 384), "INPUT.CONTRAST_CUTOFF": 0.5},
     ),
     PHOTOS: (
         "configs/lite/panoptic.yaml",
-        {**_PQ_ALONE, **_knet(NUM_KERNELS=40), **_SIZES[PHOTOS]},
+        {**_PQ_ALONE, **_knet(NUM_KERNELS=40), **_sizes(192, (176, 224), 320)},
     ),
 }
 _LITE = (NUCLEI, PHOTOS)  # whose recipe holds some of the ideas already

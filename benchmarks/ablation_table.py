@@ -54,7 +54,20 @@ def with_tables(text: str, rows: Sequence[Row], variants: Sequence[Variant]) -> 
     """
     if not _BLOCK.search(text):
         raise ValueError("the page has no <!-- tables --> and <!-- end of tables -->")
-    return _BLOCK.sub(lambda block: block[1] + tables(rows, variants) + block[2], text)
+    made = legend(rows, variants) + tables(rows, variants)
+    return _BLOCK.sub(lambda block: block[1] + made + block[2], text)
+
+
+def legend(rows: Sequence[Row], variants: Sequence[Variant]) -> str:
+    """What the rows are: the source of each idea, what it does, and its keys."""
+    shown = {row["variant"] for row in rows}
+    lines = ["| row | from | what it is | keys |", "|---|---|---|---|"]
+    for variant in variants:
+        if variant.name in shown:
+            keys = dict.fromkeys(key for data in variant.data for key in variant.keys(data))
+            names = ", ".join(f"`{key.removeprefix('MODEL.KNET.')}`" for key in keys)
+            lines.append(f"| {variant.name} | {variant.source} | {variant.what} | {names} |")
+    return "\n".join(lines) + "\n\n"
 
 
 def tables(rows: Sequence[Row], variants: Sequence[Variant]) -> str:

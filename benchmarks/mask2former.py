@@ -65,7 +65,7 @@ class Choices:
         return "_".join(map(str, ("Mask2Former", *astuple(self))))
 
     def variant(self) -> Variant:
-        """Its keys on top of the plain recipe."""
+        """Its keys on top of today's recipe, whose backbone and data it keeps."""
         return Variant(
             "mask2former",
             "Mask2Former",

@@ -19,7 +19,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +27,6 @@ from detectron2.config import CfgNode
 from detectron2.data import Metadata, MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
-from PIL import Image
 from torch import nn
 
 from knet.accel import accelerate_as_configured
@@ -48,11 +47,7 @@ from knet.data import register_custom
 from knet.data.augmentation import build_knet_augmentation
 from knet.data.custom import register_builtin
 from knet.data.images import (
-    BROKEN_FILE,
-    has_deep_channels,
     in_format,
-    read_picture,
-    upright_rgb,
 )
 from knet.files import write_text
 from knet.free_memory import free_memory
@@ -71,10 +66,9 @@ from knet.model_folder import (
 from knet.modeling.build import is_semantic
 from knet.modeling.postprocess import InferenceOptions
 from knet.modeling.predictions import MaskPredictions, PixelPredictions
+from knet.pictures import Picture, read_any
 from knet.tta import KNetWithTTA, PixelViews
 from knet.zoo.models import MODELS
-
-Picture = Union[str, "os.PathLike[str]", np.ndarray, Image.Image]
 
 
 @dataclass(frozen=True)
@@ -330,7 +324,7 @@ class KNetPredictor:
 
     def prepare(self, image: Picture) -> dict[str, Any]:
         """The model's input of one image (see `KNet.forward`); arguments and errors as above."""
-        pixels = _read(image, self.cfg.INPUT.MAX_PIXELS)
+        pixels = read_any(image, self.cfg.INPUT.MAX_PIXELS)
         height, width = pixels.shape[:2]
         pixels = in_format(pixels, self.cfg.INPUT.FORMAT)
         augmented = T.AugInput(np.ascontiguousarray(pixels))
@@ -341,48 +335,3 @@ class KNetPredictor:
 
 def _class_ids(cfg: CfgNode) -> ClassIds:
     return class_ids_from_config(cfg, semantic=is_semantic(cfg))
-
-
-def _read(image: Picture, max_pixels: int) -> np.ndarray:
-    """(H, W, 3) uint8 RGB, upright."""
-    if isinstance(image, Image.Image):
-        kind = f"the PIL image of {image.width}x{image.height} pixels (mode {image.mode})"
-        if has_deep_channels(image):
-            raise ValueError(
-                f"{kind} has more than 8 bit a channel, a part would be cut: scale its values to "
-                "0 … 255 and convert it to 8 bit a channel"
-            )
-        _check_size((image.height, image.width), kind, max_pixels)
-        try:
-            return upright_rgb(image)
-        except BROKEN_FILE as error:
-            raise ValueError(
-                f"{kind} cannot be read: {str(error) or type(error).__name__}"
-            ) from error
-    if isinstance(image, np.ndarray):
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise ValueError(
-                f"an image must be an (H, W, 3) uint8 array in RGB order, not {image.shape} "
-                f"{image.dtype}"
-            )
-        _check_size(image.shape[:2], f"the array of shape {image.shape}", max_pixels)
-        return image
-    if not isinstance(image, (str, os.PathLike)):
-        raise ValueError(
-            f"an image is a file's path, an array or a PIL image, not {type(image).__name__}"
-        )
-    name = os.fspath(image)
-    if "://" in name:
-        raise ValueError(f"{name}: an image is a local file; download it first")
-    return read_picture({"file_name": name}, image_format="RGB", max_pixels=max_pixels)
-
-
-def _check_size(size: Sequence[int], kind: str, max_pixels: int) -> None:
-    pixels = size[0] * size[1]
-    if not pixels:
-        raise ValueError(f"{kind} has no pixel")
-    if pixels > max_pixels:
-        raise ValueError(
-            f"{kind} has {pixels:,} pixels, more than INPUT.MAX_PIXELS ({max_pixels:,}) allows: "
-            "scale it down or cut it into tiles, or raise INPUT.MAX_PIXELS"
-        )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from ablation_plan import PHOTOS, SCENES, VARIANTS, Variant, config_of, frequent_classes
 from ablation_run import Run
-from ablation_table import read_rows, tables, with_tables
+from ablation_table import legend, read_rows, tables, with_tables
 
 from knet.config import get_cfg_from_file
 from knet.data.panoptic_png import read_panoptic_png, write_panoptic_png
@@ -133,10 +133,18 @@ def test_differences_are_of_the_same_seeds():
     assert lines[7] == "### Photos: PQ, 6 minutes on one core"
 
 
+def test_the_legend_has_the_keys_of_what_has_rows():
+    lines = legend(rows_of(50.0, variant="EMA") + rows_of(1.0, variant="peaks"), VARIANTS)
+    _, _, peaks, ema = lines.strip().splitlines()
+    assert peaks.startswith("| peaks | CenterNet") and peaks.endswith("| `KERNEL_PEAKS` |")
+    assert ema == "| EMA | Polyak; Mean Teacher | averaged weights | `SOLVER.EMA` |"
+
+
 def test_the_rest_of_a_page_stays():
     page = "before\n<!-- tables -->\nold\n<!-- end of tables -->\nafter\n"
     made = with_tables(page, rows_of(50.0), VARIANTS)
-    assert made.startswith("before\n<!-- tables -->\n### Scenes") and "old" not in made
+    assert made.startswith("before\n<!-- tables -->\n| row |") and "old" not in made
+    assert "| today |" in made and "### Scenes" in made
     assert made.endswith("<!-- end of tables -->\nafter\n")
     assert with_tables(made, rows_of(50.0), VARIANTS) == made
     with pytest.raises(ValueError, match="the page has no"):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +20,7 @@ from detectron2.utils.logger import log_every_n_seconds
 from tabulate import tabulate
 
 from knet.data.panoptic_png import read_panoptic_png
-from knet.modeling.postprocess import compete
+from knet.modeling.postprocess import consume
 from knet.modeling.predictions import MaskPredictions
 from knet.modeling.task import MaskTask
 
@@ -145,6 +145,7 @@ class ThresholdSearch(PanopticEvaluator):
             raise ValueError(f"data set {dataset_name!r} has no annotations: name another")
         self._dataset, self._task = dataset_name, task
         options = task.options
+        self._options = replace(options, instance=False, semantic=False)
         self._given = given = Thresholds(
             options.thing_threshold, options.stuff_threshold, options.overlap_threshold
         )
@@ -170,14 +171,15 @@ class ThresholdSearch(PanopticEvaluator):
         height, width = predictions.frame.image_size
         size = record.get("height", height), record.get("width", width)
         ids = self._task.class_ids
-        fusion = compete(
+        fusion = consume(
             predictions,
             num_thing_classes=len(ids.things),
             num_stuff_classes=len(ids.stuff),
             output_size=size,
-            options=self._task.options,
+            options=self._options,
             streaming=self._task.streaming,
-        )
+        ).fusion
+        assert fusion is not None
         winner = fusion.winner()
         won = (winner + 1).cpu().numpy()  # by kernel k as k + 1, as 0 is nobody
         overlap = count_overlaps(read_panoptic_png(path, f"Image {image_id}", won.shape), won)

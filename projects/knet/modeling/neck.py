@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from knet.modeling.layers import ConvNormReLU, NormFactory, group_norm, init_con
 from knet.modeling.positions import SinePositionEncoding
 
 
-class PyramidNeck(nn.Module):
+class PyramidNeck(nn.Module, abc.ABC):
     """What necks have in common: a position encoding before they fuse, two 1x1 blocks behind.
 
     A subclass makes what fuses the levels, then calls `_end`, in which order parameters stand.
@@ -42,9 +43,9 @@ class PyramidNeck(nn.Module):
         self.classify = ConvNormReLU(hidden_dim, hidden_dim, kernel_size=1, norm=norm)
         init_convs(self, conv_std)
 
+    @abc.abstractmethod
     def fuse(self, maps: Sequence[Tensor]) -> tuple[Tensor, Mapping[int, Tensor]]:
         """The fused map, and at least the `round_levels`: (B, C, H_i, W_i) by their numbers."""
-        raise NotImplementedError
 
     def forward(self, features: Sequence[Tensor]) -> tuple[Any, ...]:
         """Fuse one batch.

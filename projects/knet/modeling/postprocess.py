@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -142,8 +143,16 @@ class ImageResult:
     semantic: Tensor | None = None
 
 
+class Consumers(NamedTuple):
+    """What each result of an image is made of; None for what was not asked for."""
+
+    instances: InstanceSelection | None = None
+    fusion: PanopticFusion | None = None
+    semantic: SemanticScores | None = None
+
+
 @torch.no_grad()
-def compete(
+def consume(
     predictions: MaskPredictions,
     *,
     num_thing_classes: int,
@@ -151,58 +160,12 @@ def compete(
     output_size: Sequence[int],
     options: InferenceOptions,
     streaming: Streaming = Streaming(),
-) -> PanopticFusion:
-    """The panoptic fusion of one image before it is decided which kernels become segments.
+) -> Consumers:
+    """All kernels of one image at its size, seen by what makes its results of them.
 
     Args:
         predictions, num_thing_classes, num_stuff_classes, output_size, options, streaming: as of
             `postprocess`.
-    """
-    class_scores = predictions.class_scores
-    resizer = predictions.frame.resizer(
-        predictions.grid_size,
-        output_size,
-        class_scores.device,
-        band=streaming.band,
-        chunk_bytes=streaming.chunk_bytes,
-    )
-    scores, labels = kernel_scores(
-        class_scores,
-        num_things=len(class_scores) - num_stuff_classes,
-        num_thing_classes=num_thing_classes,
-    )
-    fusion = options.fusion(
-        scores,
-        labels,
-        predictions=predictions,
-        num_thing_classes=num_thing_classes,
-        num_stuff_classes=num_stuff_classes,
-        size=resizer.output_size,
-        kind=streaming.fusion,
-    )
-    for index, probabilities in resizer.stream(range(len(scores)), predictions.probabilities):
-        fusion.add(index[0], probabilities)
-    return fusion
-
-
-@torch.no_grad()
-def postprocess(
-    predictions: MaskPredictions,
-    *,
-    num_thing_classes: int,
-    num_stuff_classes: int,
-    output_size: Sequence[int],
-    options: InferenceOptions,
-    streaming: Streaming = Streaming(),
-) -> ImageResult:
-    """Final results of one image.
-
-    Args:
-        predictions: of the last round; the kernels of stuff are the last ones.
-        num_thing_classes, num_stuff_classes: T and S.
-        output_size: (height, width) of the original image.
-        options: what to compute.
-        streaming: how.
     """
     class_scores = predictions.class_scores
     num_things = len(class_scores) - num_stuff_classes
@@ -251,8 +214,38 @@ def postprocess(
             instances.add(index, probabilities)
         for consumer in of_all:
             consumer.add(index[0], probabilities)
-    return ImageResult(
-        instances=instances.finish() if instances else None,
-        panoptic=fusion.finish() if fusion else None,
-        semantic=semantic.finish() if semantic else None,
+    return Consumers(instances, fusion, semantic)
+
+
+def postprocess(
+    predictions: MaskPredictions,
+    *,
+    num_thing_classes: int,
+    num_stuff_classes: int,
+    output_size: Sequence[int],
+    options: InferenceOptions,
+    streaming: Streaming = Streaming(),
+) -> ImageResult:
+    """Final results of one image.
+
+    Args:
+        predictions: of the last round; the kernels of stuff are the last ones.
+        num_thing_classes, num_stuff_classes: T and S.
+        output_size: (height, width) of the original image.
+        options: what to compute.
+        streaming: how.
+    """
+    instances, fusion, semantic = consume(
+        predictions,
+        num_thing_classes=num_thing_classes,
+        num_stuff_classes=num_stuff_classes,
+        output_size=output_size,
+        options=options,
+        streaming=streaming,
     )
+    with torch.no_grad():
+        return ImageResult(
+            instances=instances.finish() if instances else None,
+            panoptic=fusion.finish() if fusion else None,
+            semantic=semantic.finish() if semantic else None,
+        )
