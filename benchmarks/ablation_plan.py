@@ -42,6 +42,8 @@ class Variant:
         data: the data sets on which it is trained.
         trained_as: the variant whose training it shares, as its keys act at test time alone.
         what: in words, what the keys do, for the page.
+        configs: config files by data set that take the place of its recipe; the data set and the
+            sizes of its pictures stay.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Variant:
     on: Mapping[str, Opts] = field(default_factory=dict)
     data: tuple[str, ...] = (SCENES, NUCLEI, PHOTOS)
     trained_as: str | None = None
+    configs: Mapping[str, str] = field(default_factory=dict)
 
     def keys(self, data: str) -> dict[str, Any]:
         """All its keys on a data set."""
@@ -156,6 +159,16 @@ VARIANTS = (
             {"INPUT.SCALE_JITTER": (0.5, 2.0)}, {SCENES: _CROP}),
     Variant("copy-paste", "Simple Copy-Paste", "half of the pictures receive objects of others",
             {"INPUT.COPY_PASTE": 0.5}),
+    Variant(
+        "plus",
+        "",
+        "the recipes of configs/plus",
+        configs={
+            SCENES: "configs/plus/shapes_panoptic.yaml",
+            NUCLEI: "configs/plus/nuclei_instance.yaml",
+            PHOTOS: "configs/plus/photos_panoptic.yaml",
+        },
+    ),
 )  # fmt: skip
 
 
@@ -179,6 +192,7 @@ def config_of(data: str, variant: Variant, folder: Path) -> tuple[str, list[Any]
         FileNotFoundError: the data are not below DETECTRON2_DATASETS.
     """
     config, today = _TODAY[data]
+    config = variant.configs.get(data, config)
     return config, [
         part for pair in {**today, **_data_sets(data, folder), **variant.keys(data)}.items()
         for part in pair
