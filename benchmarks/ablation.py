@@ -40,7 +40,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", nargs="+", default=data, choices=data)
     parser.add_argument("--variants", nargs="+", default=names, choices=names, metavar="NAME")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--minutes", type=float, default=6.0, help="of a training (%(default)s)")
+    parser.add_argument(
+        "--length", type=float, default=1.0, help="times STEPS of ablation_plan.py (%(default)s)"
+    )
     parser.add_argument("--threads", type=int, default=1, help="of each training (%(default)s)")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time (%(default)s)")
     parser.add_argument("--table", type=Path, default=TABLE, help="lines of JSON, appended to")
@@ -57,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_text(PAGE, with_tables(text, read_rows(args.table), VARIANTS))
         return
     jobs = missing_jobs(args, read_rows(args.table))
-    print(f"{len(jobs)} to go, {sum(job.minutes for job in jobs):g} minutes of training")
+    print(f"{len(jobs)} to go")
     # those that need the weights of others come last
     shared = [job for job in jobs if find_variant(job.variant).trained_as is not None]
     own = [job for job in jobs if job not in shared]
@@ -93,10 +95,10 @@ def run_all(jobs: Sequence[Run], args: argparse.Namespace) -> int:
 
 def missing_jobs(args: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> list[Run]:
     """What is asked for and has no row."""
-    keys = ("data", "variant", "seed", "minutes", "threads")
+    keys = ("data", "variant", "seed", "length", "threads")
     known = {tuple(row[key] for key in keys) for row in rows}
     wanted = [
-        Run(data, name, seed, args.minutes, args.threads)
+        Run(data, name, seed, args.length, args.threads)
         for seed in args.seeds
         for name in args.variants
         for data in args.data

@@ -9,12 +9,12 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from ablation_plan import BASE, SCORES, Variant
+from ablation_plan import BASE, SCORES, STEPS, Variant
 
 Row = Mapping[str, Any]
 
 _BLOCK = re.compile(r"(<!-- tables -->\n).*?(<!-- end of tables -->)", re.DOTALL)
-_HEAD = ("", "seeds", "mean", f"to {BASE}", "steps", "memory, MB", "test, ms", "parameters, M")
+_HEAD = ("", "seeds", "mean", f"to {BASE}", "steps", "step", "test", "memory, MB", "parameters, M")
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -71,21 +71,20 @@ def legend(rows: Sequence[Row], variants: Sequence[Variant]) -> str:
 
 
 def tables(rows: Sequence[Row], variants: Sequence[Variant]) -> str:
-    """A table for each data set and length of the trainings; scores are means over the seeds."""
+    """A table for each data set and length of the trainings; values are means over the seeds."""
     order = [variant.name for variant in variants]
     kinds = sorted({_kind(row) for row in rows}, key=lambda kind: ([*SCORES].index(kind[0]), kind))
     parts = []
-    for data, minutes, threads in kinds:
+    for data, length, threads in kinds:
         by_name: dict[str, list[Row]] = {}
         for row in rows:
-            if _kind(row) == (data, minutes, threads):
+            if _kind(row) == (data, length, threads):
                 by_name.setdefault(row["variant"], []).append(row)
         names = sorted(by_name, key=lambda name: order.index(name) if name in order else len(order))
         base = by_name.get(BASE)
-        cores = "one core" if threads == 1 else f"{threads} cores"
-        score = SCORES[data].split("/")[1]
+        score, steps = SCORES[data].split("/")[1], round(length * STEPS[data])
         lines = [
-            f"### {data.capitalize()}: {score}, {minutes:g} minutes on {cores}",
+            f"### {data.capitalize()}: {score}, the time of {steps:,} steps of today's recipe",
             "",
             f"| {' | '.join(_HEAD)} |",
             "|---" + "|---:" * (len(_HEAD) - 1) + "|",
@@ -96,7 +95,7 @@ def tables(rows: Sequence[Row], variants: Sequence[Variant]) -> str:
 
 
 def _kind(row: Row) -> tuple[str, float, int]:
-    return row["data"], row["minutes"], row["threads"]
+    return row["data"], row["length"], row["threads"]
 
 
 def _cells(name: str, rows: Sequence[Row], base: Sequence[Row] | None, data: str) -> list[str]:
@@ -119,7 +118,8 @@ def _cells(name: str, rows: Sequence[Row], base: Sequence[Row] | None, data: str
         f"{mean(scores):.1f}",
         difference,
         of_all("steps", 0),
+        of_all("step", 2),
+        of_all("test", 2),
         of_all("memory_mb", 0),
-        of_all("test_ms", 0),
         of_all("parameters", 2),
     ]

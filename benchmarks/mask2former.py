@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Mask2Former of Hugging Face transformers, trained on the nuclei in the place of K-Net.
 
-    python benchmarks/mask2former.py [--minutes 6] [--seeds 1 2]
+    python benchmarks/mask2former.py [--length 1] [--seeds 1 2]
 
 Backbone, its weights and what of it is frozen, loader, batches, time and schedule, results and
 their scores are those of the trainings of ablation.py, to whose table it appends rows. Pixel
@@ -219,15 +219,17 @@ def register(choices: Choices) -> None:
 
 def train(job: Run, choices: Choices, folder: Path) -> dict[str, Any]:
     """A row, see `ablation_run.run`, with the choices."""
-    register(choices)
-    return {**run(job, choices.variant(), folder), "choices": asdict(choices)}
+    row = run(job, choices.variant(), folder, partial(register, choices))
+    return {**row, "choices": asdict(choices)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train with each seed, in a process of its own, and append the rows."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--minutes", type=float, default=6.0, help="of a training (%(default)s)")
+    parser.add_argument(
+        "--length", type=float, default=1.0, help="times STEPS of ablation_plan.py (%(default)s)"
+    )
     parser.add_argument("--threads", type=int, default=1, help="of a training (%(default)s)")
     parser.add_argument("--table", type=Path, default=TABLE, help="lines of JSON, appended to")
     parser.add_argument("--output", type=Path, default=ROOT / "output" / "ablation")
@@ -241,7 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(str(error))
     choices = Choices(**{field.name: getattr(args, field.name) for field in fields(Choices)})
     for seed in args.seeds:
-        job = Run(NUCLEI, "mask2former", seed, args.minutes, args.threads)
+        job = Run(NUCLEI, "mask2former", seed, args.length, args.threads)
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             row = {**pool.submit(train, job, choices, args.output).result(), "commit": commit()}
         append_row(args.table, row)

@@ -87,38 +87,56 @@ def small_scenes(monkeypatch, tiny_opts, tiny_shapes):
     config, opts = ablation_plan._TODAY[SCENES]
     keys = {**opts, **keys, "DATASETS.TEST": ("tiny_val",), "DATASETS.TRAIN": ("tiny_train",)}
     monkeypatch.setitem(ablation_plan._TODAY, SCENES, (config, keys))
+    monkeypatch.setattr(ablation_run, "_apart", lambda work, *arguments: work(*arguments))
+    monkeypatch.setattr(ablation_run, "_TIMED_STEPS", 1)
+    monkeypatch.setattr(ablation_run, "_TIMED_IMAGES", 1)
 
 
 @pytest.mark.slow
-def test_a_run_trains_for_its_time_and_others_use_its_weights(small_scenes, tmp_path):
+def test_a_run_trains_for_its_steps_and_others_use_its_weights(small_scenes, tmp_path):
     base = VARIANTS[0]
-    job = Run(SCENES, "today", seed=1, minutes=0.02)
+    job = Run(SCENES, "today", seed=1, length=0.002)
     row = ablation_run.run(job, base, tmp_path)
-    assert {key: row[key] for key in ("data", "variant", "seed", "minutes", "threads")} == {
-        "data": SCENES, "variant": "today", "seed": 1, "minutes": 0.02, "threads": 1,
+    assert {key: row[key] for key in ("data", "variant", "seed", "length", "threads")} == {
+        "data": SCENES, "variant": "today", "seed": 1, "length": 0.002, "threads": 1,
     }  # fmt: skip
-    assert row["steps"] >= 1 and row["test_ms"] > 0 and 0 < row["parameters"] < 1
+    assert row["steps"] == 3 and row["step"] == row["test"] == 1 and 0 < row["parameters"] < 1
     assert 0 <= row["scores"]["panoptic_seg/PQ"] <= 100
+    job = Run(SCENES, "two", seed=1, length=0.002)
+    two = ablation_run.run(job, Variant("two", "", "", {"MODEL.KNET.NUM_ROUNDS": 2}), tmp_path)
+    assert two["steps"] == max(1, round(3.2 / two["step"])) and two["test"] > 0
     # scored with the same weights, all things are left out
     strict = {"MODEL.KNET.TEST.THING_THRESH": 1.0}
     other = Variant("strict", "", "", strict, trained_as="today")
-    again = ablation_run.run(Run(SCENES, "strict", 1, 0.02), other, tmp_path)
+    again = ablation_run.run(Run(SCENES, "strict", 1, 0.002), other, tmp_path)
     assert again["scores"]["panoptic_seg/PQ_th"] == 0 and "steps" not in again
     stuff = "panoptic_seg/PQ_st"
     assert again["scores"][stuff] == pytest.approx(row["scores"][stuff], abs=5)
 
 
+def test_times_are_medians_of_turns(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(ablation_run.time, "perf_counter", lambda: clock[0])
+    taken = {"base": [9, 9, 9, 2, 2, 8], "other": [9, 9, 9, 3, 9, 3]}
+
+    def work(name):
+        clock[0] += taken[name].pop(0)
+
+    share = ablation_run._share(lambda: work("base"), lambda: work("other"), rounds=3)
+    assert share == 1.5 and taken == {"base": [], "other": []}
+
+
 def test_weights_of_the_shared_training_must_be_there(small_scenes, tmp_path):
     other = Variant("strict", "", "", trained_as="today")
     with pytest.raises(FileNotFoundError, match="'strict' is scored with the weights of 'today'"):
-        ablation_run.run(Run(SCENES, "strict", 1, 0.02), other, tmp_path)
+        ablation_run.run(Run(SCENES, "strict", 1, 0.002), other, tmp_path)
 
 
-def rows_of(*scores, variant="today", data=SCENES, minutes=6.0):
+def rows_of(*scores, variant="today", data=SCENES, length=1.0):
     name = ablation_plan.SCORES[data]
     return [
-        {"data": data, "variant": variant, "seed": seed, "minutes": minutes, "threads": 1,
-         "steps": 1000 * seed, "memory_mb": 100.0, "test_ms": 10.0, "parameters": 1.5,
+        {"data": data, "variant": variant, "seed": seed, "length": length, "threads": 1,
+         "steps": 1000 * seed, "step": 1.25, "memory_mb": 100.0, "test": 1.5, "parameters": 1.5,
          "scores": {name: score}}
         for seed, score in enumerate(scores, start=1)
     ]  # fmt: skip
@@ -127,10 +145,10 @@ def rows_of(*scores, variant="today", data=SCENES, minutes=6.0):
 def test_differences_are_of_the_same_seeds():
     rows = rows_of(50.0, 60.0) + rows_of(58.0, variant="EMA") + rows_of(1.0, data=PHOTOS)
     lines = tables(rows, VARIANTS).splitlines()
-    assert lines[0] == "### Scenes: PQ, 6 minutes on one core"
-    assert lines[4] == "| today | 50.0, 60.0 | 55.0 |  | 1,500 | 100 | 10 | 1.50 |"
-    assert lines[5] == "| EMA | 58.0 | 58.0 | +8.0 | 1,000 | 100 | 10 | 1.50 |"
-    assert lines[7] == "### Photos: PQ, 6 minutes on one core"
+    assert lines[0] == "### Scenes: PQ, the time of 1,600 steps of today's recipe"
+    assert lines[4] == "| today | 50.0, 60.0 | 55.0 |  | 1,500 | 1.25 | 1.50 | 100 | 1.50 |"
+    assert lines[5] == "| EMA | 58.0 | 58.0 | +8.0 | 1,000 | 1.25 | 1.50 | 100 | 1.50 |"
+    assert lines[7] == "### Photos: PQ, the time of 850 steps of today's recipe"
 
 
 def test_the_legend_has_the_keys_of_what_has_rows():
@@ -167,7 +185,7 @@ def test_what_the_table_has_is_not_run_again(tmp_path, monkeypatch, capsys):
     jobs = ablation.missing_jobs(args, read_rows(table))
     assert [(job.variant, job.seed) for job in jobs] == [("EMA", 1), ("today", 2), ("EMA", 2)]
     # another length is another row
-    args = ablation.parse([*arguments, "--minutes", "8"])
+    args = ablation.parse([*arguments, "--length", "2"])
     assert len(ablation.missing_jobs(args, read_rows(table))) == 4
 
 
