@@ -109,12 +109,18 @@ class ResultFiles:
         self.add_encoded(self._encode(results, file_name), image_id=image_id, file_name=file_name)
 
     def add_encoded(self, found: EncodedResults, *, image_id: int, file_name: str) -> None:
-        """The same with results that are encoded."""
+        """The same with results that are encoded.
+
+        Raises:
+            ValueError: the PNGs of an earlier image have this name.
+        """
         name = f"{Path(file_name).stem}.png"
         # pictures first: an image has all of its records or, if one cannot be written, none
         for kind, png in (("panoptic", found.panoptic_png), ("semantic", found.label_png)):
             if png is not None:
                 (self.folder / kind).mkdir(exist_ok=True)
+                if (self.folder / kind / name).exists():
+                    raise ValueError(f"{file_name}: another picture has the same {kind}/{name}")
                 write_bytes(self.folder / kind / name, png)
         if found.segments is not None:
             record = {"image_id": image_id, "file_name": name, "segments_info": found.segments}
@@ -130,12 +136,16 @@ class ResultFiles:
 
     def close(self) -> None:
         """Write the JSON files of all that was added."""
-        common = ['{"images": [', self._images, f'], "categories": {self._categories}']
+        common: list[str | Spool] = [
+            '{"images": [',
+            self._images,
+            f'], "categories": {self._categories}',
+        ]
         if self._count:
             join_spools(self.folder / "images.json", *common, "}\n")
         if "panoptic" in self._records:
-            records = [', "annotations": [', self._records["panoptic"], "]}\n"]
-            join_spools(self.folder / "panoptic.json", *common, *records)
+            parts = [*common, ', "annotations": [', self._records["panoptic"], "]}\n"]
+            join_spools(self.folder / "panoptic.json", *parts)
         if "instances" in self._records:
             self._records["instances"].write(self.folder / "instances.json", after="]\n")
 
