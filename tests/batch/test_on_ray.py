@@ -40,19 +40,51 @@ def test_shards_are_those_of_the_loop(cluster, model_folder, tiny_shapes, tmp_pa
     assert ray.is_initialized()  # it is not ours
 
 
-def test_an_error_of_a_worker_is_that_error(monkeypatch):
-    """Without a cluster: what Ray raises is what `write_shards` has to unpack."""
-    cause = OSError(28, "No space left on device")
+class Odd(Exception):
+    """It cannot be pickled."""
 
-    def full(*args, **kwargs):
-        raise ray.exceptions.RayTaskError("map", "the worker's trace", cause)
+    def __init__(self, first, second):
+        super().__init__(first)
+
+
+def test_an_error_of_a_worker_is_that_error(tmp_path, monkeypatch):
+    def fail():
+        raise error
+
+    place = str(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for error in (OSError(28, "No space left on device"), UserError("no such model")):
+        found = on_ray._Worker(fail, place, place)({"shard": [0, 1]})
+        assert found["images"] == [0]
+        with pytest.raises(type(error)) as caught:
+            on_ray._raise(found["error"][0])
+        assert str(caught.value) == str(error)
+        assert "in a worker:" in str(caught.value.__cause__) and ", in fail" in str(
+            caught.value.__cause__
+        )
+    error = Odd("first", "second")
+    with pytest.raises(RuntimeError, match="Odd: first"):
+        on_ray._raise(on_ray._Worker(fail, place, place)({"shard": [0]})["error"][0])
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        gone = on_ray._Worker(fail, str(tmp_path / "nowhere"), place)
+        on_ray._raise(gone({"shard": [0]})["error"][0])
+
+
+def test_errors_of_ray_and_of_shards(predictor, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    worker = on_ray._Worker(lambda: predictor, str(tmp_path), str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"inputs\.parquet"):
+        on_ray._raise(worker({"shard": [0]})["error"][0])
+
+    def lost(*args, **kwargs):
+        raise ray.exceptions.RayTaskError("map", "first line\nthe node was lost\n", OSError())
 
     monkeypatch.setattr(on_ray.ray, "is_initialized", lambda: True)
     monkeypatch.setattr(on_ray.ray, "cluster_resources", lambda: {"CPU": 2})
-    monkeypatch.setattr(on_ray.ray.data, "from_items", full)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(on_ray.ray.data, "from_items", lost)
+    with pytest.raises(UserError, match="Ray ended the run: the node was lost"):
         on_ray.write_shards(
-            Exception, None, [0], workers=1, gpus_per_worker=0, advance=lambda n: None
+            Exception, tmp_path, [0], workers=1, gpus_per_worker=0, advance=lambda n: None
         )
     with pytest.raises(UserError, match="no workers of 1 CPU and 2 GPUs"):
         on_ray._count(None, 2)

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from knet.batch.predictor import BatchPredictor
 from knet.batch.run import ShardWriter
@@ -47,11 +49,38 @@ class _Worker:
     """
 
     def __init__(self, load: Callable[[], KNetPredictor], place: str, folder: str) -> None:
-        os.chdir(place)
-        self._writer = ShardWriter(BatchPredictor(load), Path(folder))
+        # Ray would begin again without end, and tell errors as text among its own
+        self._failed = ""
+        try:
+            os.chdir(place)
+            self._writer = ShardWriter(BatchPredictor(load), Path(folder))
+        except Exception as error:
+            self._failed = _pack(error)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return {"images": [self._writer.write(int(shard)) for shard in batch["shard"]]}
+        """Numbers of pictures, and an error that ends the run, of the shards of a batch."""
+        if self._failed:
+            return {"images": [0], "error": [self._failed]}
+        try:
+            images = [self._writer.write(int(shard)) for shard in batch["shard"]]
+        except Exception as error:
+            return {"images": [0], "error": [_pack(error)]}
+        return {"images": images, "error": [""] * len(images)}
+
+
+def _pack(error: Exception) -> str:
+    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    try:
+        data = pickle.dumps((error, text))
+        pickle.loads(data)
+    except Exception:  # of a class that cannot be pickled, or that needs other arguments
+        data = pickle.dumps((RuntimeError(text), text))
+    return data.hex()
+
+
+def _raise(packed: str) -> NoReturn:
+    error, text = pickle.loads(bytes.fromhex(packed))
+    raise error from RuntimeError(f"in a worker:\n{text}")
 
 
 def write_shards(
@@ -74,7 +103,7 @@ def write_shards(
         advance: told of pictures that are done, a shard at a time.
 
     Raises:
-        UserError: the cluster cannot hold so many workers.
+        UserError: the cluster cannot hold so many workers, or fails.
         Exception: of a worker, as it is there.
     """
     if not shards:
@@ -100,10 +129,13 @@ def write_shards(
             num_gpus=gpus_per_worker,
         )
         for batch in done.iter_batches(batch_size=None, prefetch_batches=0):
+            for packed in filter(None, batch["error"]):
+                _raise(str(packed))
             advance(int(batch["images"].sum()))
-    except ray.exceptions.RayTaskError as error:
-        cause = error.cause
-        raise (cause if isinstance(cause, Exception) else error) from None
+    except ray.exceptions.RayError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        text = lines[-1] if lines else type(error).__name__
+        raise UserError(f"Ray ended the run: {text}") from error
     finally:
         if started:
             ray.shutdown()

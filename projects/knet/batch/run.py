@@ -160,6 +160,7 @@ def predict_batch(
                 writer = ShardWriter(predictor, folder)
                 for shard in open_shards:
                     writer.write(shard, bar.update)
+            remove_unfinished(folder)  # of workers that were lost on the way
         if results:
             _write_files(folder, Path(results), categories)
         return BatchRun(images, sum(map(_errors, find_shards(folder))), number)
