@@ -75,7 +75,7 @@ def test_pictures_of_a_data_set_beside_their_truth(run, tmp_path, capsys):
         ([], "name pictures or a video, --webcam, --dataset or --input, one of them"),
         (
             ["a.png", "--engine", "ray"],
-            "--engine, --workers, --gpus-per-worker and --shard-size go",
+            "--gpus-per-worker and --shard-size go with --input",
         ),
         (["--input", "x", "--workers", "2"], "--workers and --gpus-per-worker go with --engine"),
         (["a.png", "--webcam"], "one of them"),
