@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -213,6 +214,27 @@ def categories_of(metadata: Metadata, ids: ClassIds) -> list[Category]:
         of_label = {label: category_id for category_id, label in mapping.items()}
         found += [(label, int(of_label.get(label, label)), kind == "thing") for label in labels]
     return [Category(label, key, name, thing) for (label, key, thing), name in zip(found, names)]
+
+
+def category_records(categories: Sequence[Category]) -> list[dict[str, Any]]:
+    """COCO's records of classes, each with its ``label``, as files of results hold them."""
+    return [
+        {"id": c.id, "name": c.name, "isthing": int(c.is_thing), "label": c.label}
+        for c in categories
+    ]
+
+
+def require_classes(
+    path: str | os.PathLike[str], records: Sequence[Mapping[str, Any]], ours: Sequence[Category]
+) -> None:
+    """Raise ValueError if results of a file have other classes than a data set."""
+    theirs, expected = (
+        {repr((c.get("id"), c.get("name"), c.get("label"))): str(c.get("name")) for c in part}
+        for part in (records, category_records(ours))
+    )
+    if theirs.keys() != expected.keys():
+        other = sorted({**theirs, **expected}[key] for key in theirs.keys() ^ expected.keys())
+        raise ValueError(f"{path} has other classes than the data set: {first_of(other)}")
 
 
 def chosen_classes(cfg: CfgNode, ids: ClassIds) -> tuple[int, ...] | None:

@@ -113,6 +113,12 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         unfinished.write_text(text, encoding="utf-8")
 
 
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write bytes, whole or not at all; OSError as `whole_file`."""
+    with whole_file(path) as unfinished:
+        unfinished.write_bytes(data)
+
+
 def write_json(path: str | os.PathLike[str], content: Any, *, indent: int | None = None) -> None:
     """Write JSON, whole or not at all; OSError as `whole_file`."""
     write_text(path, json.dumps(content, indent=indent) + "\n")

@@ -72,7 +72,12 @@ def test_pictures_of_a_data_set_beside_their_truth(run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "name pictures or a video, --webcam or --dataset, one of them"),
+        ([], "name pictures or a video, --webcam, --dataset or --input, one of them"),
+        (
+            ["a.png", "--engine", "ray"],
+            "--gpus-per-worker and --shard-size go with --input",
+        ),
+        (["--input", "x", "--workers", "2"], "--workers and --gpus-per-worker go with --engine"),
         (["a.png", "--webcam"], "one of them"),
         (["a.png", "--images", "1"], "--images and --num are of a --dataset"),
         (["--dataset", "nowhere"], "the data set 'nowhere' is not registered"),

@@ -4,7 +4,8 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from knet.classes import Category, categories_of
-from knet.report.collect import ReportCollector, evaluate
+from knet.evaluation.of_results import evaluate_outputs
+from knet.report.collect import ReportCollector
 
 from . import results
 
@@ -24,9 +25,9 @@ def test_best_and_worst_are_kept(tiny_shapes):
             return {}
 
     every = ReportCollector(task="panoptic", categories=categories, num_images=99)
-    evaluate(records * 5, results.output_of, Nothing(), every)
+    evaluate_outputs(records * 5, results.output_of, Nothing(), every.add)
     few = ReportCollector(task="panoptic", categories=categories, num_images=3)
-    evaluate(records * 5, results.output_of, Nothing(), few)
+    evaluate_outputs(records * 5, results.output_of, Nothing(), few.add)
     ranked = [(image.quality, image.number) for image in every.images]
     assert ranked == sorted(ranked) and len(ranked) == 20 == few.num_seen
     assert [(i.quality, i.number) for i in few.images] == [*ranked[:2], ranked[-1]]

@@ -10,6 +10,7 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from knet.classes import Category, ClassIds, categories_of
+from knet.files import write_bytes
 from knet.results.coco_files import ResultFiles, image_ids
 
 
@@ -18,6 +19,7 @@ def test_ids_of_images():
     assert image_ids(["a/7.png", "b/007.png"]) == [7, 8]  # no number twice
     assert image_ids(["cat.png", "12.png", "².png"]) == [13, 12, 14]
     assert image_ids(["cat.png", "dog.png"]) == [1, 2]
+    assert image_ids([]) == [] and image_ids(["9" * 19 + ".png", "0.png"]) == [1, 0]
 
 
 def test_categories_are_those_of_the_data_set():
@@ -35,14 +37,13 @@ def test_runs_are_not_mixed_and_records_go_with_pictures(tmp_path, monkeypatch):
     categories = [Category(0, 5, "cat", True)]
     segments = [{"id": 1, "category_id": 0, "isthing": True, "score": 0.5, "area": 24}]
     results = {"panoptic_seg": (torch.ones(4, 6).int(), segments), "sem_seg": torch.ones(1, 4, 6)}
-    write = ResultFiles._write_labels
 
-    def full_disk(self, scores, name):
-        if name == "b.png":
+    def full_disk(path, data):
+        if path.name == "b.png" and path.parent.name == "semantic":
             raise OSError(28, "No space left on device")
-        write(self, scores, name)
+        write_bytes(path, data)
 
-    monkeypatch.setattr(ResultFiles, "_write_labels", full_disk)
+    monkeypatch.setattr("knet.results.coco_files.write_bytes", full_disk)
     with (
         pytest.raises(OSError, match="No space"),
         ResultFiles(tmp_path, categories=categories) as f,

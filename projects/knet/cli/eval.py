@@ -3,9 +3,12 @@
     knet eval --config-file output/demo/config.yaml --weights output/demo/model_best.pth
     knet eval --model FOLDER --dataset coco_2017_val_panoptic
     knet eval --model FOLDER --dataset my_train --calibrate
+    knet eval --model FOLDER --dataset my_val --results found
 
 --calibrate finds the thresholds of panoptic segments with the highest panoptic quality. They fit
 the images that they were found on: report scores on others.
+
+--results scores what `knet predict --input --output FOLDER` found, and runs nothing.
 
 Pictures are drawn beside their ground truth by `knet predict --dataset`; `knet report` shows all of
 it in the browser.
@@ -17,11 +20,16 @@ import argparse
 
 from detectron2.utils.logger import setup_logger
 
-from knet.cli.model_arguments import add_model_arguments, load_predictor, model_opts
+from knet.cli.model_arguments import add_model_arguments, load_config, load_predictor, model_opts
 from knet.cli.parser import Parser
 from knet.errors import UserError
 from knet.training.console import quiet_terminal
-from knet.training.run import calibrate_predictor, evaluate, evaluate_predictor
+from knet.training.run import (
+    calibrate_predictor,
+    evaluate,
+    evaluate_predictor,
+    evaluate_results,
+)
 
 
 def add_arguments(parser: Parser) -> None:
@@ -37,6 +45,9 @@ def add_arguments(parser: Parser) -> None:
         "--resume", action="store_true", help="score the newest checkpoint in OUTPUT_DIR"
     )
     parser.add_argument(
+        "--results", metavar="FOLDER", help="score Parquet shards of knet predict --input"
+    )
+    parser.add_argument(
         "--calibrate",
         action="store_true",
         help="find MODEL.KNET.TEST.{THING,STUFF,OVERLAP}_THRESH; one data set, one process",
@@ -46,6 +57,13 @@ def add_arguments(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Score."""
     names = tuple(args.dataset or ())
+    if args.results:
+        if args.resume or args.num_gpus > 1 or args.calibrate:
+            raise UserError("--results goes without --resume, --num-gpus and --calibrate")
+        quiet_terminal([setup_logger(name="knet")])
+        cfg = load_config(args)
+        evaluate_results(load_predictor(args).cfg if cfg is None else cfg, args.results, names)
+        return
     if args.calibrate:
         if args.resume or args.num_gpus > 1:
             raise UserError("--calibrate goes without --resume and --num-gpus; name --weights")

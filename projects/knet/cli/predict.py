@@ -3,8 +3,12 @@
     knet predict photo.jpg --model panoptic_r50_3x
     knet predict photos 'more/*.png' --config-file my.yaml --weights model_final.pth --results found
     knet predict --dataset coco_2017_val_panoptic --images 139 285 --model FOLDER
+    knet predict --input 'shards/*.tar' --output found --engine ray --workers 8 --model FOLDER
 
-The last form draws photo, ground truth and prediction side by side. The exit status is 1 if a
+The third form draws photo, ground truth and prediction side by side. The last one is for any number
+of pictures: it draws nothing, and writes Parquet shards; the same call goes on where it stopped.
+
+The exit status is 1 if a
 picture could not be read, 2 if what was asked for cannot be done or written, 130 after Ctrl-C;
 what was finished until then is kept.
 """
@@ -13,9 +17,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import mimetypes
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from knet.cli.model_arguments import add_model_arguments, load_predictor, model_opts
 from knet.cli.parser import Parser, show_news
@@ -36,6 +42,7 @@ from knet.predictor import KNetPredictor
 from knet.visualization import DRAWN_SCORE, TASKS
 
 _SHOWN = 8  # pictures whose contents are told
+_SHARD_SIZE = 1000
 
 
 def add_arguments(parser: Parser) -> None:
@@ -53,6 +60,24 @@ def add_arguments(parser: Parser) -> None:
     )
     which.add_argument(
         "--num", type=int, metavar="N", help="pictures from the start of the data set (8)"
+    )
+    many = parser.add_argument_group("any number of pictures")
+    many.add_argument(
+        "--input",
+        nargs="+",
+        metavar="PATH",
+        help="tars, folders, globs in quotes, lists (.txt), Parquet files of the column path; "
+        "results go to --output as Parquet, with --results FOLDER also as COCO's files",
+    )
+    many.add_argument(
+        "--engine", choices=("plain", "ray"), help="one loop in this process (default), or Ray Data"
+    )
+    many.add_argument("--workers", type=int, metavar="N", help="with Ray; by default all that fit")
+    many.add_argument(
+        "--gpus-per-worker", type=float, metavar="N", help="with Ray; 0.5: two share one"
+    )
+    many.add_argument(
+        "--shard-size", type=int, metavar="N", help=f"pictures a file of results ({_SHARD_SIZE})"
     )
 
 
@@ -89,16 +114,20 @@ def add_prediction_arguments(parser: argparse.ArgumentParser, *, output: str | N
 
 def loader(args: argparse.Namespace) -> Callable[[], KNetPredictor]:
     """A function that loads the model of the arguments, which gives what they ask for."""
-    threshold = prediction_opts(threshold=args.confidence_threshold)
-    task = prediction_opts(task=args.task)
+    opts = _opts(args)
 
     def load() -> KNetPredictor:
-        predictor = load_predictor(args, [*threshold, *model_opts(args), *task])
+        predictor = load_predictor(args, opts)
         if not args.results:
             predictor.only(richest_task(predictor))
         return predictor
 
     return load
+
+
+def _opts(args: argparse.Namespace) -> list[Any]:
+    threshold = prediction_opts(threshold=args.confidence_threshold)
+    return [*threshold, *model_opts(args), *prediction_opts(task=args.task)]
 
 
 def drawn_score(args: argparse.Namespace) -> float:
@@ -109,8 +138,12 @@ def drawn_score(args: argparse.Namespace) -> float:
 def run(args: argparse.Namespace) -> int:
     """Predict; returns the exit status."""
     show_news()
-    if sum(map(bool, (args.inputs, args.webcam, args.dataset))) != 1:
-        raise UserError("name pictures or a video, --webcam or --dataset, one of them")
+    if sum(map(bool, (args.inputs, args.webcam, args.dataset, args.input))) != 1:
+        raise UserError("name pictures or a video, --webcam, --dataset or --input, one of them")
+    if args.input:
+        return _predict_batch(args)
+    if args.engine or args.workers or args.gpus_per_worker is not None or args.shard_size:
+        raise UserError("--engine, --workers, --gpus-per-worker and --shard-size go with --input")
     if args.dataset:
         return _draw_dataset(args)
     if args.images or args.num:
@@ -122,7 +155,7 @@ def run(args: argparse.Namespace) -> int:
         "output": None if args.webcam else args.output,
         "results": args.results,
         "score_threshold": drawn_score(args),
-        "say": lambda text: tell(f"knet predict: {text}"),
+        "say": _say,
     }
     if videos or args.webcam:
         done = predict_video(loader(args), videos[0] if videos else 0, **options)
@@ -130,6 +163,38 @@ def run(args: argparse.Namespace) -> int:
         done = predict_pictures(loader(args), args.inputs, **options)
     _tell(done, args)
     return 1 if done.problems else 0
+
+
+def _predict_batch(args: argparse.Namespace) -> int:
+    from knet.batch.run import predict_batch  # needs pyarrow
+
+    if args.images or args.num:
+        raise UserError("--images and --num are of a --dataset")
+    engine = args.engine or "plain"
+    if engine != "ray" and (args.workers is not None or args.gpus_per_worker is not None):
+        raise UserError("--workers and --gpus-per-worker go with --engine ray")
+    done = predict_batch(
+        functools.partial(load_predictor, args, _opts(args)),
+        args.input,
+        output=args.output,
+        engine=engine,
+        workers=args.workers,
+        gpus_per_worker=args.gpus_per_worker,
+        shard_size=_SHARD_SIZE if args.shard_size is None else args.shard_size,
+        results=args.results,
+        say=_say,
+    )
+    places = " and ".join(filter(None, (args.output, args.results)))
+    problems = "; the column error tells of those without" if done.errors else ""
+    print(
+        f"results of {done.images - done.errors:,} of {done.images:,} pictures -> {places} "
+        f"({done.shards:,} shards){problems}"
+    )
+    return 1 if done.errors else 0
+
+
+def _say(text: str) -> None:
+    tell(f"knet predict: {text}")
 
 
 def _draw_dataset(args: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ Label PNGs are opened here, too.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 import stat
@@ -13,7 +14,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from detectron2.utils.file_io import PathManager
@@ -80,30 +81,40 @@ def in_format(pixels: np.ndarray, image_format: str) -> np.ndarray:
 
 @contextlib.contextmanager
 def open_image(
-    path: str | os.PathLike[str], *, max_pixels: int | None = MAX_PIXELS
+    path: str | os.PathLike[str],
+    *,
+    max_pixels: int | None = MAX_PIXELS,
+    data: bytes | None = None,
 ) -> Iterator[Image.Image]:
     """A picture or label file with its header read, and its pixels not yet.
 
     Args:
         path: of a regular file: a named pipe would wait for its writer, for ever perhaps.
         max_pixels: a larger one is refused; None where only the header is of interest.
+        data: the file's content, where it does not lie in a file of its own.
 
     Raises:
         TooManyPixelsError: by its header it is larger.
         BROKEN_FILE: it is missing (FileNotFoundError), no regular file, or no picture.
     """
-    local = PathManager.get_local_path(os.fspath(path))
-    mode = os.stat(local).st_mode
-    if not stat.S_ISREG(mode):
-        kind = next((name for test, name in _KINDS if test(mode)), "no regular file")
-        raise OSError(f"it is {kind}, not a file")
-    with open(local, "rb") as stream, _opened(stream, max_pixels) as image:
+    with _stream(path, data) as stream, _opened(stream, max_pixels) as image:
         if image.format == "EPS":
             raise OSError("it is PostScript, a program to be run, not a picture")
         pixels = image.width * image.height
         if max_pixels is not None and pixels > max_pixels:
             raise TooManyPixelsError(_too_many(f"{pixels:,}", max_pixels))
         yield image
+
+
+def _stream(path: str | os.PathLike[str], data: bytes | None) -> IO[bytes]:
+    if data is not None:
+        return io.BytesIO(data)
+    local = PathManager.get_local_path(os.fspath(path))
+    mode = os.stat(local).st_mode
+    if not stat.S_ISREG(mode):
+        kind = next((name for test, name in _KINDS if test(mode)), "no regular file")
+        raise OSError(f"it is {kind}, not a file")
+    return open(local, "rb")
 
 
 def _opened(stream: object, max_pixels: int | None) -> Image.Image:
@@ -153,6 +164,13 @@ def save_image(path: str | os.PathLike[str], pixels: np.ndarray, **options: Any)
     """
     with whole_file(path) as unfinished:
         Image.fromarray(pixels).save(unfinished, **options)
+
+
+def png_bytes(pixels: np.ndarray) -> bytes:
+    """What `save_image` would write to a PNG."""
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, format="PNG")
+    return stream.getvalue()
 
 
 def unreadable(error: BaseException, path: str, name: str, *, label: str = "") -> Defect:
@@ -232,7 +250,7 @@ def _open_picture(record: Mapping[str, Any], max_pixels: int | None) -> Iterator
     """A record's picture; DataError for all that fails until the end of the block."""
     path = record["file_name"]
     try:
-        with open_image(path, max_pixels=max_pixels) as image:
+        with open_image(path, max_pixels=max_pixels, data=record.get("data")) as image:
             yield image
     except DataError:
         raise
@@ -246,7 +264,8 @@ def read_picture(
     """Reads a record's picture for a model.
 
     Args:
-        record: with ``file_name`` and perhaps ``height``, ``width``, ``image_id``.
+        record: with ``file_name`` and perhaps ``height``, ``width``, ``image_id``; ``data``, the
+            bytes of the file, where it does not lie in a file of its own.
         image_format: INPUT.FORMAT, see :func:`in_format`.
         max_pixels: INPUT.MAX_PIXELS.
 

@@ -72,9 +72,14 @@ def inspect_panoptic_png(
 
 def write_panoptic_png(path: str, ids: np.ndarray) -> None:
     """Writes segment ids (H, W), integers in [0, 2**24), as a panoptic PNG, whole or not at all."""
+    save_image(path, panoptic_colours(ids))
+
+
+def panoptic_colours(ids: np.ndarray) -> np.ndarray:
+    """The (H, W, 3) uint8 colours of segment ids (H, W), integers in [0, 2**24)."""
     packed = np.ascontiguousarray(ids, dtype="<u4")
     rgb = packed.view(np.uint8).reshape(*packed.shape, 4)[..., :3]
-    save_image(path, np.ascontiguousarray(rgb))
+    return np.ascontiguousarray(rgb)
 
 
 def ids_to_rows(

@@ -13,7 +13,7 @@ from tabulate import tabulate
 # of each task, by importance; in percent, higher is better
 MAIN_SCORES = ("panoptic_seg/PQ", "segm/AP", "sem_seg/mIoU")
 
-__all__ = ["MAIN_SCORES", "Evaluators", "format_classes", "format_scores"]
+__all__ = ["MAIN_SCORES", "Evaluators", "format_classes", "format_scores", "log_scores"]
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +35,15 @@ class Evaluators(DatasetEvaluators):
         if absent:
             logger.info("No ground truth for %s: not reported", ", ".join(absent))
         return results
+
+
+def log_scores(name: str, scores: Mapping[str, Mapping[str, float]]) -> None:
+    """Log the scores on a data set as tables, and those of classes if they are not too many."""
+    logger.info("scores on %s:\n%s", name, format_scores(scores))
+    classes = format_classes(scores)
+    if classes:
+        few = classes.count("\n") <= 32  # else for the log file only
+        logger.log(logging.INFO if few else logging.DEBUG, "classes:\n%s", classes)
 
 
 def format_scores(results: Mapping[str, Mapping[str, float]]) -> str:

@@ -10,7 +10,7 @@ from detectron2.utils import comm
 
 from knet.files import whole_file
 
-__all__ = ["Spool"]
+__all__ = ["Spool", "join_spools"]
 
 _BLOCK_BYTES = 8 << 20
 
@@ -33,22 +33,9 @@ class Spool:
         """Keep a line, which must not contain a line break."""
         self._file.write(line.encode("utf-8") + b"\n")
 
-    def write(self, path: str, *, before: str = "[", after: str = "]") -> None:
-        """Join the lines of all processes with commas. All of them must call this.
-
-        Args:
-            path: written by the first process, whole or not at all.
-            before, after: what stands before and behind the lines.
-        """
-        if not comm.is_main_process():
-            for _ in self._gathered():
-                raise AssertionError("lines are gathered in the first process only")
-            return
-        with whole_file(path) as unfinished, open(unfinished, "w", encoding="utf-8") as f:
-            f.write(before)
-            for count, line in enumerate(self._gathered()):
-                f.write(f", {line}" if count else line)
-            f.write(after)
+    def write(self, path: str | os.PathLike[str], *, before: str = "[", after: str = "]") -> None:
+        """`join_spools` of this one, between `before` and `after`."""
+        join_spools(path, before, self, after)
 
     def _gathered(self) -> Iterator[str]:
         """The lines of all, in the first process, which holds one block of each at a time."""
@@ -60,3 +47,23 @@ class Spool:
             for lines in comm.gather(block):
                 for line in lines:
                     yield line.decode("utf-8").rstrip("\n")
+
+
+def join_spools(path: str | os.PathLike[str], *parts: str | Spool) -> None:
+    """Write texts, and between them the lines of all processes with commas. All must call this.
+
+    Args:
+        path: written by the first process, whole or not at all.
+        parts: of the file, in their order.
+    """
+    spools = [part for part in parts if isinstance(part, Spool)]
+    if not comm.is_main_process():
+        for spool in spools:
+            for _ in spool._gathered():
+                raise AssertionError("lines are gathered in the first process only")
+        return
+    with whole_file(path) as unfinished, open(unfinished, "w", encoding="utf-8") as f:
+        for part in parts:
+            lines = [part] if isinstance(part, str) else part._gathered()
+            for count, line in enumerate(lines):
+                f.write(f", {line}" if count else line)

@@ -1,12 +1,14 @@
-"""What a model found in a picture, in a few words: `2 person, 1 dog; grass, sky`."""
+"""A picture in a few words: what a model found, `2 person, 1 dog; grass, sky`, or why not."""
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from knet.classes import Category
+from knet.errors import one_line
 from knet.visualization import DRAWN_SCORE
 
 _LEAST_SHARE = 0.01  # classes of fewer pixels are not told
@@ -46,6 +48,13 @@ def describe_result(
         stuff = sorted({names[False, s["category_id"]] for s in segments if not s["isthing"]})
     counted = [f"{number} {name}" for name, number in things.most_common()]
     return "; ".join(filter(None, (_listed(counted), _listed(stuff)))) or "nothing"
+
+
+def describe_problem(path: str | os.PathLike[str], error: BaseException) -> str:
+    """Why a picture has no results, in one line that names it."""
+    defect = getattr(error, "defect", None)
+    text = defect.problem if defect else one_line(error)
+    return text if os.fspath(path) in text else f"{os.fspath(path)}: {text}"
 
 
 def _listed(parts: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,26 +39,45 @@ def find_pictures(inputs: Sequence[str]) -> Found:
     """
     result = Found()
     for name in map(os.path.expanduser, inputs):
-        path = Path(name)
-        if path.is_dir():
-            files = sorted(path.iterdir())
-            found = [file for file in files if is_read(file)]
-            result.left_out += left_out(name, files)
-            if not found:
-                suffixes = ", ".join(filter(is_read, SUFFIXES))
-                result.problems.append(f"{name}: no picture in this folder ({suffixes})")
-        elif path.exists():
-            found = [path]
-        elif not glob.has_magic(name):
-            found = []
-            result.problems.append(f"{name}: there is no such file")
-        else:
-            found = sorted(p for p in map(Path, glob.glob(name, recursive=True)) if p.is_file())
-            if not found:
-                result.problems.append(f"{name}: no file matches")
-        result.pictures += found
+        try:
+            result.pictures += map(Path, named_files(name))
+        except UserError as error:
+            result.problems.append(str(error))
+        result.left_out += left_out_of(name)
     result.pictures = list(dict.fromkeys(result.pictures))
     return result
+
+
+def named_files(name: str, is_taken: Callable[[str], bool] = is_read) -> list[str]:
+    """The files that a file, folder or glob stands for, sorted.
+
+    Args:
+        name: a folder stands for the files in it that are taken.
+        is_taken: whether a file in a folder is, by its name.
+
+    Raises:
+        UserError: it stands for none.
+    """
+    path = Path(name)
+    if path.is_dir():
+        found = [str(path / file) for file in sorted(os.listdir(path)) if is_taken(file)]
+        if not found:
+            suffixes = ", ".join(filter(is_read, SUFFIXES))
+            raise UserError(f"{name}: no picture in this folder ({suffixes})")
+    elif path.exists():
+        found = [name]
+    elif not glob.has_magic(name):
+        raise UserError(f"{name}: there is no such file")
+    else:
+        found = [file for file in sorted(glob.glob(name, recursive=True)) if os.path.isfile(file)]
+        if not found:
+            raise UserError(f"{name}: no file matches")
+    return found
+
+
+def left_out_of(name: str) -> list[str]:
+    """A message for each kind of picture or video that is not taken from a folder."""
+    return left_out(name, Path(name).iterdir()) if os.path.isdir(name) else []
 
 
 def output_files(inputs: Sequence[Path], output: str, *, suffix: str | None = None) -> list[Path]:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from knet.data.defects import DataError
 from knet.data.images import read_picture, save_image
 from knet.errors import UserError
-from knet.predict.describe import describe_result
+from knet.predict.describe import describe_problem, describe_result
 from knet.predict.files import find_pictures, output_files, require_unique_stems, writable_folder
 from knet.predict.video import VideoReader, VideoWriter, Window
 from knet.predictor import KNetPredictor
@@ -140,8 +140,7 @@ def predict_pictures(
             try:
                 image = read_picture({"file_name": str(path)}, image_format="RGB", max_pixels=limit)
             except DataError as error:
-                problem = error.defect.problem if error.defect else str(error)
-                say(f"error: {problem if str(path) in problem else f'{path}: {problem}'}")
+                say(f"error: {describe_problem(path, error)}")
                 done.problems += 1
                 continue
             given = drawer.predictor(image)

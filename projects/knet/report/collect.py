@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.evaluation import DatasetEvaluators
-from tqdm import tqdm
 
 from knet.classes import Category
 from knet.evaluation.panoptic_quality import PanopticStatistics
@@ -209,29 +207,3 @@ class ReportCollector:
         if surplus > 0:
             worst = (self._num_images + 1) // 2
             del self._kept[worst : worst + surplus]
-
-
-def evaluate(
-    records: Sequence[dict[str, Any]],
-    output_of: Callable[[dict[str, Any]], dict[str, Any]],
-    evaluators: DatasetEvaluators,
-    collector: ReportCollector,
-) -> dict[str, dict[str, float]]:
-    """Score all images, with progress and time left on the standard error.
-
-    Args:
-        records: of the data set.
-        output_of: gives the model's results of a record.
-        evaluators: see :func:`knet.evaluation.build_evaluator`.
-        collector: sees the same results.
-
-    Returns:
-        What the evaluators give: task → metric → percent.
-    """
-    evaluators.reset()
-    for record in tqdm(records, unit="picture"):
-        output = output_of(record)
-        # first: Detectron2's evaluators change the records of segments
-        collector.add(record, output)
-        evaluators.process([record], [output])
-    return dict(evaluators.evaluate())

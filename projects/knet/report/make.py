@@ -23,11 +23,12 @@ from knet.data.custom import register_builtin, register_custom, require_register
 from knet.data.images import read_picture
 from knet.errors import UserError
 from knet.evaluation import build_evaluator
+from knet.evaluation.of_results import Predictions, evaluate_outputs, require_all
 from knet.files import write_text
 from knet.modeling.build import is_semantic
 from knet.predict.files import writable_folder
 from knet.predictor import KNetPredictor
-from knet.report.collect import MEASURES, ReportCollector, choose_task, evaluate, has_truth
+from knet.report.collect import ReportCollector, choose_task, has_truth
 from knet.report.page import render_report
 from knet.report.read_results import FilePredictions
 from knet.visualization import DRAWN_SCORE
@@ -52,7 +53,8 @@ def make_report(
         model: or its config, whose MODEL.WEIGHTS are loaded unless there are `predictions`.
         output: the page's file.
         dataset: a registered data set; the config's first one in DATASETS.TEST by default.
-        predictions: folder of `knet.results.coco_files.ResultFiles`, in place of running the model.
+        predictions: folder of `knet.results.coco_files.ResultFiles` or of a run over many pictures,
+            in place of running the model.
         task: whose results are shown image by image; the richest that there is by default.
         num_images: that are shown at most, half of them the worst, half the best.
         score_threshold: instances with a lower score do not count in confusion and F1.
@@ -94,7 +96,7 @@ def make_report(
         num_images=num_images,
     )
     evaluators = build_evaluator(cfg, name, os.path.join(cfg.OUTPUT_DIR, "inference"))
-    scores = evaluate(records, output_of, evaluators, collector)
+    scores = evaluate_outputs(records, output_of, evaluators, collector.add)
     about = {
         "Data set": f"{name}, {len(records):,} images",
         **source,
@@ -144,14 +146,14 @@ def _results(
             return predictor(read_picture(record, image_format="RGB", max_pixels=limit))
 
         return run, {"Weights": cfg.MODEL.WEIGHTS}
-    predictions = FilePredictions(folder, categories=categories)
-    missing = predictions.missing(records)
-    if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise UserError(
-            f"--predictions {folder} lacks {len(missing)} of the data set's "
-            f"{len(records)} images: {', '.join(missing[:3])}{more}"
-        )
-    for task in MEASURES:
-        cfg.MODEL.KNET.TEST[f"{task.upper()}_ON"] = task in predictions.tasks
+    predictions = _predictions(folder, categories)
+    require_all(cfg, predictions, records, f"--predictions {folder}")
     return predictions.output_of, {"Predictions": folder}
+
+
+def _predictions(folder: str, categories: Sequence[Category]) -> Predictions:
+    if any(Path(folder).glob("*.parquet")):
+        from knet.results.read_shards import ShardPredictions  # needs pyarrow
+
+        return ShardPredictions(folder, categories=categories)
+    return FilePredictions(folder, categories=categories)

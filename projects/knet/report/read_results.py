@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pycocotools.mask as mask_util
 import torch
-from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.structures import Instances
 
-from knet.classes import Category
-from knet.data.coco_file import is_box, is_count, is_id, is_number
-from knet.data.defects import raise_first
+from knet.classes import Category, require_classes
+from knet.data.coco_file import is_count, is_id
 from knet.data.images import BROKEN_FILE, MAX_PIXELS, open_image
-from knet.data.masks import segmentation_errors
 from knet.data.panoptic_png import read_panoptic_png
 from knet.files import read_text
+from knet.results.decode import ResultDecoder
 
 
 class FilePredictions:
@@ -42,8 +39,7 @@ class FilePredictions:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise FileNotFoundError(f"--predictions {folder}: there is no such folder")
-        self._num_labels = max(category.label for category in categories) + 1
-        self._labels = {(c.id, c.is_thing): c.label for c in categories}
+        self._decode = ResultDecoder(categories)
         self._images = self._read_images(categories)
         self.tasks: list[str] = []
         self._panoptic: dict[Any, dict[str, Any]] = {}
@@ -109,74 +105,27 @@ class FilePredictions:
         path = self.folder / "panoptic" / record["file_name"]
         ids = read_panoptic_png(str(path), size=size).astype(np.int32)
         _require_size(path, ids.shape, size)
-        segments = []
-        for info in record["segments_info"]:
-            is_thing = (info["category_id"], True) in self._labels
-            label = self._labels[info["category_id"], is_thing]
-            segment = {"id": info["id"], "category_id": label, "isthing": is_thing}
-            segments.append({**segment, "score": info.get("score"), "area": info.get("area")})
-        listed = Counter(segment["id"] for segment in segments)
-        there = Counter(set(np.unique(ids).tolist()) - {0})
-        if listed != there:
-            odd = min((listed - there) + (there - listed), key=str)
-            raise ValueError(
-                f"{path}: the segment {odd} is in it {there[odd]} times, in panoptic.json beside "
-                f"it {listed[odd]} times; write the results anew"
-            )
-        return torch.as_tensor(ids), segments
+        return self._decode.panoptic_seg(ids, record["segments_info"], str(path))
 
     def _instances_of(self, image_id: Any, size: tuple[int, int]) -> Instances:
         found = self._instances.get(image_id, [])
         path = str(self.folder / "instances.json")
-        for k, one in enumerate(found):
-            where = f"image {image_id}, instance {k + 1} of {len(found)}"
-            raise_first(segmentation_errors(one["segmentation"], size, path, where))
-            if not is_box(one["bbox"]) or not is_number(one["score"]):
-                raise ValueError(
-                    f"{path}: {where}: bbox must be four numbers, score a number; they are "
-                    f"{one['bbox']!r:.60} and {one['score']!r:.60}"
-                )
-        masks = [mask_util.decode(one["segmentation"]).astype(bool) for one in found]
-        boxes = torch.tensor([one["bbox"] for one in found], dtype=torch.float32).reshape(-1, 4)
-        labels = [self._labels[one["category_id"], True] for one in found]
-        return Instances(
-            size,
-            pred_masks=torch.as_tensor(np.array(masks).reshape(-1, *size)),
-            pred_boxes=Boxes(BoxMode.convert(boxes, BoxMode.XYWH_ABS, BoxMode.XYXY_ABS)),
-            scores=torch.tensor([float(one["score"]) for one in found]),
-            pred_classes=torch.tensor(labels, dtype=torch.long),
-        )
+        return self._decode.instances(found, size, path, f"image {image_id}")
 
     def _sem_seg(self, stem: str, size: tuple[int, int]) -> torch.Tensor:
         path = self.folder / "semantic" / f"{stem}.png"
         try:
             with open_image(path, max_pixels=max(MAX_PIXELS, size[0] * size[1])) as opened:
-                labels = torch.as_tensor(np.array(opened).astype(np.int64))
+                labels = np.array(opened)
         except BROKEN_FILE as error:
             raise ValueError(f"{path} cannot be read as a label map: {error}") from error
-        if labels.ndim != 2 or int(labels.max()) >= self._num_labels:
-            raise ValueError(
-                f"{path} is no map of the labels 0 to {self._num_labels - 1}: are these the "
-                "predictions of another model?"
-            )
-        _require_size(path, tuple(labels.shape), size)
-        one_hot = torch.zeros(self._num_labels, *labels.shape, dtype=torch.uint8)
-        return one_hot.scatter_(0, labels[None], 1)
+        _require_size(path, labels.shape[:2], size)
+        return self._decode.sem_seg(labels, str(path))
 
     def _read_images(self, categories: Sequence[Category]) -> dict[str, dict[str, Any]]:
         """Entries of images.json by the stems of their file names, if its classes are ours."""
         path = self.folder / "images.json"
-        theirs = {
-            repr((c.get("id"), c.get("name"), c.get("label"))): str(c.get("name"))
-            for c in self._read("images.json", "categories")
-        }
-        ours = {repr((c.id, c.name, c.label)): c.name for c in categories}
-        if theirs.keys() != ours.keys():
-            other = sorted({**theirs, **ours}[key] for key in theirs.keys() ^ ours.keys())
-            raise ValueError(
-                f"{path} has other classes than the data set: "
-                f"{', '.join(other[:5])}{' …' if len(other) > 5 else ''}"
-            )
+        require_classes(path, self._read("images.json", "categories"), categories)
         images: dict[str, dict[str, Any]] = {}
         for image in self._read("images.json", "images"):
             stem = Path(str(image.get("file_name"))).stem

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.evaluation.coco_evaluation import instances_to_coco_json
-from torch import Tensor
 
-from knet.classes import Category
-from knet.data.images import save_image
-from knet.data.panoptic_png import write_panoptic_png
-from knet.files import write_json
-from knet.modeling.instances import mask_boxes
+from knet.classes import Category, category_records
+from knet.evaluation.spool import Spool, join_spools
+from knet.files import write_bytes
+from knet.results.encode import EncodedResults, ResultEncoder
 
-__all__ = ["ResultFiles", "image_ids"]
+__all__ = ["ResultFiles", "ids_of_numbers", "image_ids", "number_of"]
 
 # what may be in a folder of results
 _NAMES = ("images.json", "panoptic.json", "instances.json", "panoptic", "semantic")
@@ -30,14 +27,24 @@ def image_ids(files: Sequence[str | os.PathLike[str]]) -> list[int]:
     ``000000000139.jpg`` is image 139. Files with other names, and further ones with the same
     number, are counted on from the highest number; from 1 if no name is a number.
     """
-    stems = [Path(file).stem for file in files]
+    return ids_of_numbers(np.array([number_of(file) for file in files], np.int64)).tolist()
+
+
+def number_of(file: str | os.PathLike[str]) -> int:
+    """The number that a file is named by; -1 if its name is none, or one of over 18 digits."""
+    stem = Path(file).stem
     # isascii: digits of other scripts are decimal, too
-    numbers = [int(stem) if stem.isascii() and stem.isdecimal() else None for stem in stems]
-    following = itertools.count(max((n for n in numbers if n is not None), default=0) + 1)
-    ids: dict[int, None] = {}  # in their order
-    for number in numbers:
-        ids[next(following) if number is None or number in ids else number] = None
-    return list(ids)
+    return int(stem) if stem.isascii() and stem.isdecimal() and len(stem) <= 18 else -1
+
+
+def ids_of_numbers(numbers: np.ndarray) -> np.ndarray:
+    """The ids of `image_ids`, (N,) int64, of files with these numbers; -1 where there is none."""
+    _, first = np.unique(numbers, return_index=True)
+    named = np.zeros(len(numbers), bool)
+    named[first] = True
+    named &= numbers >= 0
+    start = max(0, int(numbers.max(initial=0)))
+    return np.where(named, numbers, start + np.cumsum(~named))
 
 
 class ResultFiles:
@@ -73,14 +80,13 @@ class ResultFiles:
                 f"{self.folder} holds results of an earlier run ({', '.join(older)}): remove "
                 "them, or name another folder"
             )
-        self._ids = {(c.is_thing, c.label): c.id for c in categories}
-        self._categories = [
-            {"id": c.id, "name": c.name, "isthing": int(c.is_thing), "label": c.label}
-            for c in categories
-        ]
-        self._images: list[dict[str, Any]] = []
+        self._encode = ResultEncoder(categories)
+        self._categories = json.dumps(category_records(categories))
+        # on disk: of millions of images there are gigabytes
+        self._images = Spool(self.folder)
+        self._count = 0
         # of the kinds of results that were seen
-        self._records: dict[str, list[dict[str, Any]]] = {}
+        self._records: dict[str, Spool] = {}
 
     def __enter__(self) -> ResultFiles:
         return self
@@ -100,68 +106,50 @@ class ResultFiles:
         Raises:
             ValueError: no result that can be written.
         """
+        self.add_encoded(self._encode(results, file_name), image_id=image_id, file_name=file_name)
+
+    def add_encoded(self, found: EncodedResults, *, image_id: int, file_name: str) -> None:
+        """The same with results that are encoded.
+
+        Raises:
+            ValueError: the PNGs of an earlier image have this name.
+        """
         name = f"{Path(file_name).stem}.png"
-        size: Sequence[int] | None = None
-        records: dict[str, list[dict[str, Any]]] = {}
         # pictures first: an image has all of its records or, if one cannot be written, none
-        if "panoptic_seg" in results:
-            id_map = results["panoptic_seg"][0].cpu()
-            size = id_map.shape
-            write_panoptic_png(str(self._path("panoptic", name)), id_map.numpy())
-            segments = self._segments(id_map, results["panoptic_seg"][1])
-            records["panoptic"] = [
-                {"image_id": image_id, "file_name": name, "segments_info": segments}
-            ]
-        if "sem_seg" in results:
-            size = results["sem_seg"].shape[-2:]
-            self._write_labels(results["sem_seg"], name)
-        if "instances" in results:
-            instances = results["instances"].to("cpu")
-            size = instances.image_size
-            records["instances"] = instances_to_coco_json(instances, image_id)
-            for record in records["instances"]:
-                record["category_id"] = self._ids[True, record["category_id"]]
-        if size is None:
-            raise ValueError(f"{file_name}: no result to write among {sorted(results)}")
-        for kind, found in records.items():
-            self._records.setdefault(kind, []).extend(found)
-        self._images.append(
-            {"id": image_id, "file_name": file_name, "height": size[0], "width": size[1]}
-        )
+        for kind, png in (("panoptic", found.panoptic_png), ("semantic", found.label_png)):
+            if png is not None:
+                (self.folder / kind).mkdir(exist_ok=True)
+                if (self.folder / kind / name).exists():
+                    raise ValueError(f"{file_name}: another picture has the same {kind}/{name}")
+                write_bytes(self.folder / kind / name, png)
+        if found.segments is not None:
+            record = {"image_id": image_id, "file_name": name, "segments_info": found.segments}
+            self._spool("panoptic").add(json.dumps(record))
+        if found.instances is not None:
+            spool = self._spool("instances")
+            for instance in found.instances:
+                spool.add(json.dumps({"image_id": image_id, **instance}))
+        height, width = found.size
+        image = {"id": image_id, "file_name": file_name, "height": height, "width": width}
+        self._images.add(json.dumps(image))
+        self._count += 1
 
     def close(self) -> None:
         """Write the JSON files of all that was added."""
-        common = {"images": self._images, "categories": self._categories}
-        if self._images:
-            write_json(self.folder / "images.json", common)
-        if "panoptic" in self._records:
-            content = {**common, "annotations": self._records["panoptic"]}
-            write_json(self.folder / "panoptic.json", content)
-        if "instances" in self._records:
-            write_json(self.folder / "instances.json", self._records["instances"])
-
-    def _segments(
-        self, id_map: Tensor, segments: Sequence[Mapping[str, Any]]
-    ) -> list[dict[str, Any]]:
-        """COCO's ``segments_info``."""
-        boxes = [mask_boxes((id_map == s["id"])[None])[0].int().tolist() for s in segments]
-        return [
-            {
-                "id": segment["id"],
-                "category_id": self._ids[bool(segment["isthing"]), segment["category_id"]],
-                "area": segment["area"],
-                "bbox": [x0, y0, x1 - x0, y1 - y0],
-                "iscrowd": 0,
-                "score": segment["score"],
-            }
-            for segment, (x0, y0, x1, y1) in zip(segments, boxes)
+        common: list[str | Spool] = [
+            '{"images": [',
+            self._images,
+            f'], "categories": {self._categories}',
         ]
+        if self._count:
+            join_spools(self.folder / "images.json", *common, "}\n")
+        if "panoptic" in self._records:
+            parts = [*common, ', "annotations": [', self._records["panoptic"], "]}\n"]
+            join_spools(self.folder / "panoptic.json", *parts)
+        if "instances" in self._records:
+            self._records["instances"].write(self.folder / "instances.json", after="]\n")
 
-    def _write_labels(self, scores: Tensor, name: str) -> None:
-        labels = scores.argmax(dim=0).cpu().numpy()
-        dtype = np.uint8 if len(scores) < 256 else np.uint16  # 255 stands for no label
-        save_image(self._path("semantic", name), labels.astype(dtype))
-
-    def _path(self, kind: str, name: str) -> Path:
-        (self.folder / kind).mkdir(exist_ok=True)
-        return self.folder / kind / name
+    def _spool(self, kind: str) -> Spool:
+        if kind not in self._records:
+            self._records[kind] = Spool(self.folder)
+        return self._records[kind]

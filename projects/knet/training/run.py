@@ -21,13 +21,14 @@ from knet.config import get_cfg_from_file
 from knet.data.custom import register_builtin, register_custom, require_registered
 from knet.errors import UserError
 from knet.evaluation.calibrate import Calibration, calibrate
+from knet.evaluation.of_results import evaluate_shards
 from knet.predictor import KNetPredictor
 from knet.training.console import set_up
 from knet.training.launch import launch
 from knet.training.stop import folder_lock
 from knet.training.trainer import Trainer
 
-__all__ = ["calibrate_predictor", "evaluate", "evaluate_predictor", "train"]
+__all__ = ["calibrate_predictor", "evaluate", "evaluate_predictor", "evaluate_results", "train"]
 
 
 def train(
@@ -162,6 +163,19 @@ def evaluate_predictor(predictor: KNetPredictor, datasets: Sequence[str] = ()) -
     if cfg.TEST.AUG.ENABLED:
         raise UserError("TEST.AUG is scored with a config: name it with --config-file")
     return Trainer.test(cfg, predictor.model)
+
+
+def evaluate_results(cfg: CfgNode, folder: str, datasets: Sequence[str] = ()) -> dict[str, Any]:
+    """Score results that `knet predict --input` wrote, in this process and without a model.
+
+    Args:
+        cfg: of the model.
+        folder: of the results.
+        datasets: names of registered data sets; those of DATASETS.TEST by default.
+
+    Returns, raises: as `knet.evaluation.of_results.evaluate_shards`; UserError as above.
+    """
+    return evaluate_shards(_scored(cfg, datasets), folder)
 
 
 def calibrate_predictor(predictor: KNetPredictor, dataset: str = "") -> Calibration:

@@ -184,12 +184,18 @@ class Agreement:
 
 
 @contextlib.contextmanager
-def folder_lock(folder: str) -> Iterator[None]:
+def folder_lock(
+    folder: str, *, work: str = "training", place: str = "OUTPUT_DIR"
+) -> Iterator[None]:
     """Keep other trainings, which would overwrite the checkpoints, out of a folder; makes it.
 
     The lock is the operating system's, which releases it whatever ends the process; the file stays.
     It is one of `lockf`, not of `flock`: loader workers that outlive a killed training for seconds
     do not hold it, and NFS knows it. A process that has it may take it again.
+
+    Args:
+        folder: of the files.
+        work, place: what is done there and what names the folder, for messages.
 
     Raises:
         UserError: another process trains there.
@@ -208,13 +214,12 @@ def folder_lock(folder: str) -> Iterator[None]:
                 file.seek(0)
                 holder = file.read().strip() or "a process that has just started"
                 raise UserError(
-                    f"{folder}: another training writes there ({holder}): wait for it, stop it, or "
-                    "choose another OUTPUT_DIR"
+                    f"{folder}: another {work} writes there ({holder}): wait for it, stop it, or "
+                    f"choose another {place}"
                 ) from None
             logger.warning(
-                "%s: no locks here (%s): see to it that no other training writes there",
-                folder,
-                getattr(error, "strerror", None) or error,
+                "%s: no locks here (%s): see to it that no other %s writes there",
+                *(folder, getattr(error, "strerror", None) or error, work),
             )
         else:
             file.truncate(0)

@@ -27,7 +27,7 @@ from knet.data.loader import build_train_loader, usable_workers
 from knet.data.mapper import KNetDatasetMapper
 from knet.data.on_error import RaisingLoader, SkipReport, hand_over
 from knet.evaluation import build_evaluator
-from knet.evaluation.scores import format_classes, format_scores
+from knet.evaluation.scores import log_scores
 from knet.files import UNFINISHED, remove_unfinished
 from knet.modeling.knet import KNet
 from knet.training import optimizer
@@ -310,13 +310,8 @@ class Trainer(DefaultTrainer):
             results = super().test(cfg, model, evaluators)
         if comm.is_main_process():
             for name, scores in (results if len(names) != 1 else {names[0]: results}).items():
-                if not scores:
-                    continue
-                logger.info("scores on %s:\n%s", name, format_scores(scores))
-                classes = format_classes(scores)
-                if classes:
-                    few = classes.count("\n") <= 32  # else for the log file only
-                    logger.log(logging.INFO if few else logging.DEBUG, "classes:\n%s", classes)
+                if scores:
+                    log_scores(name, scores)
         return results
 
     @classmethod

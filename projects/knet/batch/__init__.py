@@ -1,0 +1,1 @@
+"""A model over millions of pictures: `knet predict --input`, Ray Data, Spark."""

@@ -1,0 +1,197 @@
+"""Which pictures a run is over: found once, numbered, and kept as a table beside the results.
+
+Of folders and globs the names are in memory, 0.1 GB a million; lists, Parquet files and tars are
+read piece by piece. Ids take 8 bytes a picture while the table is written.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from knet.data.defects import DataError
+from knet.data.folders import SUFFIXES, is_read
+from knet.data.tar_shards import read_index
+from knet.errors import UserError
+from knet.files import whole_file
+from knet.predict.describe import describe_problem
+from knet.predict.files import left_out_of, named_files
+from knet.results.coco_files import ids_of_numbers, number_of
+from knet.results.parquet import pa, pq, with_about
+
+__all__ = ["INPUTS", "Input", "find_inputs", "read_inputs", "write_inputs"]
+
+INPUTS = "inputs.parquet"
+_PATH = "path"  # column of a Parquet file of paths
+_LISTS = (".txt", ".lst", ".list")
+_SCHEMA = pa.schema(
+    [
+        (_PATH, pa.string()),
+        ("file_name", pa.string()),
+        ("offset", pa.int64()),
+        ("size", pa.int64()),
+        ("error", pa.string()),
+    ]
+)
+
+
+class Input(NamedTuple):
+    """A picture.
+
+    Attributes:
+        path: of its file, or of the tar that it lies in.
+        file_name: without folders; in a tar the member's name, with them.
+        offset, size: in the tar, in bytes; None for a file.
+        error: why it cannot be read, if that is known by now.
+    """
+
+    path: str
+    file_name: str
+    offset: int | None = None
+    size: int | None = None
+    error: str | None = None
+
+
+def find_inputs(
+    inputs: Sequence[str], say: Callable[[str], None] = lambda text: None
+) -> Iterator[Input]:
+    """The pictures that inputs stand for, in their order.
+
+    Args:
+        inputs: pictures, tars (a sample's picture is its member with the suffix of one), folders
+            (the pictures and tars in them), globs, lists (``.txt``, ``.lst``, ``.list``: a path a
+            line) and Parquet files (of the column ``path``). Paths in lists and Parquet files are
+            relative to the folder of their file.
+        say: told of files in folders that are left out, and of tars that cannot be read: each of
+            these is one input with an error.
+
+    Raises:
+        UserError: an input stands for nothing, or a list or Parquet file cannot be read.
+    """
+    for name in map(os.path.expanduser, inputs):
+        for note in left_out_of(name):
+            say(note)
+        for file in named_files(name, lambda file: is_read(file) or _is_tar(file)):
+            suffix = Path(file).suffix.lower()
+            paths: Iterable[str] = [file]
+            if suffix in _LISTS:
+                paths = _lines(file)
+            elif suffix == ".parquet":
+                paths = _column(file)
+            for path in paths:
+                yield from _members(path, say) if _is_tar(path) else [_file(path)]
+
+
+def write_inputs(
+    path: Path, inputs: Iterator[Input], *, shard_size: int, about: Mapping[str, Any]
+) -> None:
+    """Write the table of a run's pictures: those of shard k are its row group k.
+
+    The ids are those of `knet.results.coco_files.image_ids`.
+
+    Args:
+        path: of the table.
+        inputs: at least one.
+        shard_size: pictures of a shard; the last one may have fewer.
+        about: the run, for the metadata, which get ``images``, the number of pictures, beside.
+
+    Raises:
+        UserError: there is no picture.
+        OSError: the table cannot be written.
+    """
+    numbers = array("q")
+    # ids are known once all names are
+    with tempfile.TemporaryFile(dir=path.parent) as spool:
+        with pq.ParquetWriter(spool, _SCHEMA) as writer:
+            rows: list[dict[str, Any]] = []
+            for found in tqdm(inputs, desc="listing", unit=" pictures", unit_scale=True):
+                numbers.append(number_of(found.file_name))
+                rows.append(found._asdict())
+                if len(rows) == shard_size:
+                    writer.write_table(pa.Table.from_pylist(rows, _SCHEMA))
+                    rows.clear()
+            if rows:
+                writer.write_table(pa.Table.from_pylist(rows, _SCHEMA))
+        if not numbers:
+            raise UserError("the inputs name no picture")
+        ids = pa.array(ids_of_numbers(np.frombuffer(numbers, np.int64)))
+        metadata = with_about({**about, "images": len(ids)})
+        schema = _SCHEMA.insert(0, pa.field("image_id", pa.int64())).with_metadata(metadata)
+        with (
+            pq.ParquetFile(spool) as file,
+            whole_file(path) as unfinished,
+            pq.ParquetWriter(unfinished, schema) as writer,
+        ):
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(group)
+                part = ids.slice(group * shard_size, len(table))
+                table = table.add_column(0, schema.field(0), part)
+                writer.write_table(table.cast(schema), row_group_size=shard_size)
+
+
+def read_inputs(path: Path, shard: int) -> pa.Table:
+    """The pictures of a shard: the fields of `Input` and ``image_id``."""
+    with pq.ParquetFile(path) as file:
+        return file.read_row_group(shard)
+
+
+def _is_tar(file: str) -> bool:
+    return file.lower().endswith(".tar")
+
+
+def _file(path: str) -> Input:
+    return Input(path, os.path.basename(path))
+
+
+def _members(path: str, say: Callable[[str], None]) -> Iterator[Input]:
+    """The pictures of a tar; one input with an error if it cannot be read."""
+    try:
+        samples = read_index(path)
+    except (OSError, DataError) as error:
+        problem = describe_problem(path, error)
+        say(f"error: {problem}")
+        yield _file(path)._replace(error=problem)
+        return
+    for key, members in samples:
+        suffixes = [suffix for suffix in members if f".{suffix}" in SUFFIXES]
+        photos = [suffix for suffix in suffixes if suffix in ("jpg", "jpeg")]
+        if len(photos or suffixes) == 1:  # beside a photo, a PNG has its labels
+            (suffix,) = photos or suffixes
+            yield Input(path, f"{key}.{suffix}", *members[suffix])
+        else:
+            there = ", ".join(members)
+            problem = f"{path}: sample {key} has not one picture among its members ({there})"
+            yield Input(path, key, error=problem)
+
+
+def _lines(file: str) -> Iterator[str]:
+    try:
+        with open(file, encoding="utf-8-sig") as stream:
+            for line in filter(None, map(str.strip, stream)):
+                yield os.path.join(os.path.dirname(file), line)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} cannot be read as a list of paths: {error}") from error
+
+
+def _column(file: str) -> Iterator[str]:
+    try:
+        with pq.ParquetFile(file) as table:
+            if _PATH not in table.schema_arrow.names:
+                raise UserError(
+                    f"{file} has no column {_PATH!r}, of the paths of pictures; its columns are "
+                    f"{', '.join(table.schema_arrow.names)}"
+                )
+            for batch in table.iter_batches(columns=[_PATH]):
+                for path in batch.column(0).to_pylist():
+                    if not isinstance(path, str):
+                        raise UserError(f"{file}: {path!r} in the column {_PATH!r} is no path")
+                    yield os.path.join(os.path.dirname(file), path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UserError(f"{file} cannot be read as Parquet: {error}") from error

@@ -1,0 +1,83 @@
+"""What inputs stand for, and the table of them."""
+
+import pytest
+
+from knet.errors import UserError
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
+
+from knet.batch.inputs import find_inputs, read_inputs, write_inputs  # noqa: E402
+from knet.results.coco_files import image_ids  # noqa: E402
+from knet.results.parquet import read_about  # noqa: E402
+
+from ..data.test_tar_shards import write_tar  # noqa: E402
+
+
+def test_folders_lists_tables_and_tars(tmp_path):
+    for name in ("b.png", "a.jpg", "notes.md", "c.mp4"):
+        (tmp_path / name).write_bytes(b"")
+    tar = write_tar(
+        tmp_path / "d.tar",
+        [("x/1.jpg", b"12"), ("x/1.png", b"labels"), ("x/2.json", b"{}"), ("x/3.PNG", b"345")],
+    )
+    (tmp_path / "list.txt").write_text("a.jpg\n\n  sub/é.png\n", encoding="utf-8")
+    pq.write_table(pa.table({"path": ["b.png", "/far/z.png"]}), tmp_path / "t.parquet")
+    said = []
+    names = ("list.txt", "t.parquet", "*.png")
+    found = list(find_inputs([str(tmp_path), *(str(tmp_path / n) for n in names)], said.append))
+    folder = str(tmp_path)
+    assert [(one.path.replace(folder, "."), one.file_name) for one in found] == [
+        ("./a.jpg", "a.jpg"), ("./b.png", "b.png"),
+        ("./d.tar", "x/1.jpg"), ("./d.tar", "x/2"), ("./d.tar", "x/3.png"),
+        ("./a.jpg", "a.jpg"), ("./sub/é.png", "é.png"),
+        ("./b.png", "b.png"), ("/far/z.png", "z.png"), ("./b.png", "b.png"),
+    ]  # fmt: skip
+    assert tar.read_bytes()[found[4].offset :][: found[4].size] == b"345"
+    assert "sample x/2 has not one picture among its members (json)" in found[3].error
+    assert said == [f"{tmp_path}: 1 .mp4 left out: videos are given one by one"]
+
+
+def test_a_truncated_tar_is_one_input_that_names_it(tmp_path):
+    tar = write_tar(tmp_path / "s.tar", [(f"k{k}.jpg", b"x" * 600) for k in range(3)])
+    tar.write_bytes(tar.read_bytes()[:2200])
+    said = []
+    (found,) = find_inputs([str(tar)], said.append)
+    assert "s.tar" in found.error and "truncated" in found.error and "sample k1" in found.error
+    assert said == [f"error: {found.error}"]
+
+
+@pytest.mark.parametrize("name, content, message", [
+    ("gone.png", None, "gone.png: there is no such file"),
+    ("x.txt", b"\xff\xfe\xfa", "x.txt cannot be read as a list of paths"),
+    ("x.parquet", b"no table", "x.parquet cannot be read as Parquet"),
+])  # fmt: skip
+def test_inputs_that_stand_for_nothing(tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        list(find_inputs([str(tmp_path / name)]))
+
+
+def test_a_table_without_paths(tmp_path):
+    pq.write_table(pa.table({"url": ["a"], "size": [1]}), tmp_path / "t.parquet")
+    with pytest.raises(UserError, match=r"no column 'path'.*its columns are url, size"):
+        list(find_inputs([str(tmp_path / "t.parquet")]))
+    pq.write_table(pa.table({"path": [3]}), tmp_path / "t.parquet")
+    with pytest.raises(UserError, match="3 in the column 'path' is no path"):
+        list(find_inputs([str(tmp_path / "t.parquet")]))
+
+
+def test_shards_of_the_table_and_ids(tmp_path):
+    names = ["7.png", "cat.png", "x/7.jpg", "12.png", "dog.png"]
+    (tmp_path / "list.txt").write_text("\n".join(names))
+    found = find_inputs([str(tmp_path / "list.txt")])
+    write_inputs(tmp_path / "inputs.parquet", found, shard_size=2, about={"model": "m"})
+    parts = [read_inputs(tmp_path / "inputs.parquet", k).to_pylist() for k in range(3)]
+    assert [len(part) for part in parts] == [2, 2, 1]
+    assert [row["image_id"] for part in parts for row in part] == image_ids(names)
+    assert parts[2][0]["path"] == str(tmp_path / "dog.png")
+    assert read_about(tmp_path / "inputs.parquet") == {"model": "m", "images": 5}
+    with pytest.raises(UserError, match="name no picture"):
+        write_inputs(tmp_path / "none.parquet", iter([]), shard_size=2, about={})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["inputs.parquet", "list.txt"]

@@ -1,0 +1,133 @@
+"""A run is what its call says, whatever interrupts it."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("pyarrow")
+
+from detectron2.data import MetadataCatalog
+
+from knet.batch import run as module
+from knet.batch.run import predict_batch
+from knet.errors import UserError
+from knet.predict.run import predict_pictures
+from knet.results.parquet import find_shards, read_rows
+
+
+@pytest.fixture
+def inputs(tiny_shapes, tmp_path):
+    """Four pictures and a broken one between them."""
+    pictures = sorted((tiny_shapes / "val" / "images").iterdir())
+    (tmp_path / "broken.png").write_bytes(pictures[0].read_bytes()[:300])
+    return [str(path) for path in (*pictures[:2], tmp_path / "broken.png", *pictures[2:])]
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.glob("*.parquet")}
+
+
+def test_an_interrupted_run_ends_with_the_same_files(predictor, inputs, tmp_path, monkeypatch):
+    whole, parts, files = (tmp_path / name for name in ("whole", "parts", "files"))
+    options = {"shard_size": 2, "say": lambda text: said.append(text)}
+    said = []
+    done = predict_batch(
+        lambda: predictor, inputs, output=str(whole), results=str(files), **options
+    )
+    assert (done.images, done.errors, done.shards) == (5, 1, 3) and said == []
+    rows = list(read_rows(find_shards(whole)))
+    assert [row["image_id"] for row in rows] == [1, 2, 5, 3, 4]
+    assert "broken.png cannot be read as a picture" in rows[2]["error"]
+    # the same as files as of `knet predict PICTURES --results`
+    predict_pictures(predictor, inputs, results=str(tmp_path / "drawn"), say=said.append)
+    names = sorted(p.relative_to(files) for p in files.rglob("*") if p.is_file())
+    assert len(names) == 3 + 2 * 4
+    for name in names:
+        assert (files / name).read_bytes() == (tmp_path / "drawn" / name).read_bytes()
+
+    call, calls = module.BatchPredictor.__call__, []
+
+    def stop(self, batch):
+        calls.append(len(batch))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return call(self, batch)
+
+    monkeypatch.setattr(module.BatchPredictor, "__call__", stop)
+    with pytest.raises(KeyboardInterrupt):
+        predict_batch(lambda: predictor, inputs, output=str(parts), **options)
+    assert sorted(contents(parts)) == ["inputs.parquet", "results-0000000.parquet"]
+    (parts / "results-0000001.unfinished-000000-1-00000000.parquet").touch()
+    predict_batch(lambda: predictor, inputs, output=str(parts), **options)
+    assert calls == [2, 2, 2, 1] and said[-1] == "2 of 5 pictures were done before"
+    # a left-over of another machine stays for a day
+    (parts / "results-0000001.unfinished-000000-1-00000000.parquet").unlink(missing_ok=True)
+    assert contents(parts) == contents(whole)
+
+
+def test_a_folder_has_one_run(predictor, inputs, tmp_path):
+    output = str(tmp_path / "out")
+
+    def call(names=inputs[:1], **options):
+        return predict_batch(lambda: predictor, names, output=output, **options)
+
+    call()
+    assert call().images == 1
+    with pytest.raises(UserError, match="run with another shard size 1000: repeat the call"):
+        call(shard_size=3)
+    with pytest.raises(UserError, match="another inputs"):
+        call(inputs[:2])
+    predictor.only("instance")
+    with pytest.raises(UserError, match="another tasks"):
+        call()
+    next(predictor.model.parameters()).data[:] = 0
+    with pytest.raises(UserError, match="and model"):
+        call()
+    (tmp_path / "out" / "inputs.parquet").unlink()
+    with pytest.raises(UserError, match=r"results without inputs\.parquet"):
+        call()
+    with pytest.raises(UserError, match="is there already"):
+        call(results=str(tmp_path))
+    with pytest.raises(UserError, match="--workers 0: it is at least 1"):
+        call(workers=0)
+
+
+def test_pictures_of_one_name_cannot_be_files(predictor, inputs, tmp_path):
+    other = tmp_path / "000001.jpg"
+    other.write_bytes(Path(inputs[0]).read_bytes())
+    results = tmp_path / "files"
+    with pytest.raises(UserError, match=r"000001\.jpg: another picture has the same panoptic/0000"):
+        predict_batch(
+            lambda: predictor, [inputs[0], str(other)], output=str(tmp_path / "o"),
+            results=str(results),
+        )  # fmt: skip
+    assert not results.exists() and len(find_shards(tmp_path / "o")) == 1
+
+
+def test_without_the_packages_a_sentence_says_what_to_install(monkeypatch, tmp_path, capsys):
+    from knet_command import main
+
+    words = ["predict", "--model", "nowhere", "--input", "x", "--output", str(tmp_path / "o")]
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "knet.batch.on_ray", raising=False)
+    assert main([*words, "--engine", "ray"]) == 2
+    assert "needs Ray Data: run `pip install -e .[ray]`" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    for name in ("knet.results.parquet", "knet.batch.inputs", "knet.batch.predictor",
+                 "knet.batch.run"):  # fmt: skip
+        monkeypatch.delitem(sys.modules, name)
+    assert main(words) == 2
+    assert "need pyarrow: run `pip install -e .[parquet]`" in capsys.readouterr().err
+    assert main([*words, "--workers", "2"]) == 2
+    assert not (tmp_path / "o").exists()
+
+
+def test_metadata_have_the_classes(predictor, inputs, tmp_path):
+    from knet.results.parquet import read_about
+
+    predict_batch(lambda: predictor, inputs[:1], output=str(tmp_path / "o"))
+    about = read_about(find_shards(tmp_path / "o")[0])
+    names = [c["name"] for c in about["categories"] if c["isthing"]]
+    assert names == MetadataCatalog.get("tiny_val").thing_classes[: len(names)]
+    assert about["tasks"] == ["panoptic", "instance", "semantic"]
