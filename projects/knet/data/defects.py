@@ -36,6 +36,10 @@ ERRORS: Mapping[str, str] = {
     "nothing-to-learn": "annotate objects one by one with `iscrowd: 0`; crowds are left out of "
     "training",
     "ignore-flag": "write `iscrowd: 1`, or remove the annotation",
+    # tar shards
+    "shard-truncated": "write or copy the shard again",
+    "shard-invalid": "unpack it if it is compressed, else write or copy the shard again",
+    "shard-order": "give every sample a key of its own, and write its members in a row",
     # pictures
     "image-missing": "correct the name or the folder, or remove the record",
     "image-unreadable": _REMAKE,

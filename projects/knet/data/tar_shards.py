@@ -1,0 +1,122 @@
+"""Tar shards in WebDataset's layout, read at random: `key.jpg`, `key.json`, `key.png` in a row.
+
+The layout: https://github.com/webdataset/webdataset. A shard is an uncompressed tar; the members of
+a sample follow each other and share their key, the path up to the first dot of the file's name.
+"""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from knet.data.defects import DataError, failure
+
+_BLOCK = tarfile.BLOCKSIZE
+
+# key, and offset and size in bytes of each member by its suffix without the first dot
+Sample = tuple[str, dict[str, tuple[int, int]]]
+
+
+def read_index(path: str | os.PathLike[str]) -> list[Sample]:
+    """The samples of a shard in their order; only the headers are read.
+
+    Args:
+        path: of an uncompressed tar.
+
+    Returns:
+        (key, {suffix: (offset, size)}) of each: ``("a/0001", {"jpg": (512, 20480), …})``. Suffixes
+        are in lower case. Members without a suffix, hidden ones and all that are no files are left
+        out, as WebDataset does.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DataError: naming the shard, and the key at which it ends if it is truncated; it is no
+            uncompressed tar, a key comes back after another one, or a suffix twice in one sample.
+    """
+    file, samples, seen = os.fspath(path), list[Sample](), set[str]()
+    for name, offset, size in _members(file):
+        key, suffix = split_name(name)
+        if not suffix:
+            continue
+        if not samples or samples[-1][0] != key:
+            if key in seen:
+                problem = "its members do not follow each other, or two samples have this key"
+                raise failure("shard-order", file, f"sample {key}", problem)
+            seen.add(key)
+            samples.append((key, {}))
+        if suffix in samples[-1][1]:
+            raise failure("shard-order", file, f"sample {key}", f"has two members .{suffix}")
+        samples[-1][1][suffix] = (offset, size)
+    return samples
+
+
+def read_member(path: str | os.PathLike[str], offset: int, size: int) -> bytes:
+    """The bytes of a member; arguments as :func:`read_index` gives them.
+
+    Raises:
+        OSError: the shard cannot be read.
+        DataError: it ends before the member does.
+    """
+    with open(path, "rb") as stream:
+        stream.seek(offset)
+        data = stream.read(size)
+    if len(data) < size:
+        problem = f"ends {size - len(data):,} bytes before the end of the member at {offset:,}"
+        raise failure("shard-truncated", os.fspath(path), "", problem)
+    return data
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Key and suffix of a member: "a/0001.seg.PNG" gives "a/0001" and "seg.png".
+
+    Without a suffix, or for a hidden file, the suffix is empty.
+    """
+    folder, slash, base = name.rpartition("/")
+    stem, dot, suffix = base.partition(".")
+    if not stem or not suffix:
+        return name, ""
+    return f"{folder}{slash}{stem}", suffix.lower()
+
+
+def _members(file: str) -> Iterator[tuple[str, int, int]]:
+    """(name, offset, size) of each file in a tar, which has to be whole."""
+    length, last = os.path.getsize(file), ""
+    try:
+        with tarfile.open(file, "r:") as tar:
+            while (member := _next(tar, file, last)) is not None:
+                if member.offset_data + member.size > length:
+                    raise _truncated(file, split_name(member.name)[0], length)
+                last = split_name(member.name)[0]
+                if member.isreg() and not member.issparse():
+                    yield member.name, member.offset_data, member.size
+                tar.members.clear()  # it would keep them all
+            end = tar.offset
+    except tarfile.ReadError as error:
+        problem = f"is no uncompressed tar: {error}"
+        raise failure("shard-invalid", file, "", problem) from error
+    # tarfile takes whatever it cannot read behind the first member for the end
+    with open(file, "rb") as stream:
+        stream.seek(end)
+        block = stream.read(_BLOCK)
+    if len(block) < _BLOCK:
+        raise _truncated(file, last, length)
+    if any(block):
+        problem = f"the header at byte {end:,}, behind sample {last}, is damaged"
+        raise failure("shard-invalid", file, "", problem)
+
+
+def _next(tar: tarfile.TarFile, file: str, last: str) -> tarfile.TarInfo | None:
+    try:
+        return tar.next()
+    except tarfile.ReadError as error:
+        if not last:
+            raise
+        raise _truncated(file, last, os.path.getsize(file)) from error
+
+
+def _truncated(file: str, key: str, length: int) -> DataError:
+    where = f"sample {key}" if key else "its first sample"
+    problem = f"is truncated: it ends at byte {length:,}, in or behind {where}"
+    return failure("shard-truncated", file, "", problem)
