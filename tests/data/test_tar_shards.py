@@ -49,7 +49,7 @@ def test_any_cut_is_named(tmp_path, form):
     for length in range(1, end + 512, 256):
         path = tmp_path / "cut.tar"
         path.write_bytes(whole[:length])
-        with pytest.raises(DataError, match="cut.tar") as caught:
+        with pytest.raises(DataError, match=r"cut\.tar") as caught:
             read_index(path)
         if length >= 512:
             # the sample in which it ends, or the last whole one before

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import tarfile
 from collections.abc import Iterator
-from pathlib import Path
 
 from knet.data.defects import DataError, failure
 
@@ -74,7 +73,7 @@ def split_name(name: str) -> tuple[str, str]:
     Without a suffix, or for a hidden file, the suffix is empty.
     """
     folder, slash, base = name.rpartition("/")
-    stem, dot, suffix = base.partition(".")
+    stem, _, suffix = base.partition(".")
     if not stem or not suffix:
         return name, ""
     return f"{folder}{slash}{stem}", suffix.lower()
