@@ -6,6 +6,7 @@ Label PNGs are opened here, too.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 import stat
@@ -13,7 +14,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from detectron2.utils.file_io import PathManager
@@ -28,6 +29,7 @@ from knet.data.defects import (
     make_defect,
     raise_first,
 )
+from knet.data.tar_shards import find_member, read_member
 from knet.files import whole_file
 
 # default of INPUT.MAX_PIXELS: a photo of the largest cameras, a third of a GB once decoded
@@ -85,25 +87,33 @@ def open_image(
     """A picture or label file with its header read, and its pixels not yet.
 
     Args:
-        path: of a regular file: a named pipe would wait for its writer, for ever perhaps.
+        path: of a regular file (a named pipe would wait for its writer, for ever perhaps), or of a
+            member of a tar shard.
         max_pixels: a larger one is refused; None where only the header is of interest.
 
     Raises:
         TooManyPixelsError: by its header it is larger.
         BROKEN_FILE: it is missing (FileNotFoundError), no regular file, or no picture.
     """
-    local = PathManager.get_local_path(os.fspath(path))
-    mode = os.stat(local).st_mode
-    if not stat.S_ISREG(mode):
-        kind = next((name for test, name in _KINDS if test(mode)), "no regular file")
-        raise OSError(f"it is {kind}, not a file")
-    with open(local, "rb") as stream, _opened(stream, max_pixels) as image:
+    with _stream(path) as stream, _opened(stream, max_pixels) as image:
         if image.format == "EPS":
             raise OSError("it is PostScript, a program to be run, not a picture")
         pixels = image.width * image.height
         if max_pixels is not None and pixels > max_pixels:
             raise TooManyPixelsError(_too_many(f"{pixels:,}", max_pixels))
         yield image
+
+
+def _stream(path: str | os.PathLike[str]) -> BinaryIO:
+    member = find_member(path)
+    if member is not None:
+        return io.BytesIO(read_member(*member))
+    local = PathManager.get_local_path(os.fspath(path))
+    mode = os.stat(local).st_mode
+    if not stat.S_ISREG(mode):
+        kind = next((name for test, name in _KINDS if test(mode)), "no regular file")
+        raise OSError(f"it is {kind}, not a file")
+    return open(local, "rb")
 
 
 def _opened(stream: object, max_pixels: int | None) -> Image.Image:
