@@ -7,8 +7,8 @@ one process with one worker, and two with four each, with and without the record
 (DATASETS.RECORDS_FOLDER). Each goes through some records; its mapper looks at every object
 and decodes no picture, so what is measured is the annotations. Memory is the sum of PSS over
 processes and workers: a page that several share counts once. `empty` is the same with a data set of
-100 pictures: what Python, PyTorch and the project take by themselves. `before` takes 5 GB a process:
---records 30000 is a quarter.
+100 pictures: what Python, PyTorch and the project take by themselves. `before` takes 5 GB a
+process: --records 30000 is a quarter.
 """
 
 from __future__ import annotations
@@ -160,9 +160,9 @@ def main() -> None:
         return
     objects = OBJECTS * args.records // RECORDS
     small, large = args.folder / "small", args.folder / f"large-{args.records}"
-    for folder, records, objects in ((small, 100, 1000), (large, args.records, objects)):
+    for folder, sizes in ((small, (100, 1000)), (large, (args.records, objects))):
         if not (folder / "annotations.json").is_file():
-            generate(folder, records, objects)
+            generate(folder, *sizes)
     size = (large / "annotations.json").stat().st_size
     print(f"{args.records:,} records, {objects:,} objects, {size / 1e6:.0f} MB", flush=True)
     kept = str(args.folder / "records")

@@ -91,7 +91,7 @@ def kept_scan(
     path = Path(folder, f"{stem}-{state}{_SUFFIX}")
     if not path.is_file():
         waiting = f"another process reads the data set {name!r}, waiting"
-        with one_at_a_time(path, waiting, f"set {FOLDER_KEY} to a folder that can"):
+        with one_at_a_time(Path(folder, stem), waiting, f"set {FOLDER_KEY} to a folder that can"):
             if not path.is_file():
                 remove_unfinished(path.parent, f"{stem}*{_SUFFIX}")
                 logger.info("data set %r: reading it once, for all trainings: %s", name, path)
