@@ -87,8 +87,7 @@ def open_image(
     """A picture or label file with its header read, and its pixels not yet.
 
     Args:
-        path: of a regular file (a named pipe would wait for its writer, for ever perhaps), or of a
-            member of a tar shard.
+        path: of a regular file (a named pipe might wait for ever), or of a member of a tar shard.
         max_pixels: a larger one is refused; None where only the header is of interest.
 
     Raises:
@@ -105,8 +104,7 @@ def open_image(
 
 
 def _stream(path: str | os.PathLike[str]) -> BinaryIO:
-    member = find_member(path)
-    if member is not None:
+    if (member := find_member(path)) is not None:
         return io.BytesIO(read_member(*member))
     local = PathManager.get_local_path(os.fspath(path))
     mode = os.stat(local).st_mode
