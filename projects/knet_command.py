@@ -17,6 +17,7 @@ COMMANDS = {
     "train": "train a model, on a folder of your own or as a config says",
     "eval": "score a model on a data set: PQ, mask AP, mIoU",
     "check": "read every picture and label of a data set, and name what is wrong",
+    "convert-data": "a data set as tar shards, for millions of pictures",
     "report": "an evaluation on one page for the browser",
     "export": "one ONNX or torch.export graph from the image to the results",
     "convert": "checkpoints between OpenMMLab's layout and this project's",

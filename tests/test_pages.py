@@ -31,7 +31,7 @@ def test_commands_take_these_flags_and_keys(page):
     for words in (shlex.split(line, comments=True) for line in lines):
         if words[:1] != ["knet"]:
             continue
-        module = importlib.import_module(f"knet.cli.{words[1]}")
+        module = importlib.import_module(f"knet.cli.{words[1].replace('-', '_')}")
         parser = Parser(words[1], module.__doc__)
         module.add_arguments(parser)
         opts = parser.parse(words[2:]).opts  # ends the test if a flag is wrong

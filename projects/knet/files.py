@@ -6,6 +6,7 @@ import contextlib
 import glob
 import hashlib
 import json
+import logging
 import os
 import re
 import secrets
@@ -15,6 +16,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
+
+logger = logging.getLogger(__name__)
 
 # part of the names of what is being written, so that left-overs of a kill can be told
 UNFINISHED = ".unfinished-"
@@ -87,6 +92,39 @@ def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         _remove(fresh)
         _remove(old)
+
+
+@contextlib.contextmanager
+def one_at_a_time(path: str | os.PathLike[str], waiting: str, mend: str) -> Iterator[None]:
+    """Keeps other processes out of the block for one path, whose folder is made.
+
+    The lock is the system's, which releases it whatever ends the process; its file stays.
+
+    Args:
+        path: of what only one process may make.
+        waiting: what is logged if another process is in the block.
+        mend: what to do if the folder cannot be written.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    target = Path(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{target}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            logger.info("%s", waiting)
+            lock.acquire()
+    except OSError as error:
+        raise OSError(
+            f"{target.parent}: the cache cannot be written ({error.strerror or error}): {mend}"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def read_text(path: str | os.PathLike[str]) -> str:

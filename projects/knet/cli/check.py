@@ -24,9 +24,10 @@ from knet.cli.parser import Parser
 from knet.config import add_knet_config, get_cfg_from_file
 from knet.config_file import inference_kernels
 from knet.data.check.report import format_report
-from knet.data.check.run import check_data, draw_records, max_pixels, show_progress
+from knet.data.check.run import check_data, draw_records, max_pixels
 from knet.data.fix import fix
 from knet.data.formats import recognise
+from knet.data.progress import show_progress
 from knet.errors import UserError
 from knet.files import write_json
 from knet.visualization import TASKS

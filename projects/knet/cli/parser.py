@@ -81,7 +81,7 @@ class Parser(argparse.ArgumentParser):
 
 def run(name: str, words: Sequence[str]) -> int:
     """Run a sub-command; returns its exit status, 2 after an error that the user can mend."""
-    command = importlib.import_module(f"knet.cli.{name}")
+    command = importlib.import_module(f"knet.cli.{name.replace('-', '_')}")
     parser = Parser(name, command.__doc__)
     command.add_arguments(parser)
     args = parser.parse(words)

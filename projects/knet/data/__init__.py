@@ -1,16 +1,18 @@
 """Data sets, in the order in which data flow.
 
-register  ``custom`` (what a config names) → ``register`` (names and metadata, with ``categories``)
+register  ``custom`` (what a config names) → ``register`` (names, metadata with ``categories``) →
+          ``catalog``
 read      ``coco_panoptic``, ``coco_instances`` (with ``coco_file``) or ``semantic_folders``:
           records, and every defect of the annotations, found once; ``on_error``: what becomes of
-          these
+          these; ``record_cache``: records of large data sets (``records``), kept in a file;
+          ``tar_shards``, ``shard_set``: pictures and annotations in tar shards
 map       ``mapper``: record → picture and targets (with ``augmentation`` and ``jitter``);
           ``copy_paste``: objects of another one in it; what a picture, a label PNG or a mask is:
           ``images``, ``label_png``, ``panoptic_png``, ``masks``
-load      ``loader``: batches of a training that can be continued
+load      ``chosen_records``: those of a training; ``loader``: its batches, which can be continued
 check     ``check/``: what ``knet check`` reports of a whole data set
 make      ``formats/``: entries of ``DATASETS.CUSTOM`` from a folder of any known format; ``fix``:
-          mechanical mends of a COCO JSON
+          mechanical mends of a COCO JSON; ``write_shards``: tar shards of any data set
 
 ``defects`` are the kinds and messages of all that can be wrong, ``derive`` makes instance and
 semantic annotations from panoptic ones, ``shapes/`` draws the toy data set.
@@ -32,6 +34,7 @@ from knet.data.register import (
 )
 from knet.data.shapes.scene import STUFF_NAMES, THING_NAMES, Scene, draw_scene
 from knet.data.shapes.writer import SHAPES_CATEGORIES, write_shapes
+from knet.data.shard_set import register_shards
 
 __all__ = [
     "SHAPES_CATEGORIES",
@@ -56,6 +59,7 @@ __all__ = [
     "register_custom",
     "register_sem_seg",
     "register_shapes",
+    "register_shards",
     "write_panoptic_png",
     "write_shapes",
 ]

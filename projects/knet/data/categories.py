@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import json
+import mmap
 import os
 import re
 from collections.abc import Sequence
@@ -15,6 +16,9 @@ from detectron2.data import Metadata
 from knet.data.coco_file import check_keys, is_id, is_text, load_json
 from knet.data.defects import Defect, Defects, failure, raise_first
 from knet.files import read_text
+
+_FIRST_BYTES = 1 << 16  # of a list of categories, before more is looked at
+_BLOCK_BYTES = 1 << 20
 
 
 def read_categories(json_file: str, *, panoptic: bool) -> list[dict[str, Any]]:
@@ -38,8 +42,7 @@ def read_categories(json_file: str, *, panoptic: bool) -> list[dict[str, Any]]:
     path = Path(json_file)
     if not path.is_file():
         raise FileNotFoundError(f"no annotation file at {path}")
-    text = path.read_text(encoding="utf-8-sig", errors="replace")
-    categories = _find_categories(text)
+    categories = _find_categories(path)
     if categories is None:
         categories = load_json(str(path)).get("categories")
     if not isinstance(categories, list) or not categories:
@@ -49,23 +52,52 @@ def read_categories(json_file: str, *, panoptic: bool) -> list[dict[str, Any]]:
     return sorted(categories, key=lambda category: category["id"])
 
 
-def _find_categories(text: str) -> list[dict[str, Any]] | None:
+def _find_categories(path: Path) -> list[dict[str, Any]] | None:
     """The list after the only `"categories": [`, or None where that is not a safe reading.
 
-    It must be at the top level: `info` may hold anything.
+    It must be at the top level: `info` may hold anything. The file is not read into memory: it may
+    be as large as that.
     """
-    found = list(re.finditer(r'"categories"\s*:\s*(?=\[)', text))
-    if len(found) != 1:
+    if not path.stat().st_size:
         return None
-    before = found[0].start()
-    opened, closed = ([text.count(sign, 0, before) for sign in signs] for signs in ("{[", "}]"))
-    if (opened[0] - closed[0], opened[1] - closed[1]) != (1, 0):
-        return None
-    try:
-        value, _ = json.JSONDecoder().raw_decode(text, found[0].end())
-    except (ValueError, RecursionError):
-        return None
-    return value if all(isinstance(item, dict) for item in value) else None
+    with open(path, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        found = _key_places(data)
+        if len(found) != 1:
+            return None
+        before, start = found[0]
+        if _open_brackets(data, before) != (1, 0):
+            return None
+        length = _FIRST_BYTES
+        while True:
+            text = data[start : start + length].decode("utf-8", errors="replace")
+            try:
+                value, _ = json.JSONDecoder().raw_decode(text)
+                return value if all(isinstance(item, dict) for item in value) else None
+            except (ValueError, RecursionError):  # not JSON, or not all of it
+                if start + length >= len(data):
+                    return None
+                length *= 8
+
+
+def _key_places(data: mmap.mmap) -> list[tuple[int, int]]:
+    """Where the key stands before a list, and where that begins, as often as that is."""
+    places, place = [], data.find(b'"categories"')
+    while place >= 0:
+        found = re.compile(rb'"categories"\s*:\s*(?=\[)').match(data, place)
+        if found is not None:
+            places.append((place, found.end()))
+        place = data.find(b'"categories"', place + 1)
+    return places
+
+
+def _open_brackets(data: mmap.mmap, end: int) -> tuple[int, int]:
+    """How many braces and square brackets are open at a place."""
+    opened = [0, 0]
+    for start in range(0, end, _BLOCK_BYTES):
+        block = data[start : min(start + _BLOCK_BYTES, end)]
+        for kind, signs in enumerate((b"{}", b"[]")):
+            opened[kind] += block.count(signs[:1]) - block.count(signs[1:])
+    return opened[0], opened[1]
 
 
 def _category_errors(categories: list[Any], path: str, panoptic: bool) -> list[Defect]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from knet.data.defects import Defect, Defects, failure, make_defect
+from knet.data.progress import progressing
 
 _LONGEST_SIDE = 10**6  # more is no picture, and would cost memory without end
 _MOST_PIXELS = 2**32 - 1  # of a picture: run lengths hold no more
@@ -49,7 +50,8 @@ def entries(
         raise failure("missing-key", defects.file, "", f"lacks `{key}`")
     if not isinstance(content[key], list):
         raise failure("bad-value", defects.file, "", f"`{key}` is no list")
-    for position, entry in enumerate(content[key]):
+    name = f"checking {os.path.basename(defects.file)}"
+    for position, entry in enumerate(progressing(content[key], name, key)):
         if isinstance(entry, dict):
             yield position, entry
         else:

@@ -42,16 +42,22 @@ def instance_file_defects(
     categories = read_categories(json_file, panoptic=False)
     if category_ids is None:
         category_ids = instance_metadata(categories)["thing_dataset_id_to_contiguous_id"]
-    return scan_coco_instances(json_file, "", category_ids).defects
+    return [*scan_coco_instances(json_file, "", category_ids).defects]
 
 
-def scan_coco_instances(json_file: str, image_root: str, category_ids: Mapping[int, int]) -> Scan:
+def scan_coco_instances(
+    json_file: str,
+    image_root: str,
+    category_ids: Mapping[int, int],
+    content: dict[str, Any] | None = None,
+) -> Scan:
     """Reads the records of a data set in COCO instance format.
 
     Args:
         json_file: COCO instance annotations.
         image_root: folder of the pictures.
         category_ids: category id → contiguous class index.
+        content: of the file, if it has been read already.
 
     Returns:
         One dict an image, sorted by image id: ``file_name``, ``image_id``, ``height``, ``width``,
@@ -63,7 +69,7 @@ def scan_coco_instances(json_file: str, image_root: str, category_ids: Mapping[i
         FileNotFoundError: if there is no such file.
         DataError: if the file as a whole is not usable.
     """
-    content = load_json(json_file)
+    content = load_json(json_file) if content is None else content
     defects = Defects(json_file)
     images, broken_ids = read_images(content, defects, sizes=True)
     objects: dict[Any, list[dict[str, Any]]] = {key: [] for key in images}
@@ -85,16 +91,17 @@ def scan_coco_instances(json_file: str, image_root: str, category_ids: Mapping[i
             broken_ids.add(image["id"])
         else:
             objects[image["id"]].append(_annotation(entry, category_ids))
-    scan = Scan(defects=defects, lost=len(broken_ids - set(images)))
+    records: list[dict[str, Any]] = []
+    broken: set[int] = set()
     for index, image_id in enumerate(sorted(images, key=lambda key: (isinstance(key, str), key))):
         image = image_part(images[image_id], image_root)
         image.update(annotation_file=json_file, annotations=objects[image_id])
-        scan.records.append(image)
+        records.append(image)
         if image_id in broken_ids:
-            scan.broken.add(index)
+            broken.add(index)
     # COCO's evaluation goes by the ids.
-    scan.defects += shared_files(scan.records, "file_name", json_file).values()
-    return scan
+    defects += shared_files(records, "file_name", json_file).values()
+    return Scan(records, broken, len(broken_ids - set(images)), defects)
 
 
 def _name(entry: Mapping[str, Any], position: int) -> str:

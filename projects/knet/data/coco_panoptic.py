@@ -60,7 +60,8 @@ def scan_coco_panoptic(
     content = load_json(panoptic_json) if content is None else content
     defects = Defects(panoptic_json)
     images, broken_ids = read_images(content, defects, sizes=False)
-    scan = Scan(defects=defects, lost=len(broken_ids - set(images)))
+    records: list[dict[str, Any]] = []
+    broken: set[int] = set()
     things = meta["thing_dataset_id_to_contiguous_id"]
     class_ids = {**meta["stuff_dataset_id_to_contiguous_id"], **things}
     annotated: dict[Any, int] = {}  # image id → position of its record
@@ -79,17 +80,17 @@ def scan_coco_panoptic(
         image = find_image(entry, images, broken_ids, found, where)
         if image is not None and image_id in annotated:
             found.add("duplicate-annotation", "a second annotation of this image")
-            scan.broken.add(annotated[image_id])
+            broken.add(annotated[image_id])
             image = None
         if isinstance(entry.get("segments_info"), list):
             _check_segments(entry["segments_info"], class_ids, found)
         defects += found
         if image is None:
             continue
-        annotated[image_id] = len(scan.records)
+        annotated[image_id] = len(records)
         record = image_part(image, image_root)
         if is_broken(found) or image_id in broken_ids:
-            scan.broken.add(len(scan.records))
+            broken.add(len(records))
         if not is_broken(found):
             record["pan_seg_file_name"] = os.path.join(panoptic_root, entry["file_name"])
             record["segments_info"] = [
@@ -97,17 +98,17 @@ def scan_coco_panoptic(
             ]
             if sem_seg_root is not None:
                 record["sem_seg_file_name"] = os.path.join(sem_seg_root, entry["file_name"])
-        scan.records.append(record)
+        records.append(record)
     for image_id in images:
         if image_id not in annotated:
             name = f"image {image_id}"
             defects.add("image-without-annotation", "no annotation of this image", name)
     for key in ("file_name", "pan_seg_file_name"):
-        for index, defect in shared_files(scan.records, key, panoptic_json, _labels).items():
+        for index, defect in shared_files(records, key, panoptic_json, _labels).items():
             defects.append(defect)
             if defect.severity == "error":
-                scan.broken.add(index)
-    return scan
+                broken.add(index)
+    return Scan(records, broken, len(broken_ids - set(images)), defects)
 
 
 def _labels(record: Mapping[str, Any]) -> tuple[Any, Any]:

@@ -21,6 +21,10 @@ def add_data_config(cfg: CfgNode) -> None:
     # `knet check` lists them): "raise" stops with its name, "skip" takes another record
     # and reports the number once an epoch. Data sets in DATASETS.TEST always stop.
     cfg.DATASETS.ON_ERROR = "raise"
+    # The folder in which the records of large data sets (32 MiB of annotations and more) are kept
+    # once they were read and checked. All processes look into one file: they start in seconds and
+    # share its memory. Trainings may share the folder. Empty: `records` in OUTPUT_DIR.
+    cfg.DATASETS.RECORDS_FOLDER = ""
     # Pictures of more pixels (width times height) are refused by their header, before they take
     # memory, and so are arrays; a decoded picture takes 3 bytes a pixel, results at its size more.
     cfg.INPUT.MAX_PIXELS = MAX_PIXELS

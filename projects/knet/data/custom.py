@@ -16,6 +16,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
 
+from knet.data.catalog import keep_records
 from knet.data.on_error import check_on_error
 from knet.data.register import (
     PathLike,
@@ -26,6 +27,7 @@ from knet.data.register import (
 )
 from knet.data.shapes.scene import THING_NAMES
 from knet.data.shapes.writer import is_current, write_shapes
+from knet.data.shard_set import register_shards
 from knet.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -39,16 +41,17 @@ _FORMATS: dict[str, Callable[..., None]] = {
     "coco_panoptic": register_coco_panoptic,
     "coco_instances": register_coco_instances,
     "semantic": register_sem_seg,
+    "shards": register_shards,
 }
 
 
 def register_custom(cfg: CfgNode) -> None:
     """Registers each data set of ``cfg.DATASETS.CUSTOM``; registering it again changes nothing.
 
-    An entry is a dict with ``NAME``, ``FORMAT`` (``coco_panoptic``, ``coco_instances`` or
-    ``semantic``) and the arguments of :func:`register_coco_panoptic`,
-    :func:`register_coco_instances` or :func:`register_sem_seg` in upper case. Relative paths
-    count from :func:`datasets_root`.
+    An entry is a dict with ``NAME``, ``FORMAT`` (``coco_panoptic``, ``coco_instances``,
+    ``semantic`` or ``shards``) and the arguments of :func:`register_coco_panoptic`,
+    :func:`register_coco_instances`, :func:`register_sem_seg` or :func:`register_shards` in upper
+    case. Relative paths count from :func:`datasets_root`.
 
     ``cfg.DATASETS.ON_ERROR`` says what happens to images whose annotations have an error. Data
     sets of ``cfg.DATASETS.TEST`` always ``raise``: an evaluation must not lose images.
@@ -74,6 +77,7 @@ def register_custom(cfg: CfgNode) -> None:
         }
         policy = "raise" if name in cfg.DATASETS.TEST else on_error
         _FORMATS[form](name, on_error=policy, **arguments)
+    keep_records(cfg)
 
 
 def _keys(form: str) -> dict[str, bool]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -128,7 +128,7 @@ class PanopticSource(NamedTuple):
 
     path: str
     content: dict[str, Any]
-    records: list[dict[str, Any]]  # as training reads them
+    records: Sequence[dict[str, Any]]  # as training reads them
     category_ids: dict[int, int]  # contiguous class → category id
 
 

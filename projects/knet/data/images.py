@@ -29,6 +29,7 @@ from knet.data.defects import (
     make_defect,
     raise_first,
 )
+from knet.data.tar_shards import find_member, read_member
 from knet.files import whole_file
 
 # default of INPUT.MAX_PIXELS: a photo of the largest cameras, a third of a GB once decoded
@@ -89,7 +90,7 @@ def open_image(
     """A picture or label file with its header read, and its pixels not yet.
 
     Args:
-        path: of a regular file: a named pipe would wait for its writer, for ever perhaps.
+        path: of a regular file (a named pipe might wait for ever), or of a member of a tar shard.
         max_pixels: a larger one is refused; None where only the header is of interest.
         data: the file's content, where it does not lie in a file of its own.
 
@@ -107,6 +108,8 @@ def open_image(
 
 
 def _stream(path: str | os.PathLike[str], data: bytes | None) -> IO[bytes]:
+    if data is None and (member := find_member(path)) is not None:
+        data = read_member(*member)
     if data is not None:
         return io.BytesIO(data)
     local = PathManager.get_local_path(os.fspath(path))

@@ -9,23 +9,24 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
 import logging
 import os
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, get_detection_dataset_dicts
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from knet.data.chosen_records import left_out, read_training_records
 from knet.data.copy_paste import CopyPaste
-from knet.data.defects import DataError, Defect, make_defect, raise_first
+from knet.data.defects import DataError
 from knet.data.on_error import SKIPPED, SkipReport, hand_over
-from knet.data.register import own_data_set
+from knet.data.records import WIDE, flags_of
 
 logger = logging.getLogger(__name__)
 
@@ -188,6 +189,14 @@ def usable_workers(asked: int) -> int:
     return min(asked, most)
 
 
+def _leave_shared(_: int) -> None:
+    """In a worker: memory that it shares with its parent is not written to by garbage collection.
+
+    It would be copied, 80 MB a worker.
+    """
+    gc.freeze()
+
+
 def _mapped(
     mapper: Callable[[Record], Record], prepare: Callable[[Record], Record], record: Record
 ) -> Record:
@@ -228,10 +237,10 @@ def build_train_loader(
             f"SOLVER.ACCUMULATION_STEPS ({steps}) must divide "
             f"SOLVER.IMS_PER_BATCH ({cfg.SOLVER.IMS_PER_BATCH})"
         )
-    records = _read_records(cfg)
+    records = read_training_records(cfg)
     groups = [0] * len(records)
     if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
-        groups = [int(r.get("width", 0) > r.get("height", 0)) for r in records]
+        groups = (flags_of(records) & WIDE).tolist()
     sampler = ResumableBatchSampler(
         groups,
         batch_size=cfg.SOLVER.IMS_PER_BATCH // steps,
@@ -251,71 +260,13 @@ def build_train_loader(
         batch_sampler=sampler,
         num_workers=usable_workers(cfg.DATALOADER.NUM_WORKERS),
         collate_fn=_identity,
+        worker_init_fn=_leave_shared,
     )
     processes = comm.get_world_size()
     return SkipReport(
         loader,
         epoch_size=len(records) // processes,
-        left_out=_left_out(cfg),
+        left_out=left_out(cfg),
         start=start_step * cfg.SOLVER.IMS_PER_BATCH // processes,
         processes=processes,
     )
-
-
-def _read_records(cfg: CfgNode) -> list[Record]:
-    """The records of all data sets in DATASETS.TRAIN; see :func:`build_train_loader`."""
-    names = ", ".join(cfg.DATASETS.TRAIN)
-    try:
-        records = get_detection_dataset_dicts(
-            cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-        )
-        raise_first(nothing_to_learn(records, names))
-        return records
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"{error.filename or error}: part of {names} (DATASETS.TRAIN) "
-            "is missing; datasets/README.md shows where data sets go"
-        ) from error
-    except AssertionError as error:  # no record is left
-        for name in cfg.DATASETS.TRAIN:
-            raise_first(nothing_to_learn(DatasetCatalog.get(name), name))
-        lost = _left_out(cfg)
-        mend = "see what is in it with `knet check`"
-        if lost:
-            mend = f"{lost} images were left out for errors (DATASETS.ON_ERROR): {mend}"
-        elif cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
-            mend += "; DATALOADER.FILTER_EMPTY_ANNOTATIONS False keeps images without any object"
-        raise ValueError(
-            f"the data sets in DATASETS.TRAIN ({names}) cannot be trained on: {error} {mend}"
-        ) from error
-
-
-def _left_out(cfg: CfgNode) -> int:
-    """The images that the data sets in DATASETS.TRAIN lost to errors when they were read."""
-    own = [own_data_set(name) for name in cfg.DATASETS.TRAIN]
-    return sum(data_set.left_out for data_set in own if data_set is not None)
-
-
-def nothing_to_learn(records: Sequence[Mapping[str, Any]], name: str) -> list[Defect]:
-    """The defect of records all of whose annotations are crowds; else none.
-
-    Images without any annotation teach what is no object, so a data set may consist of them.
-
-    Args:
-        records: of one or several data sets, without errors.
-        name: of them, for messages.
-    """
-    crowds = 0
-    for record in records:
-        annotations = record.get("annotations", record.get("segments_info"))
-        if annotations is None:
-            return []  # semantic label maps
-        for annotation in annotations:
-            if not annotation.get("iscrowd", 0) or not annotation.get("isthing", True):
-                return []
-            crowds += 1
-    if not crowds:
-        return []
-    file = str(records[0].get("annotation_file", ""))
-    problem = f"all {crowds} annotations of its {len(records)} images are crowds (iscrowd 1)"
-    return [make_defect("nothing-to-learn", file, f"data set {name!r}", problem)]

@@ -19,6 +19,7 @@ from knet.data.augmentation import (
     transform_labels,
     transform_masks,
 )
+from knet.data.catalog import own_data_set
 from knet.data.categories import thing_ids
 from knet.data.coco_file import check_keys, check_numbers
 from knet.data.defects import Defects, annotation_name, describe, raise_first
@@ -28,7 +29,7 @@ from knet.data.label_png import check_label_size, class_defects, read_label_png
 from knet.data.masks import encode_segmentation, segmentation_errors
 from knet.data.panoptic_png import LARGEST_ID, ids_to_rows, read_panoptic_png
 from knet.data.reduced import ReducedPictures
-from knet.data.register import common_ignore_label, own_data_set
+from knet.data.register import common_ignore_label
 from knet.modeling.targets import IGNORE_LABEL
 
 logger = logging.getLogger(__name__)

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from torch.utils.data import get_worker_info
 
 from knet.data.defects import DataError, Defect, raise_first
+from knet.data.records import select
 from knet.errors import MEANT, UserError, one_line
 
 logger = logging.getLogger(__name__)
@@ -36,11 +38,12 @@ class Scan:
     Pictures and label PNGs have not been looked at.
     """
 
-    records: Batch = field(default_factory=list)  # in Detectron2's format
+    records: Sequence[dict[str, Any]] = field(default_factory=list)  # in Detectron2's format
     # positions of records that an error makes unusable; they lack what could not be read
     broken: set[int] = field(default_factory=set)
     lost: int = 0  # images without any record, because not even their entry can be read
-    defects: list[Defect] = field(default_factory=list)
+    defects: Sequence[Defect] = field(default_factory=list)
+    metadata: dict[str, Any] = field(default_factory=dict)  # what reading added to the catalog's
 
     @property
     def left_out(self) -> int:
@@ -55,7 +58,7 @@ def check_on_error(on_error: str, where: str) -> str:
     return on_error
 
 
-def usable_records(scan: Scan, on_error: str, name: str) -> Batch:
+def usable_records(scan: Scan, on_error: str, name: str) -> Sequence[dict[str, Any]]:
     """The records of a data set under a policy; a warning tells of errors, one of missing labels.
 
     Raises:
@@ -64,7 +67,9 @@ def usable_records(scan: Scan, on_error: str, name: str) -> Batch:
     if on_error == "raise":
         raise_first(scan.defects)
     errors = [defect for defect in scan.defects if defect.severity == "error"]
-    kept = [record for index, record in enumerate(scan.records) if index not in scan.broken]
+    whole = np.ones(len(scan.records), bool)
+    whole[list(scan.broken)] = False
+    kept = select(scan.records, whole)
     bare = [defect for defect in scan.defects if defect.kind == "image-without-annotation"]
     if bare:
         logger.warning(

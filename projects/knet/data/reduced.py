@@ -20,6 +20,7 @@ from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 
 from knet.data.augmentation import Labels, largest_train_sides, transform_labels, transform_masks
+from knet.data.tar_shards import file_of
 from knet.files import whole_file
 
 _FACTOR = 1.5  # of both sides: less would save little
@@ -87,7 +88,7 @@ class ReducedPictures:
         return image, labels, size
 
     def _key(self, record: Record) -> str:
-        files = [os.stat(record[key]) for key in _FILES if key in record]
+        files = [os.stat(file_of(record[key])) for key in _FILES if key in record]
         states = [(state.st_size, state.st_mtime_ns) for state in files]
         settings = (_VERSION, self.shortest, self.longest, self.settings)
         text = json.dumps((settings, states, record), sort_keys=True, default=_plain)

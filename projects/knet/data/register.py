@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Union
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 
+from knet.data.catalog import is_registered, register
 from knet.data.categories import (
     check_classes,
     checked_colors,
@@ -23,46 +24,14 @@ from knet.data.categories import (
 )
 from knet.data.coco_instances import scan_coco_instances
 from knet.data.coco_panoptic import scan_coco_panoptic
-from knet.data.on_error import Scan, check_on_error, usable_records
+from knet.data.on_error import Scan
+from knet.data.record_cache import Source
 from knet.data.semantic_folders import pair_images_with_labels, read_pairs, scan_sem_seg
 from knet.modeling.targets import IGNORE_LABEL
 
 logger = logging.getLogger(__name__)
 
 PathLike = Union[str, "os.PathLike[str]"]
-
-
-class DataSet:
-    """Reads the records of a data set that this package registered.
-
-    Args:
-        name: of the data set.
-        arguments: that it was registered with, so that registering twice is told from a name clash.
-        scan: reads every record and every defect of its annotations.
-        on_error: the policy of what is read next.
-    """
-
-    def __init__(
-        self, name: str, arguments: dict[str, Any], scan: Callable[[], Scan], on_error: str
-    ) -> None:
-        self.name = name
-        self.arguments = arguments
-        self.scan = scan
-        self.on_error = on_error
-        self.left_out = 0  # images that were lost to errors when the records were last read
-
-    def __call__(self) -> list[dict[str, Any]]:
-        """The records under the policy; raises as `usable_records`."""
-        scan = self.scan()
-        records = usable_records(scan, self.on_error, self.name)
-        self.left_out = scan.left_out
-        return records
-
-
-def own_data_set(name: str) -> DataSet | None:
-    """The data set of this name, if this package registered it."""
-    found = DatasetCatalog.data.get(name)  # its own `get` reads the records
-    return found if isinstance(found, DataSet) else None
 
 
 def datasets_root() -> Path:
@@ -104,15 +73,15 @@ def register_coco_panoptic(
             ``on_error`` is something else.
     """
     paths: dict[str, Any] = {
-        "image_root": _folder(image_root, "the pictures", name),
-        "panoptic_root": _folder(panoptic_root, "the panoptic PNGs", name),
+        "image_root": existing_folder(image_root, "the pictures", name),
+        "panoptic_root": existing_folder(panoptic_root, "the panoptic PNGs", name),
         "panoptic_json": _file(panoptic_json, "the panoptic annotations", name),
     }
     if instances_json is not None:
         paths["json_file"] = _file(instances_json, "the instance annotations", name)
     if sem_seg_root is not None:
-        paths["sem_seg_root"] = _folder(sem_seg_root, "the semantic labels", name)
-    if _is_registered(name, paths, on_error):
+        paths["sem_seg_root"] = existing_folder(sem_seg_root, "the semantic labels", name)
+    if is_registered(name, paths, on_error):
         return
     meta = panoptic_metadata(read_categories(paths["panoptic_json"], panoptic=True))
 
@@ -125,9 +94,10 @@ def register_coco_panoptic(
             meta=meta,
         )
 
+    source = Source([paths["panoptic_json"]], settings=paths)
     meta.update(**paths, evaluator_type="coco_panoptic_seg")
     meta.update(ignore_label=IGNORE_LABEL, label_divisor=1000)
-    _register(name, paths, scan, on_error, meta)
+    register(name, paths, scan, source, on_error, meta)
 
 
 def register_coco_instances(
@@ -148,10 +118,10 @@ def register_coco_instances(
     Raises:
         FileNotFoundError, ValueError: as :func:`register_coco_panoptic`.
     """
-    images = _folder(image_root, "the pictures", name)
+    images = existing_folder(image_root, "the pictures", name)
     annotations = _file(json_file, "the instance annotations", name)
     paths = {"image_root": images, "json_file": annotations}
-    if _is_registered(name, paths, on_error):
+    if is_registered(name, paths, on_error):
         return
     meta = instance_metadata(read_categories(annotations, panoptic=False))
     class_ids = meta["thing_dataset_id_to_contiguous_id"]
@@ -159,7 +129,8 @@ def register_coco_instances(
     def scan() -> Scan:
         return scan_coco_instances(annotations, images, class_ids)
 
-    _register(name, paths, scan, on_error, {**meta, **paths, "evaluator_type": "coco"})
+    source = Source([annotations], settings=paths)
+    register(name, paths, scan, source, on_error, {**meta, **paths, "evaluator_type": "coco"})
 
 
 def register_sem_seg(
@@ -203,8 +174,8 @@ def register_sem_seg(
     """
     where = f"data set {name!r}"
     paths = {
-        "image_root": _folder(image_root, "the pictures", name),
-        "sem_seg_root": _folder(sem_seg_root, "the label PNGs", name),
+        "image_root": existing_folder(image_root, "the pictures", name),
+        "sem_seg_root": existing_folder(sem_seg_root, "the label PNGs", name),
     }
     file = ""
     if isinstance(classes, (str, Path)):
@@ -221,7 +192,7 @@ def register_sem_seg(
     arguments = {**meta, "max_images": max_images}
     if pairs_file is not None:
         arguments["pairs_file"] = _file(pairs_file, "the pairs of pictures and labels", name)
-    if _is_registered(name, arguments, on_error):
+    if is_registered(name, arguments, on_error):
         return
     roots = Path(meta["image_root"]), Path(meta["sem_seg_root"])
     if pairs_file is None:
@@ -236,7 +207,9 @@ def register_sem_seg(
     def scan() -> Scan:
         return scan_sem_seg(pairing, max_images)
 
-    _register(name, arguments, scan, on_error, {**meta, "evaluator_type": "sem_seg"})
+    opened = [str(image) for _, image, _ in pairing.pairs[:max_images]]
+    source = Source(opened=opened, settings=[arguments, [*map(str, pairing.pairs)]])
+    register(name, arguments, scan, source, on_error, {**meta, "evaluator_type": "sem_seg"})
 
 
 def common_ignore_label(names: Iterable[str], default: int) -> int:
@@ -264,48 +237,8 @@ def common_ignore_label(names: Iterable[str], default: int) -> int:
     return next(iter(found), default)
 
 
-def _is_registered(name: str, arguments: dict[str, Any], on_error: str) -> bool:
-    """Whether the data set of this name was registered with these very arguments.
-
-    Its policy is no part of what a data set is: it may change.
-
-    Raises:
-        ValueError: if another data set has the name, or there is no such policy.
-    """
-    check_on_error(on_error, f"data set {name!r}: on_error")
-    if name not in DatasetCatalog:
-        return False
-    found = own_data_set(name)
-    if found is None:
-        raise ValueError(f"the name {name!r} is taken by a data set registered elsewhere")
-    before = found.arguments
-    if before == arguments:
-        found.on_error = on_error
-        return True
-    changed = [
-        f"{key}: {before.get(key)} → {arguments.get(key)}"
-        for key in {**before, **arguments}
-        if before.get(key) != arguments.get(key)
-    ]
-    raise ValueError(f"{name!r} is registered already, with other arguments ({'; '.join(changed)})")
-
-
-def _register(
-    name: str,
-    arguments: dict[str, Any],
-    scan: Callable[[], Scan],
-    on_error: str,
-    meta: dict[str, Any],
-) -> None:
-    """Adds a data set and its metadata to the catalogs."""
-    # A name that somebody took out of the catalog may leave metadata that would contradict ours.
-    if name in MetadataCatalog.list():
-        MetadataCatalog.remove(name)
-    DatasetCatalog.register(name, DataSet(name, arguments, scan, on_error))
-    MetadataCatalog.get(name).set(**meta)
-
-
-def _folder(path: PathLike, what: str, name: str) -> str:
+def existing_folder(path: PathLike, what: str, name: str) -> str:
+    """The path as a string; FileNotFoundError that names data set and use if it is no folder."""
     return _present(path, "folder", os.path.isdir, what, name)
 
 

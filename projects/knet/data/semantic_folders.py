@@ -10,6 +10,7 @@ from knet.data.defects import DataError, Defect, failure, make_defect
 from knet.data.folders import SUFFIXES, by_stem, files_below, is_read, label_png_paths, left_out
 from knet.data.images import read_header
 from knet.data.on_error import Scan
+from knet.data.progress import progressing
 from knet.files import read_text
 
 
@@ -112,19 +113,21 @@ def scan_sem_seg(pairing: Pairing, max_images: int | None) -> Scan:
         One dict a pair: ``file_name``, ``image_id`` (the relative path without suffix), ``height``
         and ``width`` (from the picture's header) and ``sem_seg_file_name``.
     """
-    scan = Scan(defects=[*pairing.defects], lost=len(pairing.defects))
-    for stem, image, label in pairing.pairs[:max_images]:
+    defects, lost = [*pairing.defects], len(pairing.defects)
+    records: list[dict[str, Any]] = []
+    pairs = pairing.pairs[:max_images]
+    for stem, image, label in progressing(pairs, "reading headers", "pictures"):
         record: dict[str, Any] = {"file_name": str(image), "image_id": stem}
         try:
             # Detectron2 turns pictures as their EXIF tag says.
             height, width = read_header(record).size
         except DataError as error:
-            scan.defects += error.defects
-            scan.lost += 1
+            defects += error.defects
+            lost += 1
             continue
         record.update(height=height, width=width, sem_seg_file_name=str(label))
-        scan.records.append(record)
-    return scan
+        records.append(record)
+    return Scan(records, lost=lost, defects=defects)
 
 
 def _first(files: dict[str, Path]) -> str:

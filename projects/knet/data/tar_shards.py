@@ -7,12 +7,16 @@ a sample follow each other and share their key, the path up to the first dot of 
 from __future__ import annotations
 
 import os
+import re
 import tarfile
 from collections.abc import Iterator
+
+from detectron2.utils.file_io import PathManager
 
 from knet.data.defects import DataError, failure
 
 _BLOCK = tarfile.BLOCKSIZE
+_MEMBER = re.compile(r"(.+\.tar)#(\d+)\+(\d+)/", re.DOTALL)
 
 # key, and offset and size in bytes of each member by its suffix without the first dot
 Sample = tuple[str, dict[str, tuple[int, int]]]
@@ -67,6 +71,41 @@ def read_member(path: str | os.PathLike[str], offset: int, size: int) -> bytes:
     return data
 
 
+def member_path(shard: str, place: tuple[int, int], name: str) -> str:
+    """A path of a member, which records may have in place of a file's.
+
+    "a.tar#512+20480/k.jpg" are the 20480 bytes from byte 512 on of a.tar, whose name is "k.jpg":
+    any process reads it at once, without an index in memory.
+    """
+    return f"{shard}#{place[0]}+{place[1]}/{name}"
+
+
+def find_member(path: str | os.PathLike[str]) -> tuple[str, int, int] | None:
+    """The shard, offset and size of a path that `member_path` made; None for any other.
+
+    Files that are derived of members may lie in a folder of such a name, beside which is no shard.
+    """
+    found = _MEMBER.match(os.fspath(path))
+    if found is None or not os.path.isfile(found[1]):
+        return None
+    return found[1], int(found[2]), int(found[3])
+
+
+def file_of(path: str | os.PathLike[str]) -> str:
+    """The file on the disk that holds what a path of a record means: a shard, or itself."""
+    member = find_member(path)
+    return os.fspath(path) if member is None else member[0]
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of a file or a member; raises as :func:`read_member`."""
+    member = find_member(path)
+    if member is not None:
+        return read_member(*member)
+    with open(PathManager.get_local_path(os.fspath(path)), "rb") as stream:
+        return stream.read()
+
+
 def split_name(name: str) -> tuple[str, str]:
     """Key and suffix of a member: "a/0001.seg.PNG" gives "a/0001" and "seg.png".
 
@@ -90,7 +129,7 @@ def _members(file: str) -> Iterator[tuple[str, int, int]]:
                 last = split_name(member.name)[0]
                 if member.isreg() and not member.issparse():
                     yield member.name, member.offset_data, member.size
-                tar.members.clear()  # it would keep them all
+                tar.members = []  # type: ignore[attr-defined]  # it would keep them all
             end = tar.offset
     except tarfile.ReadError as error:
         problem = f"is no uncompressed tar: {error}"

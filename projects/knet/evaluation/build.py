@@ -16,7 +16,7 @@ from detectron2.evaluation import (
 
 from knet.config_file import inference_kernels
 
-from .derived import converted_dataset, instance_dataset, semantic_dataset
+from .derived import converted_dataset, instance_dataset, panoptic_dataset, semantic_dataset
 from .instances import InstanceEvaluator
 from .panoptic import PanopticEvaluator
 from .scores import Evaluators
@@ -93,15 +93,19 @@ def _instances(cfg: CfgNode, name: str, folder: str | None) -> DatasetEvaluator:
 def _panoptic_to_instances(cfg: CfgNode, name: str, folder: str | None) -> DatasetEvaluator | None:
     if not MetadataCatalog.get(name).thing_dataset_id_to_contiguous_id:
         return None
-    return _instances(cfg, instance_dataset(name, folder), folder)
+    return _instances(cfg, instance_dataset(panoptic_dataset(name, folder), folder), folder)
 
 
 def _panoptic_to_semantic(cfg: CfgNode, name: str, folder: str | None) -> DatasetEvaluator:
-    return SemanticEvaluator(semantic_dataset(name, folder), folder)
+    return SemanticEvaluator(semantic_dataset(panoptic_dataset(name, folder), folder), folder)
+
+
+def _panoptic(_: CfgNode, name: str, folder: str | None) -> DatasetEvaluator:
+    return PanopticEvaluator(panoptic_dataset(name, folder), folder)
 
 
 _PANOPTIC: dict[str, Build] = {
-    "PANOPTIC_ON": lambda _, name, folder: PanopticEvaluator(name, folder),
+    "PANOPTIC_ON": _panoptic,
     "INSTANCE_ON": _panoptic_to_instances,
     "SEMANTIC_ON": _panoptic_to_semantic,
 }

@@ -23,10 +23,12 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
 from knet.data.derive import panoptic_to_instances, panoptic_to_semantic
+from knet.data.tar_shards import file_of
+from knet.data.write_shards import category_ids, coco_classes, coco_segment
 from knet.files import whole_folder, write_json
 from knet.modeling.targets import IGNORE_LABEL
 
-__all__ = ["converted_dataset", "instance_dataset", "semantic_dataset"]
+__all__ = ["converted_dataset", "instance_dataset", "panoptic_dataset", "semantic_dataset"]
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +71,43 @@ def instance_dataset(dataset_name: str, output_folder: str | None) -> str:
     )
 
 
+def panoptic_dataset(dataset_name: str, output_folder: str | None) -> str:
+    """The name under which evaluators find the JSON of a panoptic data set of tar shards.
+
+    Its PNGs stay in the shards.
+
+    Args:
+        dataset_name: a panoptic data set.
+        output_folder: as for :func:`instance_dataset`.
+
+    Returns:
+        ``dataset_name`` itself if it has a JSON, else an alias with one.
+
+    Raises:
+        ValueError: a JSON has to be written and ``output_folder`` is None.
+    """
+    metadata = MetadataCatalog.get(dataset_name)
+    if metadata.get("panoptic_json"):
+        return dataset_name
+    path, root = _folder(dataset_name, output_folder) / "panoptic.json", metadata.shard_root
+    if comm.is_main_process():
+        ids, images, annotations = category_ids(metadata), [], []
+        for record in DatasetCatalog.get(dataset_name):
+            size = {key: record[key] for key in ("height", "width") if key in record}
+            images.append({"id": record["image_id"], "file_name": record["file_name"], **size})
+            annotation = {
+                "image_id": record["image_id"],
+                "file_name": os.path.relpath(record["pan_seg_file_name"], root),
+                "segments_info": [coco_segment(one, ids) for one in record["segments_info"]],
+            }
+            annotations.append(annotation)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        classes = coco_classes("coco_panoptic", metadata)
+        write_json(path, {**classes, "images": images, "annotations": annotations})
+    comm.synchronize()
+    return _register_alias("panoptic", dataset_name, panoptic_json=str(path), panoptic_root=root)
+
+
 def semantic_dataset(dataset_name: str, output_folder: str | None) -> str:
     """The name under which ``SemSegEvaluator`` accepts a panoptic data set.
 
@@ -92,7 +131,7 @@ def semantic_dataset(dataset_name: str, output_folder: str | None) -> str:
     changes = {"ignore_label": IGNORE_LABEL if ignore_label is None else ignore_label}
     records = DatasetCatalog.get(dataset_name)
     files = {record["file_name"]: record.get("sem_seg_file_name") for record in records}
-    if all(file is not None and PathManager.exists(file) for file in files.values()):
+    if all(file is not None and PathManager.exists(file_of(file)) for file in files.values()):
         # semantic ids of their own: things are one class, say
         separate = sorted(class_ids.values()) != list(range(len(metadata.stuff_classes)))
         if separate or (stuff_ids == class_ids and ignore_label is not None):
@@ -175,7 +214,7 @@ def _derive_once(
 def _state(path: str) -> list[int]:
     """Bytes and time of a file; nothing where it is missing, which deriving then reports."""
     try:
-        status = os.stat(PathManager.get_local_path(path))
+        status = os.stat(PathManager.get_local_path(file_of(path)))
     except FileNotFoundError:
         return []
     return [status.st_size, status.st_mtime_ns]

@@ -18,9 +18,10 @@ from detectron2.utils.logger import setup_logger
 from knet.config_file import inference_kernels
 from knet.data.check.data_set import add_config_defects, mask_cell
 from knet.data.check.report import DatasetReport, format_report
-from knet.data.check.run import check_data, show_progress
+from knet.data.check.run import check_data
 from knet.data.custom import register_custom
 from knet.data.formats import recognise
+from knet.data.progress import show_progress
 from knet.errors import UserError
 from knet.recipe.choices import Choice, Data, Machine, choose, format_choices
 from knet.recipe.start import Settings, start_from

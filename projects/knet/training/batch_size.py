@@ -23,10 +23,10 @@ from typing import Any, NamedTuple
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import get_detection_dataset_dicts
 from detectron2.structures import BitMasks, Instances
 
 from knet.classes import class_ids_from_config
+from knet.data.chosen_records import read_training_records
 from knet.data.loader import seed_everything
 from knet.data.mapper import KNetDatasetMapper
 from knet.errors import UserError
@@ -126,18 +126,17 @@ def worst_sample(cfg: CfgNode) -> Sample:
     if cfg.INPUT.SCALE_JITTER:  # the largest picture that keeps all of its objects
         least, most = cfg.INPUT.SCALE_JITTER
         largest.INPUT.SCALE_JITTER = (min(max(1.0, least), most),) * 2
-    records = get_detection_dataset_dicts(
-        cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-    )
-    by_shape = sorted(records, key=lambda r: r.get("height", 1) / max(r.get("width", 1), 1))
-    chosen = [*sorted(records, key=_objects)[-_FULLEST:]]
-    chosen += [*by_shape[: _FULLEST // 2], *by_shape[-_FULLEST // 2 :]]
+    records = read_training_records(cfg)
+    # a data set may be large: only what is chosen is kept
+    facts = [(_objects(r), r.get("height", 1) / max(r.get("width", 1), 1)) for r in records]
+    by_count, by_shape = (sorted(range(len(facts)), key=lambda k: facts[k][f]) for f in range(2))
+    chosen = [*by_count[-_FULLEST:], *by_shape[: _FULLEST // 2], *by_shape[-_FULLEST // 2 :]]
     mapper = KNetDatasetMapper(largest, is_train=True)
     height = width = 0
     fullest: Sample = {}
-    for position, record in enumerate(chosen):
+    for position, index in enumerate(chosen):
         seed_everything(0, position)  # for crops
-        sample = mapper(record)
+        sample = mapper(records[index])
         height = max(height, sample["image"].shape[1])
         width = max(width, sample["image"].shape[2])
         if not fullest or _count(sample) > _count(fullest):

@@ -23,6 +23,7 @@ from torch import nn
 from knet.accel import accelerate_as_configured
 from knet.checkpoint.checkpointer import KNetCheckpointer
 from knet.checkpoint.newest import holds_training
+from knet.data.chosen_records import load_records
 from knet.data.loader import build_train_loader, usable_workers
 from knet.data.mapper import KNetDatasetMapper
 from knet.data.on_error import RaisingLoader, SkipReport, hand_over
@@ -291,7 +292,8 @@ class Trainer(DefaultTrainer):
         """Detectron2's test loader with K-Net's mapper."""
         mapper = partial(hand_over, KNetDatasetMapper(cfg, is_train=False))
         workers = usable_workers(cfg.DATALOADER.NUM_WORKERS)
-        loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper, num_workers=workers)
+        records = load_records(cfg, [dataset_name], filter_empty=False)
+        loader = build_detection_test_loader(records, mapper=mapper, num_workers=workers)
         return RaisingLoader(spare_workers(loader))
 
     @classmethod

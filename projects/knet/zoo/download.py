@@ -2,12 +2,11 @@
 
 torch.hub and Detectron2's path manager start anew after an interruption, and huggingface_hub,
 which resumes, speaks of its own hub. So this is a loop over urllib, which torch.hub uses as well;
-the lock is filelock's and the progress bar tqdm's.
+the progress bar is tqdm's.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import http.client
@@ -18,12 +17,12 @@ import shutil
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from tqdm import tqdm
+
+from knet.files import one_at_a_time
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +68,8 @@ def fetch(url: str, path: Path, *, digits: str) -> Path:
         OSError: it cannot be downloaded or written. Both say what to do by hand.
     """
     if not path.is_file():  # a cache that is full may be read-only
-        with _alone(path):
+        waiting = f"{path}: another process is downloading it, waiting"
+        with one_at_a_time(path, waiting, f"set {CACHE} to a folder that can"):
             if not path.is_file():
                 _download(url, path, digits)
                 return path
@@ -81,27 +81,6 @@ def fetch(url: str, path: Path, *, digits: str) -> Path:
             f"from {url}"
         )
     return path
-
-
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(f"{path}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            logger.info("%s: another process is downloading it, waiting", path)
-            lock.acquire()
-    except OSError as error:
-        raise OSError(
-            f"{path.parent}: the cache cannot be written ({error.strerror or error}): set {CACHE} "
-            "to a folder that can"
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _download(url: str, path: Path, digits: str) -> None:

@@ -22,23 +22,23 @@ from torch.utils.data import DataLoader
 
 from knet.config_file import inference_kernels, shown
 from knet.data.augmentation import largest_train_sides
+from knet.data.catalog import own_data_set
 from knet.data.categories import category_warnings, instance_metadata, read_categories
 from knet.data.check.record import Expected, RecordSummary, inspect_record
 from knet.data.check.report import DatasetReport
+from knet.data.chosen_records import nothing_to_learn
 from knet.data.coco_instances import instance_file_defects, scan_coco_instances
 from knet.data.coco_panoptic import scan_coco_panoptic
 from knet.data.defects import KINDS, DataError, Defect, Defects, is_broken, make_defect
 from knet.data.images import MAX_PIXELS
-from knet.data.loader import nothing_to_learn
 from knet.data.on_error import Scan
-from knet.data.register import own_data_set
+from knet.data.tar_shards import find_member, read_bytes
 from knet.errors import first_of
 from knet.modeling.targets import IGNORE_LABEL
 
 _CHUNK = 8  # records that a worker process hands back at once
 _CELLS = 2  # of the mask grid, below whose square an object is small
 _SMALL_SHARE = 0.01  # of the objects: fewer small ones are in every large data set
-_BLOCK_BYTES = 1 << 20
 
 
 def check_dataset(
@@ -149,14 +149,14 @@ def _scan_registered(name: str) -> tuple[Scan, Metadata]:
         scan = Scan(records=DatasetCatalog.get(name))
         if not scan.records:
             problem = "has no records"
-            scan.defects.append(make_defect("no-images", "", f"data set {name!r}", problem))
+            scan.defects = [make_defect("no-images", "", f"data set {name!r}", problem)]
         return scan, MetadataCatalog.get(name)
     source = panoptic_json or json_file
     if source:
         categories = read_categories(source, panoptic=bool(panoptic_json))
-        scan.defects[:0] = category_warnings(categories, source)
+        scan.defects = [*category_warnings(categories, source), *scan.defects]
     if panoptic_json and json_file:  # what the instance evaluator reads
-        scan.defects += _instance_defects(json_file, meta)
+        scan.defects = [*scan.defects, *_instance_defects(json_file, meta)]
     return scan, meta
 
 
@@ -331,14 +331,14 @@ def _paths(reports: Iterable[DatasetReport]) -> dict[str, tuple[int, str]]:
     found = {}
     for report in reports:
         for record in report.usable:
-            path = os.path.realpath(PathManager.get_local_path(record["file_name"]))
-            found[path] = (os.path.getsize(path), report.name)
+            path = record["file_name"]
+            member = find_member(path)
+            if member is None:
+                path = os.path.realpath(PathManager.get_local_path(path))
+            size = os.path.getsize(path) if member is None else member[2]
+            found[path] = (size, report.name)
     return found
 
 
 def _digest(path: str) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while block := stream.read(_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+    return hashlib.sha256(read_bytes(path)).hexdigest()

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,13 +18,9 @@ from knet.data.check.report import DatasetReport
 from knet.data.custom import register_builtin, register_custom
 from knet.data.defects import DataError
 from knet.data.images import MAX_PIXELS, save_image
+from knet.data.progress import Progress
 from knet.errors import UserError
 from knet.visualization import draw_annotations
-
-# done, total
-Progress = Callable[[int, int], None]
-
-_CHUNK = 8  # records that are waited for before the time left is said
 
 
 def check_data(
@@ -99,30 +93,6 @@ def draw_records(
         paths.append(out / f"{stem}.png")
         save_image(paths[-1], sheet)
     return paths
-
-
-def show_progress(name: str) -> Progress:
-    """For `check_data`: writes records read and the time left to stderr, twice a second at most."""
-    last = time.monotonic()
-    begun = 0.0  # when the first record came: what it took to start says nothing of the rest
-    terminal = sys.stderr.isatty()
-
-    def show(done: int, total: int) -> None:
-        nonlocal begun, last
-        now = time.monotonic()
-        if done == 1:
-            begun = now
-        if now - last < (0.5 if terminal else 10) and not (terminal and done == total):
-            return
-        last = now
-        text = f"{name}: {done} of {total} records"
-        if done > _CHUNK:  # the first ones come at once
-            text += f", {(now - begun) / (done - 1) * (total - done):.0f} s left"
-        print(f"\r{text:<78}" if terminal else text, end="" if terminal else "\n", file=sys.stderr)
-        if terminal and done == total:
-            print(file=sys.stderr)
-
-    return show
 
 
 def _names(cfg: CfgNode, part: str) -> list[str]:
