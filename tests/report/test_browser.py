@@ -30,7 +30,7 @@ def page(browser, report_file):
     """The report, and a check that nothing was reported or asked from outside."""
     context = browser.new_context(viewport={"width": 1280, "height": 900}, offline=True)
     page = context.new_page()
-    page.set_default_timeout(8000)
+    page.set_default_timeout(120_000)  # a machine may be slow
     problems, requests = [], []
     page.on("console", lambda m: problems.append(m.text) if m.type in ("error", "warning") else 0)
     page.on("pageerror", lambda error: problems.append(str(error)))

@@ -17,7 +17,7 @@ DRIVER = Path(__file__).with_name("kill_driver.py")
 def test_every_kill_is_made_good_by_resuming(tmp_path):
     # a process of its own: the driver forks, which other tests' threads would not survive
     driver = subprocess.Popen(
-        [sys.executable, "-W", "ignore", DRIVER, "--kills", "30"], text=True,
+        [sys.executable, "-W", "ignore", DRIVER, "--kills", "12"], text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
