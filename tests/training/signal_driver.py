@@ -23,7 +23,7 @@ from detectron2.utils import comm
 
 from knet.errors import UserError, run_command
 from knet.training.launch import launch
-from knet.training.stop import Agreement, Stopped, StopSignals
+from knet.training.stop import Agreement, StopSignals
 
 # name: what the second process does; the signal, and whether the launcher's group gets it
 JOBS = {
@@ -32,6 +32,7 @@ JOBS = {
     "int": ("works", signal.SIGINT, False),
     "ctrl_c": ("works", signal.SIGINT, True),
     "hang_up": ("works", signal.SIGHUP, True),
+    "pre_empted": ("works", signal.SIGUSR1, True),
     "kill": ("works", signal.SIGKILL, False),
     "one_killed": ("is killed", 0, False),
     "one_fails": ("fails", 0, False),
@@ -50,12 +51,12 @@ def work(folder: Path, second: str) -> None:
             dist.all_reduce(torch.zeros(1))
             if rank == 1 and step == 3:
                 act(second)
-            number = agreement.number(signals.received)
+            stop = agreement.stop(signals.received)
             (folder / f"step_{rank}").write_text(str(step))
-            if number:
+            if stop:
                 agreement.wait()
                 (folder / f"stopped_{rank}").write_text(str(step))
-                raise Stopped(number)
+                raise stop
 
 
 def act(what: str) -> None:
