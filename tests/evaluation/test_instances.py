@@ -63,7 +63,10 @@ def test_little_is_kept_of_an_image(records):
     evaluator.reset()
     for record in records:
         evaluator.process([record], [photos.predictions(record, detections=100)])
-    assert len(pickle.dumps(evaluator._images)) < 4000 * len(records)
+    assert evaluator._matches._file.tell() < 5000 * len(records)
+    kept = (evaluator._coco_api.imgs, evaluator._ids, evaluator._counts, evaluator._objects._places)
+    assert len(pickle.dumps(kept)) < 100 * len(records)
+    assert not evaluator._coco_api.anns
 
 
 def test_errors_name_the_image_or_class(records):

@@ -153,7 +153,7 @@ def test_crowd_excuses_its_own_category_together_with_void():
 
 def test_quality_of_a_category():
     total = PanopticStatistics()
-    total[1].iou, total[1].tp, total[1].fp, total[1].fn = 1.5, 2, 1, 3
+    total[1].add(1.5, 2, 1, 3)
     total += total
     quality = total[1].quality()
     assert quality == {"pq": 1.5 / 4, "sq": 0.75, "rq": 0.5}
