@@ -1,11 +1,12 @@
 """Trainings on several "machines" of this one: equal weights, lost machines, restarts.
 
-    python benchmarks/machines.py             # two torchrun agents, then two tasks as of srun
-    python benchmarks/machines.py --what ray  # two workers of Ray Train
+    python benchmarks/machines.py               # two torchrun agents, then two tasks as of srun
+    python benchmarks/machines.py --what ray    # two workers of Ray Train
+    python benchmarks/machines.py --what cable  # a network between them that is cut; as root
 
 A tiny model learns for 12 steps in float64, in which sums of one and of several processes differ
 by rounding alone. Machines are processes with gloo between them; a machine that is lost is its
-agent and its worker, killed at once.
+agent and its worker, killed at once; one behind a cable is in a network of its own.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -45,6 +47,7 @@ TINY = [
 ]  # fmt: skip
 AGENT = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
 SECONDS = 600
+PARTS = ("machines", "cable", "ray")
 
 
 def work(config: Mapping[str, Any], train: Callable[..., Any], rank: str) -> None:
@@ -69,10 +72,12 @@ def in_worker(output: str) -> None:
     sys.exit(run_command("machines.py", main))
 
 
-def start(command: Sequence[str], said: Path, **env: str) -> subprocess.Popen:
+def start(
+    command: Sequence[str], said: Path, inside: Sequence[str] = (), **env: str
+) -> subprocess.Popen:
     with open(said, "a", encoding="utf-8") as file:
         return subprocess.Popen(
-            [sys.executable, "-W", "ignore", *command], stdout=file, stderr=file,
+            [*inside, sys.executable, "-W", "ignore", *command], stdout=file, stderr=file,
             env={**os.environ, "OMP_NUM_THREADS": "1", **env},
         )  # fmt: skip
 
@@ -84,12 +89,54 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def agents(output: Path) -> Iterator[list[subprocess.Popen]]:
+def agents(output: Path, port: int = 0, restarts: int = 0) -> Iterator[list[subprocess.Popen]]:
     """Two agents of torchrun, each with a worker."""
-    meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{free_port()}"]
-    worker = [__file__, "--worker", str(output)]
-    with running([start([*AGENT, *meeting, *worker], output / f"said_{i}") for i in (0, 1)]) as two:
+    command = torchrun(output, port or free_port(), restarts)
+    with running([start(command, output / f"said_{i}") for i in (0, 1)]) as two:
         yield two
+
+
+def torchrun(output: Path, port: int, restarts: int) -> list[str]:
+    meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}"]
+    return [*AGENT, *meeting, "--max-restarts", str(restarts), __file__, "--worker", str(output)]
+
+
+@contextlib.contextmanager
+def agents_with_a_cable(output: Path) -> Iterator[list[subprocess.Popen]]:
+    """The same, the second one in a network namespace of its own; `cut` ends the connection."""
+    names = [f"knet{os.getpid()}{end}" for end in "ab"]
+    try:
+        ip("netns", "add", names[1])
+        ip("link", "add", names[0], "type", "veth", "peer", names[1], "netns", names[1])
+        ip("addr", "add", "10.213.0.1/24", "dev", names[0])
+        ip("-n", names[1], "addr", "add", "10.213.0.2/24", "dev", names[1])
+        ip("link", "set", names[0], "up")
+        for device in (names[1], "lo"):
+            ip("-n", names[1], "link", "set", device, "up")
+        meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"10.213.0.1:{free_port()}"]
+        started = []
+        for i, name in enumerate(names):
+            here = ["--local-addr", f"10.213.0.{i + 1}", "--rdzv-conf", f"is_host={i == 0}"]
+            worker = [*here, __file__, "--worker", str(output)]
+            inside = ["ip", "netns", "exec", name] if i else []
+            started.append(
+                start(
+                    [*AGENT, *meeting, *worker], output / f"said_{i}", inside=inside,
+                    GLOO_SOCKET_IFNAME=name,
+                )
+            )  # fmt: skip
+        with running(started) as two:
+            yield two
+    finally:
+        for rank in (0, 1):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                os.kill(worker_pid(output, rank), signal.SIGKILL)
+        ip("link", "del", names[0])
+        ip("netns", "del", names[1])
+
+
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True)
 
 
 @contextlib.contextmanager
@@ -157,19 +204,27 @@ def lose(output: Path, started: Sequence[subprocess.Popen], checkpoint: int, wha
     wait_for(output / f"model_{checkpoint:07d}.pth", started)
     said = output / "said_0"
     before = len(said.read_text())
-    started[1].kill()
-    if what == "machine":
-        os.kill(worker_pid(output, 1), signal.SIGKILL)
+    if what == "cable":
+        ip("link", "set", f"knet{os.getpid()}a", "down")
+    elif what == "machine":
+        kill_machine(output, started)
+    else:
+        started[1].kill()
     begin = time.monotonic()
     status = started[0].wait(SECONDS)
     lines = said.read_text()[before:].splitlines()
     named = [line for line in lines if "process 1 of 2" in line]
-    print(f"{what} 1 killed: the other ended after {time.monotonic() - begin:.1f} s, {status}")
+    print(f"{what} 1 lost: the other ended after {time.monotonic() - begin:.1f} s, {status}")
     print(*(f"    {line.strip()[:200]}" for line in named[:2]), sep="\n")
 
 
+def kill_machine(output: Path, started: Sequence[subprocess.Popen]) -> None:
+    started[1].kill()
+    os.kill(worker_pid(output, 1), signal.SIGKILL)
+
+
 def torchrun_and_srun(folder: Path) -> None:
-    outputs = {name: folder / name for name in ("one", "two", "lost", "srun")}
+    outputs = {name: folder / name for name in ("one", "two", "lost", "elastic", "srun")}
     for output in outputs.values():
         output.mkdir()
     job = start([__file__, "--worker", str(outputs["one"])], outputs["one"] / "said_0")
@@ -184,9 +239,22 @@ def torchrun_and_srun(folder: Path) -> None:
         lose(output, started, 2 * PERIOD - 1, "agent")
     with agents(output) as started:
         compare("restarted twice, not interrupted", finish(started, output), two)
+    output, port = outputs["elastic"], free_port()
+    with agents(output, port, restarts=2) as started:
+        wait_for(output / f"model_{PERIOD - 1:07d}.pth", started)
+        kill_machine(output, started)
+        started[1] = start(torchrun(output, port, 2), output / "said_1")
+        compare("a machine replaced (elastic), not interrupted", finish(started, output), two)
     with tasks(outputs["srun"]) as started:
         compare("two tasks of srun, two agents", finish(started, outputs["srun"]), two)
     print()
+
+
+def with_a_cable(folder: Path) -> None:
+    output = folder / "cable"
+    output.mkdir()
+    with agents_with_a_cable(output) as started:
+        lose(output, started, PERIOD - 1, "cable")
 
 
 def with_ray(folder: Path) -> None:
@@ -218,8 +286,6 @@ def with_ray(folder: Path) -> None:
         )  # fmt: skip
         return trainer.fit()
 
-    import threading
-
     def kill() -> None:
         wait_for(outputs["lost"] / f"model_{PERIOD - 1:07d}.pth", [])
         os.kill(worker_pid(outputs["lost"], 1), signal.SIGKILL)
@@ -239,7 +305,7 @@ def with_ray(folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--what", nargs="+", choices=("machines", "ray"), default=["machines"])
+    parser.add_argument("--what", nargs="+", choices=PARTS, default=["machines"])
     parser.add_argument("--worker", metavar="OUTPUT", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
@@ -250,6 +316,8 @@ def main() -> None:
         os.environ["DETECTRON2_DATASETS"] = folder
         if "machines" in args.what:
             torchrun_and_srun(Path(folder))
+        if "cable" in args.what:
+            with_a_cable(Path(folder))
         if "ray" in args.what:
             with_ray(Path(folder))
 

@@ -51,6 +51,22 @@ def test_death_of_a_process_ends_the_others_and_is_named(ended):
     assert "process 1 of 2 (numbered from 0) was ended by SIGKILL" in ended["one_killed"]["errors"]
 
 
+@pytest.mark.parametrize(
+    "job, status, reason",
+    [
+        ("lost", [75, -9], "is gone; process 0 of 2"),
+        ("told", [2, 2], "failed: no such thing: take another; process 0 of 2"),
+        ("stopped", [143, 143], "was stopped by SIGTERM; process 0 of 2"),
+    ],
+)
+def test_machines_end_together_and_name_who_was_first(ended, job, status, reason):
+    assert ended[job]["status"] == status
+    errors = ended[job]["errors"].splitlines()[-1]
+    assert errors.startswith("process 1 of 2 (numbered from 0; ")
+    assert f"id {ended[job]['pid']}) {reason}" in errors
+    assert ("--resume" in errors) == (job != "told")
+
+
 def test_error_of_a_process_is_told_once(ended):
     assert ended["one_refuses"]["status"] == 2
     lines = ended["one_refuses"]["errors"].splitlines()

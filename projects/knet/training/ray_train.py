@@ -29,7 +29,7 @@ from knet.errors import UserError, nearest
 from knet.training.group import local_groups
 from knet.training.run import in_process
 
-__all__ = ["train"]
+__all__ = ["missing", "train"]
 
 _KEYS = ("config_file", "opts")
 # of the output folder, what Ray gets as the checkpoint of a training that is complete
@@ -108,14 +108,19 @@ def _output_folder(wanted: str, storage: Any) -> str:
     return os.path.join(storage.experiment_fs_path, wanted)
 
 
+def missing(error: ImportError) -> str:
+    """What to install, for who cannot import Ray Train."""
+    return (
+        f"training with Ray needs Ray Train, which cannot be imported ({error}): run "
+        '`pip install "ray[train]"`, or `pip install -e .[ray]` in the repository root'
+    )
+
+
 def _ray_train() -> Any:
     try:
         return importlib.import_module("ray.train")
     except ImportError as error:
-        raise UserError(
-            f"training with Ray needs Ray Train, which cannot be imported ({error}): run "
-            '`pip install "ray[train]"`, or `pip install -e .[ray]` in the repository root'
-        ) from error
+        raise UserError(missing(error)) from error
 
 
 class _Report(HookBase):

@@ -24,8 +24,8 @@ __all__ = ["LOST", "Loss", "RollCall"]
 LOST = 75
 # seconds: a machine that is off is noticed after the first and the tries, a process that has ended
 # at once. Then the others end themselves, or by force; together below a minute
-_IDLE, _BETWEEN, _TRIES = 10, 5, 4
-_GRACE = 20.0
+_IDLE, _BETWEEN, _TRIES = 10, 4, 4
+_GRACE = 15.0
 _JOIN = 120.0
 _LINE = 4096
 
