@@ -81,6 +81,8 @@ setup(
         # For the page of `knet.app`, which asks nothing of other hosts with this gradio. It needs a
         # Pillow below 13.
         "app": ["gradio>=6.31,<7; python_version >= '3.10'"],
+        # For `knet batch` on Ray, and for training in the workers of Ray Train.
+        "ray": ["ray[data,train]>=2.51", "pyarrow>=15"],
         # For the tests of both pages in a browser: it drives a Chromium that is there.
         "browser": ["playwright>=1.48"],
         "dev": [

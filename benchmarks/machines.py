@@ -31,6 +31,7 @@ import knet  # noqa: F401  (has to come before detectron2)
 import torch
 
 from knet.data import write_shapes
+from knet.files import read_text, write_text
 
 ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / "configs" / "shapes" / "panoptic.yaml")
@@ -54,7 +55,7 @@ def work(config: Mapping[str, Any], train: Callable[..., Any], rank: str) -> Non
     """A training in float64 by `train(config)`, whose process can be found."""
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
-    Path(config["opts"][1], f"pid_{rank}").write_text(str(os.getpid()))
+    write_text(Path(config["opts"][1], f"pid_{rank}"), str(os.getpid()))
     train(config)
 
 
@@ -172,7 +173,7 @@ def wait_for(path: Path, processes: Sequence[subprocess.Popen]) -> None:
     until = time.monotonic() + SECONDS
     while not path.is_file():
         if time.monotonic() > until or any(p.poll() is not None for p in processes):
-            said = "\n".join(f.read_text() for f in path.parent.glob("said_*"))
+            said = "\n".join(read_text(f) for f in path.parent.glob("said_*"))
             raise RuntimeError(f"{path} has not come:\n{said}")
         time.sleep(0.05)
 
@@ -180,7 +181,7 @@ def wait_for(path: Path, processes: Sequence[subprocess.Popen]) -> None:
 def finish(processes: Sequence[subprocess.Popen], output: Path) -> dict[str, Any]:
     for i, process in enumerate(processes):
         if process.wait(SECONDS):
-            raise RuntimeError(f"process {i} failed:\n{(output / f'said_{i}').read_text()}")
+            raise RuntimeError(f"process {i} failed:\n{read_text(output / f'said_{i}')}")
     return weights(output)
 
 
@@ -189,7 +190,14 @@ def weights(output: Path) -> dict[str, Any]:
 
 
 def worker_pid(output: Path, rank: int) -> int:
-    return int((output / f"pid_{rank}").read_text())
+    return int(read_text(output / f"pid_{rank}"))
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return read_text(f"/proc/{pid}/stat").rsplit(")", 1)[1].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def compare(text: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
@@ -203,7 +211,7 @@ def lose(output: Path, started: Sequence[subprocess.Popen], checkpoint: int, wha
     """Kill the second agent, alone or with its worker, and tell how the first one ends."""
     wait_for(output / f"model_{checkpoint:07d}.pth", started)
     said = output / "said_0"
-    before = len(said.read_text())
+    before, first = len(read_text(said)), worker_pid(output, 0)
     if what == "cable":
         ip("link", "set", f"knet{os.getpid()}a", "down")
     elif what == "machine":
@@ -211,10 +219,16 @@ def lose(output: Path, started: Sequence[subprocess.Popen], checkpoint: int, wha
     else:
         started[1].kill()
     begin = time.monotonic()
+    while is_running(first):
+        time.sleep(0.05)
+    after = time.monotonic() - begin
     status = started[0].wait(SECONDS)
-    lines = said.read_text()[before:].splitlines()
+    lines = read_text(said)[before:].splitlines()
     named = [line for line in lines if "process 1 of 2" in line]
-    print(f"{what} 1 lost: the other ended after {time.monotonic() - begin:.1f} s, {status}")
+    print(
+        f"{what} 1 lost: the other process ended after {after:.1f} s, its agent with status "
+        f"{status} after {time.monotonic() - begin:.1f} s"
+    )
     print(*(f"    {line.strip()[:200]}" for line in named[:2]), sep="\n")
 
 

@@ -100,7 +100,8 @@ class KeptOnDisk(Mapping[Any, Any]):
         self._places: dict[Any, int] = {}
         for key, value in items:
             self._places[key] = self._file.tell()
-            pickle.dump(value, self._file, pickle.HIGHEST_PROTOCOL)
+            self._file.write(pickle.dumps(value))
+        self._file.flush()  # a process that is forked from this one might write it once more
 
     def __getitem__(self, key: Any) -> Any:
         place = self._places[key]

@@ -7,6 +7,7 @@ import os
 import secrets
 import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -118,15 +119,14 @@ def require_shared(folder: str) -> None:
     if comm.get_world_size() == comm.get_local_size():
         return
     mark = comm.all_gather(f".shared-{secrets.token_hex(8)}")[0]
-    path = os.path.join(folder, mark)
+    path = Path(folder, mark)
     if comm.is_main_process():
-        os.makedirs(folder, exist_ok=True)
-        with open(path, "w", encoding="utf-8"):
-            pass
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
     comm.synchronize()
-    seen = comm.all_gather(os.path.isfile(path))
+    seen = comm.all_gather(path.is_file())
     if comm.is_main_process():
-        os.unlink(path)
+        path.unlink()
     apart = [name_of(rank) for rank, found in enumerate(seen) if not found]
     if apart:
         raise UserError(

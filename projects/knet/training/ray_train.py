@@ -69,7 +69,7 @@ def train(config: Mapping[str, Any]) -> None:
             "ScalingConfig(use_gpu=True) goes with cuda, use_gpu=False with MODEL.DEVICE cpu"
         )
     context = ray_train.get_context()
-    output = _output_folder(cfg.OUTPUT_DIR, context.get_storage())
+    output = _output_folder(cfg.OUTPUT_DIR, context)
     args = argparse.Namespace(
         config_file=config["config_file"],
         opts=[*opts, "OUTPUT_DIR", output],
@@ -96,9 +96,10 @@ def _train(ray_train: Any, args: argparse.Namespace) -> None:
         ray_train.report(metrics, checkpoint=ray_train.Checkpoint.from_directory(folder))
 
 
-def _output_folder(wanted: str, storage: Any) -> str:
+def _output_folder(wanted: str, context: Any) -> str:
     if os.path.isabs(wanted):
         return wanted
+    storage = context.get_storage()
     kind = storage.storage_filesystem.type_name
     if kind != "local":
         raise UserError(
