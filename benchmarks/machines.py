@@ -47,6 +47,8 @@ TINY = [
     *("DATALOADER.NUM_WORKERS", "0", "MODEL.KNET.FREEZE_NORM_STATS", "True"),
 ]  # fmt: skip
 AGENT = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+# else a new agent waits for what one that has stayed has told in the first round alone
+SHARE_NOTHING = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 SECONDS = 600
 PARTS = ("machines", "cable", "ray")
 
@@ -79,7 +81,7 @@ def start(
     with open(said, "a", encoding="utf-8") as file:
         return subprocess.Popen(
             [*inside, sys.executable, "-W", "ignore", *command], stdout=file, stderr=file,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **env},
+            env={**os.environ, "OMP_NUM_THREADS": "1", **SHARE_NOTHING, **env},
         )  # fmt: skip
 
 
@@ -92,14 +94,16 @@ def free_port() -> int:
 @contextlib.contextmanager
 def agents(output: Path, port: int = 0, restarts: int = 0) -> Iterator[list[subprocess.Popen]]:
     """Two agents of torchrun, each with a worker."""
-    command = torchrun(output, port or free_port(), restarts)
-    with running([start(command, output / f"said_{i}") for i in (0, 1)]) as two:
+    port = port or free_port()
+    commands = [torchrun(output, i, port, restarts) for i in (0, 1)]
+    with running([start(c, output / f"said_{i}") for i, c in enumerate(commands)]) as two:
         yield two
 
 
-def torchrun(output: Path, port: int, restarts: int) -> list[str]:
+def torchrun(output: Path, index: int, port: int, restarts: int) -> list[str]:
     meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}"]
-    return [*AGENT, *meeting, "--max-restarts", str(restarts), __file__, "--worker", str(output)]
+    meeting += ["--rdzv-conf", f"is_host={index == 0}", "--max-restarts", str(restarts)]
+    return [*AGENT, *meeting, __file__, "--worker", str(output)]
 
 
 @contextlib.contextmanager
@@ -257,7 +261,7 @@ def torchrun_and_srun(folder: Path) -> None:
     with agents(output, port, restarts=2) as started:
         wait_for(output / f"model_{PERIOD - 1:07d}.pth", started)
         kill_machine(output, started)
-        started[1] = start(torchrun(output, port, 2), output / "said_1")
+        started[1] = start(torchrun(output, 1, port, 2), output / "said_1")
         compare("a machine replaced (elastic), not interrupted", finish(started, output), two)
     with tasks(outputs["srun"]) as started:
         compare("two tasks of srun, two agents", finish(started, outputs["srun"]), two)

@@ -49,6 +49,11 @@ def test_mask_ap_is_pycocotools(records, tmp_path, limit, monkeypatch):
     assert not list((tmp_path / "ours").glob("*.pth"))
 
 
+def test_an_image_that_fills_a_batch_once_more_counts_once(records):
+    again = photos.evaluate(InstanceEvaluator(photos.NAME), [*records, records[0]])
+    np.testing.assert_equal(again, photos.evaluate(InstanceEvaluator(photos.NAME), records))
+
+
 def test_images_without_predictions_count_as_missed(records):
     few = photos.evaluate(InstanceEvaluator(photos.NAME), records[:1])
     theirs = photos.evaluate(

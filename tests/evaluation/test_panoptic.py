@@ -25,6 +25,7 @@ def test_panoptic_quality_is_that_of_the_files(records, tmp_path):
     results = compare(ours, theirs, records, tmp_path / "ours" / file, tmp_path / "theirs" / file)
     assert 20 < results["panoptic_seg"]["PQ"] < 95
     assert evaluate(PanopticEvaluator(NAME), records) == results
+    assert evaluate(PanopticEvaluator(NAME), [*records, records[0]]) == results  # fills a batch
     for record in records:  # a submission: the PNGs that the JSON names
         png = tmp_path / "ours" / "predictions" / f"{Path(record['file_name']).stem}.png"
         expected = predictions(record)["panoptic_seg"][0]
