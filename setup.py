@@ -83,8 +83,8 @@ setup(
         "app": ["gradio>=6.31,<7; python_version >= '3.10'"],
         # For `knet predict --input`, whose results are Parquet files, and `knet eval --results`;
         "parquet": ["pyarrow>=15"],
-        # and the same on Ray Data.
-        "ray": ["ray[data]>=2.10", "pyarrow>=15"],
+        # and the same on Ray Data; for training in the workers of Ray Train.
+        "ray": ["ray[data,train]>=2.51", "pyarrow>=15"],
         # For the tests of both pages in a browser: it drives a Chromium that is there.
         "browser": ["playwright>=1.48"],
         "dev": [
@@ -99,7 +99,7 @@ setup(
             "onnxruntime>=1.20",
             "onnxscript>=0.5",
             "pyarrow>=15",
-            "ray[data]>=2.10",
+            "ray[data,train]>=2.51",
             # for the tests of benchmarks/mask2former.py and of gpu.py
             "transformers>=5; python_version >= '3.10'",
         ],

@@ -3,7 +3,7 @@
 
     python benchmarks/benchmark.py                        # R50-FPN panoptic, some minutes
     python benchmarks/benchmark.py --quick                # a small picture, under a minute
-    python benchmarks/benchmark.py --what evaluation      # PQ and AP, against Detectron2's
+    python benchmarks/benchmark.py --what evaluation      # PQ, AP, mIoU, against Detectron2's
     python benchmarks/benchmark.py --count                # operators and waits, without a GPU
     python benchmarks/benchmark.py --gpu --json gpu.json  # on one GPU, up to 6 minutes
 

@@ -193,26 +193,12 @@ def write_data_set(
         count: of images.
 
     Returns:
-        The map of segment ids (H, W) int32 of each scene, and its segments.
+        What `draw_segments` gives.
     """
-    labels = [*ids.things, *ids.stuff]
-    drawn = []
-    for x in scenes:
-        stuff = [s for s in x["sem_seg"].unique().tolist() if s != 255] if ids.stuff else []
-        classes = [*x["instances"].gt_classes.tolist(), *stuff]
-        masks = [*x["instances"].gt_masks.tensor, *(x["sem_seg"] == s for s in stuff)]
-        id_map = torch.zeros(x["image"].shape[1:], dtype=torch.int32)
-        for number, mask in enumerate(masks, start=1):
-            id_map[mask] = number
-        segments = [
-            {"id": k, "category_id": labels.index(classes[k - 1]) + 1, "iscrowd": 0,
-             "area": int((id_map == k).sum()), "bbox": [0, 0, *id_map.shape[::-1]]}
-            for k in id_map.unique().tolist() if k
-        ]  # fmt: skip
-        drawn.append((id_map, segments))
+    drawn = draw_segments(scenes, ids)
     content: dict[str, list] = {"images": [], "annotations": [], "categories": [
         {"id": k + 1, "name": f"class {k}", "isthing": int(k < len(ids.things))}
-        for k in range(len(labels))
+        for k in range(len(ids.things) + len(ids.stuff))
     ]}  # fmt: skip
     pictures, maps = folder / "pictures", folder / "panoptic"
     pictures.mkdir()
@@ -226,11 +212,38 @@ def write_data_set(
         content["annotations"].append(
             {"image_id": k, "file_name": f"{k}.png", "segments_info": segments}
         )
-    files = {"panoptic_json": f"{folder}/panoptic.json", "panoptic_root": str(maps)}
-    write_json(files["panoptic_json"], content)
-    instances = f"{folder}/instances.json"
-    panoptic_to_instances(*files.values(), instances)
-    register_coco_panoptic(name, image_root=pictures, instances_json=instances, **files)
+    write_json(folder / "panoptic.json", content)
+    panoptic_to_instances(str(folder / "panoptic.json"), str(maps), str(folder / "instances.json"))
+    register_data_set(folder, name)
+    return drawn
+
+
+def register_data_set(folder: Path, name: str) -> None:
+    """Register what `write_data_set` has written."""
+    register_coco_panoptic(
+        name, image_root=folder / "pictures", panoptic_root=folder / "panoptic",
+        panoptic_json=folder / "panoptic.json", instances_json=folder / "instances.json",
+    )  # fmt: skip
+
+
+def draw_segments(
+    scenes: Sequence[dict[str, Any]], ids: ClassIds
+) -> list[tuple[Tensor, list[dict[str, Any]]]]:
+    """The map of segment ids (H, W) int32 of each scene of `make_inputs`, and its segments."""
+    labels, drawn = [*ids.things, *ids.stuff], []
+    for x in scenes:
+        stuff = [s for s in x["sem_seg"].unique().tolist() if s != 255] if ids.stuff else []
+        classes = [*x["instances"].gt_classes.tolist(), *stuff]
+        masks = [*x["instances"].gt_masks.tensor, *(x["sem_seg"] == s for s in stuff)]
+        id_map = torch.zeros(x["image"].shape[1:], dtype=torch.int32)
+        for number, mask in enumerate(masks, start=1):
+            id_map[mask] = number
+        segments = [
+            {"id": k, "category_id": labels.index(classes[k - 1]) + 1, "iscrowd": 0,
+             "area": int((id_map == k).sum()), "bbox": [0, 0, *id_map.shape[::-1]]}
+            for k in id_map.unique().tolist() if k
+        ]  # fmt: skip
+        drawn.append((id_map, segments))
     return drawn
 
 

@@ -123,6 +123,8 @@ def test_what_is_worth_keeping_is_written_whole():
         ("projects/knet/export/onnx_file.py", "save"),
         # a line at a time
         ("benchmarks/ablation_table.py", "open"),
+        # what processes say, which is appended
+        ("benchmarks/machines.py", "open"),
         ("benchmarks/workload.py", "save"),
         ("benchmarks/workload.py", "write_text"),
         ("tools/build_detectron2_wheel.py", "write_text"),

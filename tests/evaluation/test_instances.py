@@ -49,6 +49,11 @@ def test_mask_ap_is_pycocotools(records, tmp_path, limit, monkeypatch):
     assert not list((tmp_path / "ours").glob("*.pth"))
 
 
+def test_an_image_that_fills_a_batch_once_more_counts_once(records):
+    again = photos.evaluate(InstanceEvaluator(photos.NAME), [*records, records[0]])
+    np.testing.assert_equal(again, photos.evaluate(InstanceEvaluator(photos.NAME), records))
+
+
 def test_images_without_predictions_count_as_missed(records):
     few = photos.evaluate(InstanceEvaluator(photos.NAME), records[:1])
     theirs = photos.evaluate(
@@ -63,7 +68,10 @@ def test_little_is_kept_of_an_image(records):
     evaluator.reset()
     for record in records:
         evaluator.process([record], [photos.predictions(record, detections=100)])
-    assert len(pickle.dumps(evaluator._images)) < 4000 * len(records)
+    assert evaluator._matches._file.tell() < 5000 * len(records)
+    kept = (evaluator._coco_api.imgs, evaluator._ids, evaluator._counts, evaluator._objects._places)
+    assert len(pickle.dumps(kept)) < 100 * len(records)
+    assert not evaluator._coco_api.anns
 
 
 def test_errors_name_the_image_or_class(records):

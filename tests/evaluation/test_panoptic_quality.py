@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -153,7 +154,7 @@ def test_crowd_excuses_its_own_category_together_with_void():
 
 def test_quality_of_a_category():
     total = PanopticStatistics()
-    total[1].iou, total[1].tp, total[1].fp, total[1].fn = 1.5, 2, 1, 3
+    total[1].add(1.5, 2, 1, 3)
     total += total
     quality = total[1].quality()
     assert quality == {"pq": 1.5 / 4, "sq": 0.75, "rq": 0.5}
@@ -286,3 +287,17 @@ def test_needs_numpy_and_pillow_only():
         "assert rgb2id([1, 1, 0]) == 257\n"
     )
     subprocess.run([sys.executable, "-c", code, str(ROOT / "projects" / "knet")], check=True)
+
+
+def test_sums_are_the_same_in_any_order():
+    rng = np.random.default_rng(0)
+    ious = rng.uniform(0.5, 1, 300)
+    one, other = PanopticStatistics(), PanopticStatistics()
+    for iou in ious:
+        one[1].add(iou, 1, 0, 0)
+    for part in np.split(ious[::-1], 10):  # as of several processes
+        share = PanopticStatistics()
+        for iou in part:
+            share[1].add(iou, 1, 0, 0)
+        other += share
+    assert one == other and one[1].iou == math.fsum(ious)

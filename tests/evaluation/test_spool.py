@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from knet.evaluation.spool import Spool
+from knet.evaluation.spool import KeptOnDisk, Spool
 
 
 def test_spool_joins_lines_of_several_blocks(tmp_path, monkeypatch):
@@ -39,3 +39,16 @@ def test_result_files_are_whole_or_not_there(tmp_path, monkeypatch):
     monkeypatch.undo()
     spool.write(str(path))
     assert json.loads(path.read_text()) == [1]
+
+
+def test_values_come_back(tmp_path):
+    spool = Spool(tmp_path / "new")
+    values = [{"a": (1, 0.1)}, "two\nlines", None]
+    for value in values:
+        spool.add_value(value)
+    assert list(spool.values()) == values
+    kept = KeptOnDisk(((k, list(range(k))) for k in (3, 1, 2)), tmp_path)
+    assert list(kept) == [3, 1, 2] and len(kept) == 3
+    assert kept[2] == [0, 1] and kept[3] == [0, 1, 2] and kept.get(4) is None
+    assert 1 in kept and 4 not in kept
+    assert list(tmp_path.iterdir()) == [tmp_path / "new"]  # neither has a name

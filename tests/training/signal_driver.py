@@ -32,11 +32,14 @@ JOBS = {
     "int": ("works", signal.SIGINT, False),
     "ctrl_c": ("works", signal.SIGINT, True),
     "hang_up": ("works", signal.SIGHUP, True),
+    "pre_empted": ("works", signal.SIGUSR1, True),
     "kill": ("works", signal.SIGKILL, False),
     "one_killed": ("is killed", 0, False),
     "one_fails": ("fails", 0, False),
     "one_refuses": ("refuses", 0, False),
 }
+# name: what the second of two tasks of srun does, each on a machine of its own
+MACHINES = {"lost": "is killed", "told": "refuses", "stopped": "is stopped"}
 SECONDS = 60  # that a job may take for what it does in less than one
 
 
@@ -50,17 +53,19 @@ def work(folder: Path, second: str) -> None:
             dist.all_reduce(torch.zeros(1))
             if rank == 1 and step == 3:
                 act(second)
-            number = agreement.number(signals.received)
+            stop = agreement.stop(signals.received)
             (folder / f"step_{rank}").write_text(str(step))
-            if number:
+            if stop:
                 agreement.wait()
                 (folder / f"stopped_{rank}").write_text(str(step))
-                raise Stopped(number)
+                raise stop
 
 
 def act(what: str) -> None:
     if what == "is killed":
         os.kill(os.getpid(), signal.SIGKILL)
+    if what == "is stopped":  # where the other cannot agree
+        raise Stopped(signal.SIGTERM)
     if what == "fails":
         raise TypeError("a defect")
     if what == "refuses":
@@ -91,6 +96,45 @@ def start(folder: Path, second: str) -> int:
     finally:
         sys.stderr.flush()
         os._exit(status)
+
+
+def start_task(folder: Path, second: str, rank: int) -> int:
+    """The process id of a task of srun."""
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        errors = os.open(folder / f"errors_{rank}", os.O_WRONLY | os.O_CREAT)
+        os.dup2(errors, 2)
+        sys.stderr = os.fdopen(2, "w")
+        os.environ.update(
+            SLURM_STEP_NUM_TASKS="2", SLURM_STEP_TASKS_PER_NODE="1(x2)", SLURM_LOCALID="0",
+            SLURM_STEP_NODELIST="localhost,other", SLURM_JOB_ID=str(os.getppid()),
+            SLURM_STEP_ID=str(list(MACHINES.values()).index(second)), SLURM_PROCID=str(rank),
+            SLURM_NODEID=str(rank),
+        )  # fmt: skip
+        status = run_command("job", lambda: launch(work, 9, on_gpu=False, args=(folder, second)))
+    except SystemExit as stop:
+        status = stop.code
+    except BaseException as error:
+        print(error, file=sys.stderr)
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def run_machines(folder: Path, second: str) -> dict:
+    """How the tasks of two machines ended, and what the first one said."""
+    folder.mkdir()
+    pids = [start_task(folder, second, rank) for rank in (0, 1)]
+    try:
+        wait_until(lambda: not any(map(is_alive, pids)))
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+    status = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+    return {"status": status, "errors": (folder / "errors_0").read_text(), "pid": pids[1]}
 
 
 def is_alive(pid: int) -> bool:
@@ -133,4 +177,6 @@ def run(folder: Path, second: str, number: int, whole_group: bool) -> dict:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     root = Path(sys.argv[1])
-    print(json.dumps({name: run(root / name, *job) for name, job in JOBS.items()}))
+    ended = {name: run(root / name, *job) for name, job in JOBS.items()}
+    ended.update({name: run_machines(root / name, second) for name, second in MACHINES.items()})
+    print(json.dumps(ended))

@@ -14,7 +14,9 @@ import pytest
 import torch.distributed as dist
 from detectron2.utils import comm
 
-from knet.training.launch import _free_port, _in_group
+from knet.training.group import in_group
+from knet.training.launch import _free_port
+from knet.training.places import Place
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +36,7 @@ def ended(tmp_path_factory):
 @pytest.mark.parametrize(
     "job, status",
     [("term", 143), ("term_to_all", 143), ("int", 130), ("ctrl_c", 130), ("hang_up", 129),
-     ("kill", -9)],
+     ("pre_empted", 138), ("kill", -9)],
 )  # fmt: skip
 def test_signal_to_the_launcher_stops_all_after_the_same_step(ended, job, status):
     result = ended[job]
@@ -47,6 +49,22 @@ def test_signal_to_the_launcher_stops_all_after_the_same_step(ended, job, status
 def test_death_of_a_process_ends_the_others_and_is_named(ended):
     assert ended["one_killed"]["status"] == 137
     assert "process 1 of 2 (numbered from 0) was ended by SIGKILL" in ended["one_killed"]["errors"]
+
+
+@pytest.mark.parametrize(
+    "job, status, reason",
+    [
+        ("lost", [75, -9], "is gone; process 0 of 2"),
+        ("told", [2, 2], "failed: no such thing: take another; process 0 of 2"),
+        ("stopped", [143, 143], "was stopped by SIGTERM; process 0 of 2"),
+    ],
+)
+def test_machines_end_together_and_name_who_was_first(ended, job, status, reason):
+    assert ended[job]["status"] == status
+    errors = ended[job]["errors"].splitlines()[-1]
+    assert errors.startswith("process 1 of 2 (numbered from 0; ")
+    assert f"id {ended[job]['pid']}) {reason}" in errors
+    assert ("--resume" in errors) == (job != "told")
 
 
 def test_error_of_a_process_is_told_once(ended):
@@ -105,7 +123,7 @@ def test_sigterm_to_a_training_of_two_processes(tiny_opts, tiny_shapes, tmp_path
     assert "Traceback" not in said.read_text()
 
 
-def test_nothing_keeps_the_group_when_the_work_is_done(monkeypatch):
+def test_nothing_keeps_the_group_when_the_work_is_done():
     """Its threads, which end with it, would meet an interpreter that is ending."""
 
     def main():
@@ -113,9 +131,8 @@ def test_nothing_keeps_the_group_when_the_work_is_done(monkeypatch):
         assert comm._LOCAL_PROCESS_GROUP is not None
         return weakref.ref(dist.group.WORLD)
 
-    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}.items():
-        monkeypatch.setenv(name, str(value))
-    group = _in_group(f"tcp://127.0.0.1:{_free_port()}", False, main, ())
+    place = Place(0, 1, 0, 1, 0, f"tcp://127.0.0.1:{_free_port()}")
+    group = in_group(place, False, main, (), watched=False)
     gc.collect()
     assert group() is None and not dist.is_initialized()
     assert comm._LOCAL_PROCESS_GROUP is None

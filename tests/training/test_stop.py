@@ -15,7 +15,7 @@ from knet.training.trainer import Trainer
 from .test_checkpoints import files, in_step, make, send
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
 def test_signal_ends_with_a_checkpoint_after_the_step(cfg, tmp_path, caplog, number, status):
     before = signal.getsignal(number)
     trainer = make(cfg, tmp_path)

@@ -7,7 +7,7 @@ import io
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from detectron2.data import MetadataCatalog
@@ -27,7 +27,7 @@ from knet.data.masks import repeated_masks
 from knet.errors import first_of
 
 from .mask_ap import ImageMatches, accumulate, match_image
-from .spool import Spool
+from .spool import KeptOnDisk, Spool
 
 __all__ = ["InstanceEvaluator"]
 
@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 32 << 20  # of masks that are copied to the host at once
 _RESULTS = "coco_instances_results.json"
+# what matching needs of an annotation
+_OBJECT = ("id", "image_id", "category_id", "area", "iscrowd", "segmentation")
 
 
 class InstanceEvaluator(COCOEvaluator):
@@ -43,8 +45,9 @@ class InstanceEvaluator(COCOEvaluator):
     Detectron2's keeps the run lengths of every mask and gives them to pycocotools in one process
     at the end. This one matches an image as soon as it is predicted, where it is predicted;
     processes exchange what is left of that, about 3 KB for 100 detections. The numbers are those
-    of pycocotools, to the last bit, for any number of processes. Memory holds the data set's
-    annotations beside; ``coco_instances_results.json`` is written image by image, and Detectron2's
+    of pycocotools, to the last bit, for any number of processes. Matches and the data set's
+    annotations wait on disk; memory holds the sizes of the images, and at the end the detections
+    of one class. ``coco_instances_results.json`` is written image by image, and Detectron2's
     ``instances_predictions.pth``, the same once more, is not.
 
     Detectron2's gives NaN to a model that finds nothing; here its AP is 0. Annotations may lack
@@ -88,6 +91,18 @@ class InstanceEvaluator(COCOEvaluator):
             annotation.setdefault("iscrowd", 0)
             if "area" not in annotation:
                 annotation["area"] = float(mask_util.area(self._coco_api.annToRLE(annotation)))
+        self._ids = sorted(self._coco_api.getImgIds())
+        objects = self._coco_api.imgToAnns
+        self._counts = [sum(not one["iscrowd"] for one in objects.get(k, ())) for k in self._ids]
+        self._objects = KeptOnDisk(
+            ((k, [{n: o[n] for n in _OBJECT} for o in objects.get(k, ())]) for k in self._ids),
+            output_dir,
+        )
+        sizes = {
+            k: {n: one[n] for n in ("height", "width")} for k, one in self._coco_api.imgs.items()
+        }
+        self._coco_api.dataset = {"categories": self._coco_api.dataset["categories"]}
+        self._coco_api.imgs, self._coco_api.imgToAnns, self._coco_api.anns = sizes, {}, {}
         self._limits = dict(limits or {})
         self._parameters = Params(iouType="segm")
         self._parameters.catIds = sorted(self._coco_api.getCatIds())
@@ -95,8 +110,8 @@ class InstanceEvaluator(COCOEvaluator):
 
     def reset(self) -> None:
         """Forget all predictions."""
-        self._images: dict[Any, ImageMatches] = {}
-        self._twice = 0
+        self._matches = Spool(self._output_dir)
+        self._predicted = self._twice = 0
         self._spool = Spool(self._output_dir) if self._output_dir else None
 
     def process(
@@ -118,7 +133,8 @@ class InstanceEvaluator(COCOEvaluator):
             if self._spool is not None and results:
                 self._spool.add(json.dumps(results)[1:-1])
             if self._do_evaluation:
-                self._images[image_id] = self._match(image_id, results)
+                self._predicted += 1
+                self._matches.add_value((image_id, self._match(image_id, results)))
 
     def evaluate(self, img_ids: Sequence[Any] | None = None) -> dict[str, dict[str, float]]:
         """Join the matches of all processes; each of them must call this.
@@ -133,12 +149,10 @@ class InstanceEvaluator(COCOEvaluator):
             annotations or no predictions.
         """
         comm.synchronize()
-        parts = comm.gather((self._images, self._twice))
+        predicted, twice = map(sum, zip(*comm.all_gather((self._predicted, self._twice))))
         path = os.path.join(self._output_dir or "", _RESULTS)
         if self._spool is not None:
             self._spool.write(path)
-        if not comm.is_main_process():
-            return {}
         if not self._do_evaluation:
             logger.warning(
                 "'%s' has no annotations: nothing is judged; %s",
@@ -148,28 +162,34 @@ class InstanceEvaluator(COCOEvaluator):
                 else "without an output folder no result is written",
             )
             return {}
-        found = {image_id: matches for images, _ in parts for image_id, matches in images.items()}
-        if not found:
+        if not predicted:
             logger.warning("No image was predicted: nothing is judged")
             return {}
-        images = [
-            found.get(image_id) or self._match(image_id, [])
-            for image_id in sorted(self._coco_api.getImgIds() if img_ids is None else set(img_ids))
-        ]
-        self._warn_of_truth(sum(twice for _, twice in parts))
-        evaluation = accumulate(images, self._parameters)
+        judged = self._judged(self._ids if img_ids is None else sorted(set(img_ids)))
+        if not comm.is_main_process():
+            assert not list(judged)  # but the first process gets what this one has
+            return {}
+        self._warn_of_truth(twice)
+        evaluation = accumulate(judged, self._parameters, self._output_dir)
         with contextlib.redirect_stdout(io.StringIO()) as summary:
             evaluation.summarize()
         logger.debug("%s", summary.getvalue())
         class_names = self._metadata.get("thing_classes")
         return {"segm": self._derive_coco_results(evaluation, "segm", class_names=class_names)}
 
+    def _judged(self, image_ids: Sequence[Any]) -> Iterator[tuple[int, ImageMatches]]:
+        """Positions and matches of these images, from all processes, in any order."""
+        left = {image_id: position for position, image_id in enumerate(image_ids)}
+        for image_id, matches in self._matches.values():
+            if image_id in left:  # else not wanted; or once more, to fill a batch
+                yield left.pop(image_id), matches
+        if comm.is_main_process():
+            for image_id, position in left.items():
+                yield position, self._match(image_id, [])
+
     def _warn_of_truth(self, twice: int) -> None:
         """Say what keeps perfect results from a perfect score; ``twice``: objects there twice."""
-        counts = [
-            sum(not annotation["iscrowd"] for annotation in self._coco_api.imgToAnns[image_id])
-            for image_id in self._coco_api.getImgIds()
-        ]
+        counts = self._counts
         file, total = self._metadata.json_file, sum(counts)
         if not total:
             logger.warning(
@@ -218,10 +238,9 @@ class InstanceEvaluator(COCOEvaluator):
     def _match(self, image_id: Any, results: Sequence[Mapping[str, Any]]) -> ImageMatches:
         if image_id not in self._coco_api.imgs:
             raise ValueError(f"'{self._metadata.json_file}' has no image with the id {image_id!r}")
-        # copies: the masks of the data set are not kept as run lengths
         objects = [
             {**annotation, "segmentation": self._coco_api.annToRLE(annotation)}
-            for annotation in self._coco_api.imgToAnns[image_id]
+            for annotation in self._objects[image_id]
         ]
         single = [one for one in objects if not one["iscrowd"]]
         masks = [one["segmentation"] for one in single]

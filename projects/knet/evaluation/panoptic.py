@@ -25,7 +25,7 @@ from knet.data.panoptic_png import read_panoptic_png, write_panoptic_png
 from knet.errors import first_of
 
 from .panoptic_quality import PanopticStatistics, image_statistics
-from .spool import Spool
+from .spool import KeptOnDisk, Spool
 
 __all__ = ["PanopticEvaluator"]
 
@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 _THREADS = min(4, os.cpu_count() or 1)
 _SEGMENT = ("id", "category_id", "iscrowd")  # what counting needs of a record
+Row = tuple[int, int, int, int, int]
 
 
 class PanopticEvaluator(COCOPanopticEvaluator):
@@ -44,8 +45,8 @@ class PanopticEvaluator(COCOPanopticEvaluator):
     :func:`~knet.evaluation.panoptic_quality.pq_compute`, to the last bit, for any number of
     processes. A kind (things or stuff) without classes has no quality; Detectron2's says 0.
 
-    Memory holds, of each image, ids and categories of its true segments (about 3 KB) and 40 bytes
-    for each category found in it; predicted ids of the few images that the threads work on.
+    Memory holds the ids of the images, and predictions of the few that the threads work on. What
+    is known of true segments and counted waits on disk.
 
     Args:
         dataset_name: a data set whose metadata has ``panoptic_json`` and ``panoptic_root``.
@@ -73,13 +74,19 @@ class PanopticEvaluator(COCOPanopticEvaluator):
             category["id"]: {"isthing": category["isthing"]} for category in content["categories"]
         }
         # image id: PNG and segments, in the order of the file
-        self._truth: dict[Any, tuple[str, list[dict[str, Any]]]] = {
-            record["image_id"]: (
-                os.path.join(folder, record["file_name"]),
-                [{k: s[k] for k in _SEGMENT if k in s} for s in record["segments_info"]],
-            )
-            for record in content.pop("annotations", ())
-        }
+        self._truth: Mapping[Any, tuple[str, list[dict[str, Any]]]] = KeptOnDisk(
+            (
+                (
+                    record["image_id"],
+                    (
+                        os.path.join(folder, record["file_name"]),
+                        [{k: s[k] for k in _SEGMENT if k in s} for s in record["segments_info"]],
+                    ),
+                )
+                for record in content.pop("annotations", ())
+            ),
+            output_dir,
+        )
         self._header = json.dumps(content) if output_dir else ""  # of predictions.json
         wanted = not self._truth if write_png is None else write_png
         self._png_folder = (
@@ -92,9 +99,8 @@ class PanopticEvaluator(COCOPanopticEvaluator):
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)  # what a failed evaluation left
         self._pool = ThreadPoolExecutor(_THREADS)
-        self._waiting: deque[Future[tuple[Any, np.ndarray, str]]] = deque()
-        # image id: (categories, 5), see _judge
-        self._judged: dict[Any, np.ndarray] = {}
+        self._waiting: deque[Future[tuple[Any, list[Row], str]]] = deque()
+        self._judged = Spool(self._output_dir)  # image ids and rows, see _judge
         self._without_truth = 0
         self._spool = Spool(self._output_dir) if self._output_dir else None
         if self._png_folder:
@@ -130,7 +136,7 @@ class PanopticEvaluator(COCOPanopticEvaluator):
         while len(self._waiting) > at_most or (self._waiting and self._waiting[0].done()):
             image_id, rows, line = self._waiting.popleft().result()
             if image_id in self._truth:
-                self._judged[image_id] = rows
+                self._judged.add_value((image_id, rows))
             else:
                 self._without_truth += 1
             if self._spool is not None:
@@ -138,11 +144,11 @@ class PanopticEvaluator(COCOPanopticEvaluator):
 
     def _judge(
         self, image_id: Any, file_name: str, ids: np.ndarray, segments: list[dict[str, Any]]
-    ) -> tuple[Any, np.ndarray, str]:
+    ) -> tuple[Any, list[Row], str]:
         """What is kept of an image; called in threads.
 
         Returns:
-            Its id; a row for each category that it has: id, sum of IoUs, true and false
+            Its id; a row for each category that it has: id, sum of IoUs in units, true and false
             positives, false negatives; its record of predictions.json.
         """
         png = f"{PurePath(file_name).stem}.png"
@@ -152,15 +158,15 @@ class PanopticEvaluator(COCOPanopticEvaluator):
         if self._spool is not None:
             line = json.dumps({"image_id": image_id, "file_name": png, "segments_info": segments})
         if image_id not in self._truth:
-            return image_id, np.zeros((0, 5)), line
+            return image_id, [], line
         path, true_segments = self._truth[image_id]
         where = f"Image {image_id} ('{path}')"
         true_ids = read_panoptic_png(path, where, ids.shape)
         statistics = image_statistics(
             true_ids, ids, true_segments, segments, self._categories, where=where
         )
-        rows = [[c, s.iou, s.tp, s.fp, s.fn] for c, s in statistics.categories.items()]
-        return image_id, np.array(rows), line
+        rows = [(c, s.units, s.tp, s.fp, s.fn) for c, s in statistics.categories.items()]
+        return image_id, rows, line
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
         """Join the counts of all processes; each of them must call this.
@@ -176,7 +182,8 @@ class PanopticEvaluator(COCOPanopticEvaluator):
         self._collect(at_most=0)
         self._pool.shutdown()
         comm.synchronize()
-        parts = comm.gather((self._judged, self._without_truth))
+        without_truth = sum(comm.gather(self._without_truth))
+        total, missing = self._total()
         if self._spool is not None:
             path = os.path.join(self._output_dir, "predictions.json")
             before = f'{self._header[:-1]}, "annotations": ['
@@ -192,13 +199,16 @@ class PanopticEvaluator(COCOPanopticEvaluator):
                 else "without an output folder no result is written",
             )
             return {}
-        without_truth = sum(count for _, count in parts)
         if without_truth:
             logger.warning(
                 "%d predicted images are not in '%s': not judged", without_truth, self._json_file
             )
-        judged = {image_id: rows for part, _ in parts for image_id, rows in part.items()}
-        quality = self._total(judged).summary(self._categories)
+        if missing:
+            raise ValueError(
+                f"{len(missing)} of {len(self._truth)} images of '{self._json_file}' have no "
+                f"prediction: {first_of(missing, 10)}."
+            )
+        quality = total.summary(self._categories)
         _print_panoptic_results(quality)
         metrics = {
             f"{name.upper()}{suffix}": 100 * quality[kind][name]
@@ -208,15 +218,13 @@ class PanopticEvaluator(COCOPanopticEvaluator):
         }
         return {"panoptic_seg": metrics}
 
-    def _total(self, judged: Mapping[Any, np.ndarray]) -> PanopticStatistics:
-        missing = [image_id for image_id in self._truth if image_id not in judged]
-        if missing:
-            raise ValueError(
-                f"{len(missing)} of {len(self._truth)} images of '{self._json_file}' have no "
-                f"prediction: {first_of(missing, 10)}."
-            )
-        total = PanopticStatistics()
-        for image_id in self._truth:  # sums round as if one process had seen the file's order
-            for category, iou, *counts in judged[image_id].tolist():
-                total[int(category)].add(iou, *map(int, counts))
-        return total
+    def _total(self) -> tuple[PanopticStatistics, list[Any]]:
+        """Statistics of all processes, in the first one, and images without a prediction."""
+        total, missing = PanopticStatistics(), dict.fromkeys(self._truth)
+        for image_id, rows in self._judged.values():
+            if image_id not in missing:
+                continue  # once more, to fill a batch
+            del missing[image_id]
+            for category, *counts in rows:
+                total[category].add_units(*counts)
+        return total, list(missing)

@@ -213,8 +213,7 @@ def match_segments(truth: Segments, predicted: Segments) -> PanopticStatistics:
         crowd = crowds.get(segment.label)
         ignored = on_void[k] + (0 if crowd is None else shared[k, crowd])
         if segment.status == MATCH:
-            statistics[segment.label].tp += 1
-            statistics[segment.label].iou += segment.iou
+            statistics[segment.label].add(segment.iou, 1, 0, 0)
         elif ignored / segment.area > 0.5:
             if segment.partner is not None:
                 segment.partner.become(MISSED)

@@ -18,7 +18,7 @@ from detectron2.engine import HookBase
 
 from knet.checkpoint.checkpointer import KNetCheckpointer
 from knet.config_file import flat_keys, value_of
-from knet.training.stop import Agreement, Stopped, StopSignals
+from knet.training.stop import Agreement, StopSignals
 
 __all__ = ["Checkpoints", "format_changes", "training_keys"]
 
@@ -95,23 +95,23 @@ class Checkpoints(HookBase):
         """
         done = self.trainer.iter + 1
         last = done == self.trainer.max_iter
-        number = self._agreement.number(self._signals.received)
+        stop = self._agreement.stop(self._signals.received)
         evaluated = self._eval_period > 0 and done % self._eval_period == 0
         overdue = 0 < self._seconds <= time.monotonic() - self._written
         name = f"model_{self.trainer.iter:07d}"
-        if number:  # the same in all processes
+        if stop:  # the same in all processes
             self.trainer._trainer.flush_metrics()
         if done % self._period == 0:
             self._save(name)
-        elif not last and (number or overdue or evaluated):
+        elif not last and (stop or overdue or evaluated):
             self._between.append(f"{name}.pth")
             self._save(name)
             self._remove_old()
         if last:
             self._save("model_final")  # a signal ends the evaluation that follows
-        elif number:
+        elif stop:
             self._agreement.wait()  # a process that ends might end the others, too
-            raise Stopped(number)
+            raise stop
 
     def _save(self, name: str) -> None:
         self.trainer._trainer.require_finite()

@@ -12,24 +12,24 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from detectron2.utils import comm
 
 from knet.errors import UserError, is_meant, one_line
-from knet.training.stop import Stopped, hangups
+from knet.training.group import DEATH_SEEN, in_group
+from knet.training.places import TORCHRUN, Place, place_of_launcher
+from knet.training.roll_call import LOST
+from knet.training.stop import Stopped, optional_signals
 
 __all__ = ["launch"]
 
 # seconds for the others to end, when one has stopped or the launcher is gone
 _GRACE = 60.0
-# seconds until the death of a process is seen, after the error that it causes in another one
-_DEATH_SEEN = 2.0
-_STOPPED = Stopped(signal.SIGTERM).code
+# of processes that follow another one, which is told
+_FOLLOWED = (Stopped(signal.SIGTERM, 0).status, LOST)
 
 
 def launch(
@@ -44,11 +44,13 @@ def launch(
 ) -> Any:
     """Call `main(*args)` in every process of a distributed job.
 
-    Detectron2's own launcher needs CUDA; this one uses gloo without it. Under `torchrun`, the
-    processes exist already and the other arguments but `main`, `on_gpu` and `args` are ignored.
+    Detectron2's own launcher needs CUDA; this one uses gloo without it. Under `torchrun`, and in a
+    step of several tasks under SLURM's `srun`, the processes exist already and the other arguments
+    but `main`, `on_gpu` and `args` are ignored.
 
-    SIGTERM, SIGINT and SIGHUP to this process reach all of them as SIGTERM, and a second SIGINT
-    kills them. An error in one process, or its death, ends the others; so does the end of this one.
+    SIGTERM, SIGINT, SIGHUP and SIGUSR1 to this process reach all of them as SIGTERM, and a second
+    SIGINT kills them. An error in one process, or its death, ends the others; so does the end of
+    this one. On other machines, and of other launchers, it does so within a minute.
 
     Args:
         main: what to run; must be importable.
@@ -66,19 +68,23 @@ def launch(
             a process raised that is meant for the user.
         RuntimeError: another exception of a process, with its stack trace.
         SystemExit: with 128 + its number after a signal, to this process (`Stopped`) or one of
-            those; or the status of a process that has ended with another one than 0.
+            those; with 75 if a process of another machine is gone; or the status of a process that
+            has ended with another one than 0.
     """
-    under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
-    if under_torchrun:
-        num_processes = int(os.environ["LOCAL_WORLD_SIZE"])
-    if on_gpu and torch.cuda.device_count() < num_processes:
+    place = place_of_launcher()
+    if place is not None:
+        num_processes = place.local_size
+    gpus = torch.cuda.device_count() if on_gpu else 0
+    one_each = gpus == 1 and place is not None and not place.shares_gpus()
+    if on_gpu and gpus < num_processes and not one_each:
         raise UserError(
-            f"--num-gpus {num_processes}, but this machine has {torch.cuda.device_count()}: "
+            f"--num-gpus {num_processes}, but this machine has {gpus}: "
             "lower it, or train on the CPU with MODEL.DEVICE cpu"
         )
-    if under_torchrun:
-        _follow(os.getppid())
-        return _in_group("env://", on_gpu, main, args)
+    if place is not None:
+        if place.launcher == TORCHRUN:
+            _follow(os.getppid())
+        return in_group(place, on_gpu, main, args, watched=True)
     if num_machines * num_processes == 1:
         return main(*args)
     if dist_url == "auto":
@@ -89,12 +95,12 @@ def launch(
         # each process would start a thread a core
         threads = max(1, (os.cpu_count() or 1) // num_processes)
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    sizes = {"WORLD_SIZE": num_machines * num_processes, "LOCAL_WORLD_SIZE": num_processes}
+    total, first = num_machines * num_processes, machine_rank * num_processes
     places = [
-        {**sizes, "RANK": machine_rank * num_processes + i, "LOCAL_RANK": i}
+        Place(first + i, total, i, num_processes, machine_rank, dist_url)
         for i in range(num_processes)
     ]
-    _run_all(places, (dist_url, on_gpu, main, args))
+    _run_all(places, (on_gpu, main, args), watched=num_machines > 1)
     return None
 
 
@@ -104,42 +110,11 @@ def _free_port() -> int:
         return s.getsockname()[1]
 
 
-def _in_group(url: str, on_gpu: bool, main: Callable[..., Any], args: tuple) -> Any:
-    """`main(*args)` as one process of a group; the environment tells its place, as of torchrun."""
-    rank, world_size, local_rank, local_size = (
-        int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    )
-    if on_gpu:
-        torch.cuda.set_device(local_rank)
-    backend = "nccl" if on_gpu else "gloo"
-    dist.init_process_group(backend, init_method=url, rank=rank, world_size=world_size)
-    # the processes of this machine, which Detectron2 v0.6 lets nobody else tell
-    comm._LOCAL_PROCESS_GROUP, _ = dist.new_subgroups(local_size)
-    comm.synchronize()
-    try:
-        result = main(*args)
-    except Stopped:
-        _leave_group()
-        raise  # other errors leave the group: its end might wait for processes that wait for this
-    _leave_group()
-    return result
-
-
-def _leave_group() -> None:
-    """End the group and its threads, which would else meet an interpreter that is ending.
-
-    They end with the last reference, and Detectron2 keeps some.
-    """
-    dist.destroy_process_group()
-    comm._LOCAL_PROCESS_GROUP = None
-    comm._get_global_gloo_group.cache_clear()
-
-
-def _run_all(places: Sequence[Mapping[str, int]], work: tuple) -> None:
-    """Run `_in_group(*work)` in a new process for each environment; raises as `launch`."""
+def _run_all(places: Sequence[Place], work: tuple, watched: bool) -> None:
+    """Run `in_group(place, *work)` in a new process for each place; raises as `launch`."""
     context = multiprocessing.get_context("spawn")
     reports, sender = context.Pipe(duplex=False)
-    shared = (os.getpid(), sender, context.Lock(), work)
+    shared = (os.getpid(), sender, context.Lock(), work, watched)
     processes = [context.Process(target=_run, args=(i, p, *shared)) for i, p in enumerate(places)]
     try:
         with _passing_signals_on(processes) as received:
@@ -152,12 +127,18 @@ def _run_all(places: Sequence[Mapping[str, int]], work: tuple) -> None:
 
 
 def _run(
-    index: int, place: Mapping[str, int], parent: int, sender: Connection, sending: Any, work: tuple
+    index: int,
+    place: Place,
+    parent: int,
+    sender: Connection,
+    sending: Any,
+    work: tuple,
+    watched: bool,
 ) -> None:
     _follow(parent)
-    os.environ.update({name: str(number) for name, number in place.items()})
+    os.environ.update(place.environment())
     try:
-        _in_group(*work)
+        in_group(place, *work, watched=watched)
     except Exception as error:
         with sending:
             sender.send((index, one_line(error), traceback.format_exc(), is_meant(error)))
@@ -193,7 +174,7 @@ def _passing_signals_on(processes: list[Any]) -> Iterator[list[int]]:
                 process.kill() if kill else process.terminate()
 
     on_main = threading.current_thread() is threading.main_thread()  # no other may set handlers
-    numbers = [signal.SIGTERM, signal.SIGINT, *hangups()] if on_main else []
+    numbers = [signal.SIGTERM, signal.SIGINT, *optional_signals()] if on_main else []
     # they are born with the last ones ignored: a terminal's reach them too, and the launcher passes
     # on. Where SIGINT was ignored before, in the background of a script, it counts as well
     before: dict[int, Any] = {n: signal.signal(n, signal.SIG_IGN) for n in numbers[1:]}
@@ -223,7 +204,7 @@ def _wait_for_all(processes: list[Any], reports: Connection, received: list[int]
                 raise UserError(text) from RuntimeError(f"in process {index}\n{trace}")
             # it may follow from the end of another process
             others = [sentinel for sentinel, i in running.items() if i != index]
-            for sentinel in wait(others, _DEATH_SEEN):
+            for sentinel in wait(others, DEATH_SEEN):
                 # its status comes after its files are closed, which is what has been seen
                 processes[running[sentinel]].join()
             for i, process in enumerate(processes):
@@ -236,8 +217,10 @@ def _wait_for_all(processes: list[Any], reports: Connection, received: list[int]
             index = running.pop(sentinel)
             processes[index].join()
             status = processes[index].exitcode
-            if status and not received and status != _STOPPED:
+            if status and not received and status not in _FOLLOWED:
                 _raise_status(index, len(processes), status)
+            if status == LOST and not received:
+                raise SystemExit(LOST)  # the process has said whom it follows
             if status:
                 deadline = time.monotonic() + _GRACE
     if deadline is not None:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.engine import HookBase
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
@@ -24,11 +25,20 @@ from knet.evaluation.calibrate import Calibration, calibrate
 from knet.evaluation.of_results import evaluate_shards
 from knet.predictor import KNetPredictor
 from knet.training.console import set_up
+from knet.training.group import require_shared
 from knet.training.launch import launch
+from knet.training.places import was_restarted
 from knet.training.stop import folder_lock
 from knet.training.trainer import Trainer
 
-__all__ = ["calibrate_predictor", "evaluate", "evaluate_predictor", "evaluate_results", "train"]
+__all__ = [
+    "calibrate_predictor",
+    "evaluate",
+    "evaluate_predictor",
+    "evaluate_results",
+    "in_process",
+    "train",
+]
 
 
 def train(
@@ -46,7 +56,8 @@ def train(
     Args:
         config_file: a YAML file.
         opts: config keys and values.
-        resume: go on from the newest checkpoint in OUTPUT_DIR.
+        resume: go on from the newest checkpoint in OUTPUT_DIR. So does a training that torchrun or
+            SLURM has started anew, whatever this says.
         num_gpus: processes on this machine; with MODEL.DEVICE cpu they use no GPU.
         num_machines, machine_rank, dist_url: see `knet.training.launch.launch`.
 
@@ -58,7 +69,7 @@ def train(
         SystemExit: after a signal, see `launch`.
     """
     places = (num_gpus, num_machines, machine_rank, dist_url)
-    return _launch(config_file, opts, resume, *places, eval_only=False)
+    return _launch(config_file, opts, resume or was_restarted(), *places, eval_only=False)
 
 
 def evaluate(
@@ -96,7 +107,7 @@ def _launch(
         config_file=config_file, opts=[*opts, *fixed], resume=resume, eval_only=eval_only
     )
     return launch(
-        _in_process,
+        in_process,
         num_gpus,
         num_machines=num_machines,
         machine_rank=machine_rank,
@@ -112,8 +123,13 @@ def _config(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
-def _in_process(args: argparse.Namespace) -> dict[str, Any]:
-    """What one process does; returns the results of the last evaluation."""
+def in_process(args: argparse.Namespace, hooks: Sequence[HookBase] = ()) -> dict[str, Any]:
+    """What one process does; returns the results of the last evaluation.
+
+    Args:
+        args: `config_file`, `opts`, `resume` and `eval_only`.
+        hooks: further ones of a training.
+    """
     # for authors of libraries; the last of them of processes that share gradients
     for text in ("TypedStorage is deprecated", "Grad strides do not"):
         warnings.filterwarnings("ignore", text)
@@ -122,14 +138,18 @@ def _in_process(args: argparse.Namespace) -> dict[str, Any]:
     # beside a training is all right: its results are written whole, at the end
     alone = comm.is_main_process() and not args.eval_only
     with folder_lock(cfg.OUTPUT_DIR) if alone else contextlib.nullcontext():
+        require_shared(cfg.OUTPUT_DIR)
         set_up(cfg, args)
         register_builtin([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
         register_custom(cfg)
-        return _evaluate(cfg, args.resume) if args.eval_only else _train(cfg, args.resume)
+        if args.eval_only:
+            return _evaluate(cfg, args.resume)
+        return _train(cfg, args.resume, hooks)
 
 
-def _train(cfg: CfgNode, resume: bool) -> dict[str, Any]:
+def _train(cfg: CfgNode, resume: bool, hooks: Sequence[HookBase]) -> dict[str, Any]:
     trainer = Trainer(cfg)
+    trainer.register_hooks(hooks)
     trainer.resume_or_load(resume=resume)
     return trainer.train()
 

@@ -30,25 +30,44 @@ _locked: set[tuple[int, str]] = set()
 
 
 class Stopped(SystemExit):
-    """A signal has ended the training; the exit status is 128 + its number, as in a shell."""
+    """A signal has ended the training; the exit status is 128 + its number, as in a shell.
 
-    def __init__(self, number: int) -> None:
+    Args:
+        number: of the signal.
+        rank: of the process that got it.
+    """
+
+    def __init__(self, number: int, rank: int | None = None) -> None:
         super().__init__(128 + number)
         self.number = number
+        self.rank = comm.get_rank() if rank is None else rank
+
+    @property
+    def status(self) -> int:
+        """The exit status."""
+        return 128 + self.number
+
+    @property
+    def signal_name(self) -> str:
+        """`SIGTERM`."""
+        return signal.Signals(self.number).name
 
 
-def hangups() -> list[signal.Signals]:
-    """SIGHUP, unless it is ignored, or unknown as on Windows."""
-    number = getattr(signal, "SIGHUP", None)
-    return [] if number is None or signal.getsignal(number) == signal.SIG_IGN else [number]
+def optional_signals() -> list[signal.Signals]:
+    """SIGHUP of a closed terminal and SIGUSR1 of a scheduler that wants the machine back.
+
+    Not those that are ignored, or unknown as on Windows.
+    """
+    found = [getattr(signal, name, None) for name in ("SIGHUP", "SIGUSR1")]
+    return [n for n in found if n is not None and signal.getsignal(n) != signal.SIG_IGN]
 
 
 class StopSignals:
-    """Within the block SIGTERM, SIGINT and SIGHUP are noted in `received`, for the end of the step.
+    """Within the block signals are noted in `received`, for the end of the step.
 
-    A second SIGINT (Ctrl-C) ends the process at once. SIGHUP, of a terminal that closes, stays
-    ignored if it was (`nohup`). In a process of `knet.training.launch` only SIGTERM comes, since
-    the launcher passes the others on.
+    They are SIGTERM, SIGINT, SIGHUP and SIGUSR1. A second SIGINT (Ctrl-C) ends the process at once.
+    SIGHUP, of a terminal that closes, stays ignored if it was (`nohup`). In a process of
+    `knet.training.launch` only SIGTERM comes, since the launcher passes the others on.
     """
 
     def __init__(self) -> None:
@@ -62,7 +81,11 @@ class StopSignals:
         self._owner = os.getpid()
         if threading.current_thread() is threading.main_thread():
             spawned = multiprocessing.parent_process() is not None
-            numbers = [signal.SIGTERM] if spawned else [signal.SIGTERM, signal.SIGINT, *hangups()]
+            numbers = (
+                [signal.SIGTERM]
+                if spawned
+                else [signal.SIGTERM, signal.SIGINT, *optional_signals()]
+            )
             self._before = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
@@ -132,7 +155,7 @@ def spare_workers(loader: Any) -> Any:
 def _obey_parent(init: Callable[[int], None] | None, worker: int) -> None:
     if init is not None:
         init(worker)
-    for number in hangups():
+    for number in optional_signals():
         signal.signal(number, signal.SIG_IGN)
     if not hasattr(signal, "sigwaitinfo"):  # macOS: the worker dies, and the step with it
         return
@@ -158,24 +181,25 @@ class Agreement:
         self._group: Any = dist.new_group(backend="gloo") if comm.get_world_size() > 1 else None
         self._asked: tuple[Any, torch.Tensor] | None = None
 
-    def number(self, received: int) -> int:
-        """The signal that ends the training after this step, or 0; all must call it every step.
+    def stop(self, received: int) -> Stopped | None:
+        """What ends the training after this step, if anything; all must call it every step.
 
         Args:
             received: the signal that this process got, or 0.
         """
+        rank, count = comm.get_rank(), comm.get_world_size()
         if self._group is None:
-            return received
+            return Stopped(received) if received else None
         answer = 0
         if self._asked is not None:
             work, asked = self._asked
             work.wait()
             answer = int(asked)
         if not answer:
-            value = torch.tensor([received])
+            value = torch.tensor([count * received + rank if received else 0])
             work = dist.all_reduce(value, dist.ReduceOp.MAX, group=self._group, async_op=True)
             self._asked = (work, value)
-        return answer
+        return Stopped(*divmod(answer, count)) if answer else None
 
     def wait(self) -> None:
         """Until all processes are here."""

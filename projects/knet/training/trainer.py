@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import weakref
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -38,6 +37,7 @@ from knet.training.checkpoints import Checkpoints, format_changes, training_keys
 from knet.training.console import Progress, is_reported
 from knet.training.distribute import check_batch_norm, distribute
 from knet.training.evaluations import Evaluations, PatienceEnded
+from knet.training.group import name_of
 from knet.training.step import TrainStep, autocast_dtype
 from knet.training.stop import Stopped, StopSignals, folder_lock, spare_workers, stop_at_once
 from knet.training.trackers import Tracker, build_trackers
@@ -112,8 +112,8 @@ class Trainer(DefaultTrainer):
     def train(self) -> Any:
         """As in Detectron2; returns the results of the last evaluation.
 
-        SIGTERM, SIGINT or SIGHUP ends it after a step, with a checkpoint; so do TEST.PATIENCE
-        evaluations without a better score, with `model_final.pth`.
+        SIGTERM, SIGINT, SIGHUP or SIGUSR1 ends it after a step, with a checkpoint; so do
+        TEST.PATIENCE evaluations without a better score, with `model_final.pth`.
 
         Raises:
             Stopped: by a signal; an exit of the program with its status, if nobody catches it.
@@ -124,9 +124,10 @@ class Trainer(DefaultTrainer):
                 with suppress(PatienceEnded):
                     TrainerBase.train(self, self.start_iter, self.max_iter)
             except Stopped as stop:
+                who = name_of(stop.rank)
                 logger.warning(
                     "Stopped by %s after step %d of %d; --resume goes on from %s",
-                    signal.Signals(stop.number).name,
+                    f"{stop.signal_name} to {who}" if who else stop.signal_name,
                     min(self.iter + 1, self.max_iter),
                     self.max_iter,
                     self.checkpointer.get_checkpoint_file(),
