@@ -77,6 +77,27 @@ def _clean_loggers():
     setup_logger.cache_clear()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _quick_look_up():
+    """Detectron2 writes the config as YAML and reads that for each of three keys that it wants.
+
+    It takes longer than the steps of many a training here.
+    """
+
+    def look_up(cfg, *keys, default=None):
+        return next((cfg[key] for key in keys if key in cfg), default)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("detectron2.engine.defaults._try_get_key", look_up)
+        yield
+
+
+@pytest.fixture
+def blank_curves(monkeypatch):
+    """`curves.png` is written as ever, but not drawn."""
+    monkeypatch.setattr("knet.training.curves.curves_png", lambda metrics_json: b"PNG")
+
+
 @pytest.fixture(scope="module")
 def browser():
     """Chromium; for one module, as later tests may want an event loop of their own."""
