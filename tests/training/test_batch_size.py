@@ -1,19 +1,16 @@
 """The choice of how many images pass at a time, with trials that are made up, and a true limit."""
 
 import re
-import resource
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from knet.config import get_cfg_from_file
-from knet.data import register_coco_panoptic
 from knet.errors import UserError
 from knet.training import batch_size
 from knet.training.batch_size import largest_batch, worst_sample
 from knet.training.memory_trial import Trial
-
-from ..processes import call
 
 GB = 1 << 30
 
@@ -109,23 +106,29 @@ def test_maps_keep_their_objects():
     assert kept.gt_masks.tensor.sum((1, 2)).tolist() == [24, 24]
 
 
-def _largest_batches(folder, opts, mebibytes):
-    """The choices, or errors, where an address space may grow by so much."""
-    register_coco_panoptic(
-        "tiny_train", image_root=folder / "images", panoptic_root=folder / "panoptic",
-        panoptic_json=folder / "panoptic.json",
-    )  # fmt: skip
-    cfg = get_cfg_from_file("configs/shapes/panoptic.yaml", opts)
-    with open("/proc/self/statm") as file:
-        held = int(file.read().split()[0]) * resource.getpagesize()
-    found = []
-    for more in mebibytes:
-        resource.setrlimit(resource.RLIMIT_AS, (held + (more << 20), resource.RLIM_INFINITY))
-        try:
-            found.append(largest_batch(cfg))
-        except UserError as error:
-            found.append(str(error))
-    return found
+LIMITED = """
+import resource, sys
+import knet
+from pathlib import Path
+from knet.config import get_cfg_from_file
+from knet.data import register_coco_panoptic
+from knet.errors import UserError
+from knet.training.batch_size import largest_batch
+
+folder = Path(sys.argv[1])
+register_coco_panoptic("tiny_train", image_root=folder / "images",
+                       panoptic_root=folder / "panoptic", panoptic_json=folder / "panoptic.json")
+cfg = get_cfg_from_file("configs/shapes/panoptic.yaml", sys.argv[2:])
+with open("/proc/self/statm") as file:
+    held = int(file.read().split()[0]) * resource.getpagesize()
+for mebibytes in (60, 450):
+    limit = held + (mebibytes << 20)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+    try:
+        print(*largest_batch(cfg), sep="; ")
+    except UserError as error:
+        print(error)
+"""
 
 
 @pytest.mark.slow
@@ -134,11 +137,14 @@ def test_a_limit_of_the_address_space(tiny_opts, tiny_shapes):
     """The process that tries runs out of memory; this one chooses less."""
     opts = [*tiny_opts, "DATASETS.TRAIN", "('tiny_train',)", "DATASETS.TEST", "()",
             "SOLVER.IMS_PER_BATCH", "64", "INPUT.MIN_SIZE_TRAIN", "(160,)"]  # fmt: skip
-    error, fits = call(_largest_batches, tiny_shapes / "train", opts, (60, 450))
+    command = [sys.executable, "-W", "ignore", "-c", LIMITED, str(Path(tiny_shapes) / "train")]
+    done = subprocess.run([*command, *opts], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    error, fits = done.stdout.splitlines()
     assert error.startswith("no training step fits into memory")
     told = re.search(r"address space, ([\d.]+) GB \(ulimit -v\), of which ([\d.]+) GB are", error)
     assert told and 0 <= float(told[1]) - float(told[2]) < 0.2
 
-    images, passes, reason = fits
-    assert images * passes == 64 and 1 <= images < 64
+    images, passes, reason = fits.split("; ", 2)
+    assert int(images) * int(passes) == 64 and 1 <= int(images) < 64
     assert "; " in reason  # why no more
