@@ -14,6 +14,7 @@ import knet  # noqa: F401  (before Detectron2)
 
 # isort: on
 import logging
+import shutil
 import signal
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.logger import setup_logger
 
 ROOT = Path(__file__).parents[1]
+# milliseconds for what takes a second or two, on a machine with a lot else to do
+BROWSER_PATIENCE = 120_000
 
 
 def pytest_configure():
@@ -72,6 +75,62 @@ def _clean_loggers():
     for log, (log.handlers, level, log.propagate) in zip(loggers, before):
         log.setLevel(level)
     setup_logger.cache_clear()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_look_up():
+    """Detectron2 writes the config as YAML and reads that for each of three keys that it wants.
+
+    It takes longer than the steps of many a training here.
+    """
+
+    def look_up(cfg, *keys, default=None):
+        return next((cfg[key] for key in keys if key in cfg), default)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("detectron2.engine.defaults._try_get_key", look_up)
+        yield
+
+
+@pytest.fixture
+def blank_curves(monkeypatch):
+    """`curves.png` is written as ever, but not drawn."""
+    monkeypatch.setattr("knet.training.curves.curves_png", lambda metrics_json: b"PNG")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium; for one module, as later tests may want an event loop of their own."""
+    reason = "no Playwright: pip install -e '.[browser]'"
+    playwright_api = pytest.importorskip("playwright.sync_api", reason=reason)
+    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
+    if chromium is None:
+        pytest.skip(
+            "no Chromium: install Debian's package `chromium`, or name one in the variable CHROMIUM"
+        )
+    with playwright_api.sync_playwright() as playwright:
+        # a container's root may not use the sandbox
+        browser = playwright.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox"], timeout=BROWSER_PATIENCE
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def new_page(browser):
+    """Opens an empty page with a session of its own, as one more user has it."""
+    contexts = []
+
+    def opened(**options):
+        context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
+        contexts.append(context)
+        context.set_default_timeout(BROWSER_PATIENCE)
+        return context.new_page()
+
+    yield opened
+    for context in contexts:
+        context.close()
 
 
 @pytest.fixture

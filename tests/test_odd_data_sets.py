@@ -26,7 +26,7 @@ from knet.predictor import KNetPredictor
 from knet.training.run import evaluate, train
 from knet.training.trainer import Trainer
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("blank_curves")]
 
 ROOT = Path(__file__).parents[1]
 H, W = 48, 64

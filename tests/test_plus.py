@@ -21,11 +21,11 @@ from knet.config import get_cfg_from_file
 from knet.data.custom import register_custom
 from knet.export.lowering import exportable_copy
 from knet.modeling import training_kernels
-from knet.training.launch import launch
 from knet.training.optimizer import build_optimizer
 from knet.training.trainer import Trainer
 
 from .export.models import spread_weights
+from .processes import call_in_two
 from .training.output_files import difference
 from .training.two_processes import compare, distributed_steps, write_sparse
 
@@ -148,7 +148,7 @@ def test_two_processes_compute_what_one_does(tiny_shapes, tmp_path):
     for count in (1, 2):
         (tmp_path / str(count)).mkdir()
     _without_chance(jobs, tmp_path / "1")
-    launch(_without_chance, 2, on_gpu=False, args=(jobs, tmp_path / "2"))
+    call_in_two(_without_chance, jobs, tmp_path / "2")
     for name, cfg in jobs:
         one, two = (
             torch.load(tmp_path / str(n) / f"{name}.pth", weights_only=True) for n in (1, 2)

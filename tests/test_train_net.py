@@ -14,18 +14,35 @@ import torch
 
 import knet_command
 
-pytestmark = pytest.mark.slow
+from .processes import Program
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("blank_curves")]
 
 ROOT = Path(__file__).parents[1]
 
 
-def run(*arguments, env, launcher=()):
-    """In a process of its own: what depends on its start."""
+def start(*arguments, env, launcher=()):
+    """In a new Python: what depends on its start."""
     command = [sys.executable, *launcher, "train_net.py", *map(str, arguments)]
     return subprocess.run(
         command, cwd=ROOT, env={**os.environ, "KNET_TRACEBACK": "", **env},
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
+
+
+@pytest.fixture
+def run(tmp_path):
+    """In a process of its own: what other tests would be in the way of."""
+
+    def call(*arguments, env):
+        program = Program(tmp_path, ROOT / "train_net.py", *arguments, KNET_TRACEBACK="", **env)
+        try:
+            status = program.wait(300)
+        finally:
+            program.kill()
+        return SimpleNamespace(returncode=status, stdout=program.out, stderr=program.err)
+
+    return call
 
 
 @pytest.fixture
@@ -64,7 +81,7 @@ def data(tiny_shapes, tmp_path):
 CONFIG = ("--config-file", "configs/shapes/panoptic.yaml")
 
 
-def test_train_evaluate_and_refuse_foreign_weights(data, tiny_opts, tmp_path, run_here):
+def test_train_evaluate_and_refuse_foreign_weights(data, tiny_opts, tmp_path, run, run_here):
     done = run(*CONFIG, "--num-gpus", 2, *tiny_opts, env=data)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search("step 6 of 6  epoch 2.0  0:00:00 left", done.stdout)
@@ -115,7 +132,7 @@ def test_semantic_model(data, tiny_opts, tmp_path, run_here):
 
 def test_torchrun(data, tiny_opts):
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    done = run(
+    done = start(
         *CONFIG, *tiny_opts, "SOLVER.MAX_ITER", 2, "DATASETS.TEST", "()", env=data,
         launcher=launcher,
     )  # fmt: skip
@@ -141,7 +158,7 @@ def test_bad_input_is_named(data, tmp_path, arguments, message, run_here):
 
 
 def test_missing_data_folder_is_named(tmp_path):
-    done = run(  # Detectron2 asks for the folder as it is imported
+    done = start(  # Detectron2 asks for the folder as it is imported
         "--config-file", "configs/coco/panoptic/knet_r50_fpn_1x.yaml", "MODEL.WEIGHTS", "",
         "OUTPUT_DIR", tmp_path / "out", env={"DETECTRON2_DATASETS": str(tmp_path / "none")},
     )  # fmt: skip
@@ -154,7 +171,7 @@ def test_checkpoint_of_nothing_in_common_is_refused(data, tiny_opts, tmp_path, r
     assert re.search("other.pth.*some.weight", refusal(done))
 
 
-def test_error_in_training_is_one_line_and_the_trace_is_in_the_log(data, tiny_opts, tmp_path):
+def test_error_in_training_is_one_line_and_the_trace_is_in_the_log(data, tiny_opts, tmp_path, run):
     opts = (*tiny_opts, "SOLVER.BASE_LR", 1e30, "SOLVER.WARMUP_FACTOR", 1.0, "DATASETS.TEST", "()")
     done = run(*CONFIG, *opts, env=data)
     assert "Traceback" not in done.stdout

@@ -1,9 +1,7 @@
 """The benchmark runs, and its sides, turns, memory figures and tables are right."""
 
 import json
-import multiprocessing
 import re
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
 import benchmark
@@ -11,6 +9,8 @@ import comparison
 import pytest
 import torch
 from workload import peak_memory, table
+
+from ..processes import CONTEXT, call
 
 
 @pytest.fixture
@@ -22,8 +22,9 @@ def small(tiny_work):
 
 
 @pytest.mark.slow
-def test_quick_run_ends_with_the_three_ratios(tmp_path, capsys, small, tiny_work):
+def test_quick_run_ends_with_the_three_ratios(tmp_path, capsys, monkeypatch, small, tiny_work):
     path = tmp_path / "result.json"
+    monkeypatch.setattr("multiprocessing.get_context", lambda method: CONTEXT)
     benchmark.main(["--quick", *small, "--json", str(path), *tiny_work.opts])
     last = capsys.readouterr().out.strip().splitlines()[-1]
     number = r"\d+\.\d\d"
@@ -88,10 +89,9 @@ def _peak(size):
 @pytest.mark.slow
 def test_peak_memory_is_what_a_call_takes_at_most():
     size = 100_000_000
-    # a fresh interpreter, as for the benchmark's own figures: what other tests have set in this
-    # process decides whether malloc gives freed blocks back
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        assert pool.submit(_peak, size).result() == pytest.approx(size, rel=0.1)
+    # a fresh process, as for the benchmark's own figures: what other tests have set in this one
+    # decides whether malloc gives freed blocks back
+    assert call(_peak, size) == pytest.approx(size, rel=0.1)
 
 
 def test_a_table_has_the_columns_of_all_rows():

@@ -24,8 +24,10 @@ def test_every_measurement_gives_its_row(tiny_work, tmp_path, capsys, monkeypatc
     monkeypatch.setattr(gpu, "_LONG_ENOUGH", 0.1)
     monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None)
     result, path = {}, tmp_path / "gpu.json"
+    opts = ("MODEL.KNET.NUM_ROUNDS", "1", "MODEL.SMALL_RESNET.BLOCKS", "[1, 1, 1, 1]")
+    work = replace(tiny_work, opts=(*tiny_work.opts, *opts))
     gpu.measure_gpu(
-        tiny_work, result, repeats=1, path=path, precisions=("bfloat16",), batches=(2,), seconds=0.5
+        work, result, repeats=1, path=path, precisions=("bfloat16",), batches=(2,), seconds=0.5
     )  # fmt: skip
     out = capsys.readouterr().out
     assert "s left] real loop: bfloat16, batch 2" in out and "transformers is not" in out

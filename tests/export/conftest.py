@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from knet.export.metadata import describe
 from knet.export.onnx_file import save_onnx
-from knet.export.program import build_graph, save_program, trace
+from knet.export.program import build_graph, load_program, save_program, trace
 from knet.predictor import KNetPredictor
 
 from .models import TASKS, scene, small_cfg, small_predictor
@@ -25,6 +27,11 @@ class Exported:
     predictor: KNetPredictor
     onnx: Path
     program: Path
+
+    @cached_property
+    def loaded(self) -> tuple[Any, dict[str, Any]]:
+        """What is in `program`: its module and metadata."""
+        return load_program(self.program)
 
 
 @pytest.fixture(scope="session")

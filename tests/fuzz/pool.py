@@ -19,7 +19,7 @@ from typing import Any
 __all__ = ["OUTCOMES", "Result", "run_cases"]
 
 OUTCOMES = ("named", "accepted", "unnamed", "crash", "hang", "memory", "silent")
-SECONDS = 20
+SECONDS = 120  # of a machine with a lot else to do
 _MORE_MEMORY = 2 << 30
 # what can be asked for without being used
 _MORE_ADDRESSES = 4 << 30

@@ -41,7 +41,7 @@ def test_damaged_inputs_are_named(base, name, count):
 
 
 def test_what_ends_a_process_is_told_of_its_case(monkeypatch):
-    monkeypatch.setattr(pool, "SECONDS", 1)
+    monkeypatch.setattr(pool, "SECONDS", 3)
     monkeypatch.setattr(pool, "_MORE_MEMORY", 50 << 20)
     kinds = {1: os.abort, 3: signal.pause, 4: lambda: np.ones(100 << 20, np.uint8), 6: sys.exit}
 

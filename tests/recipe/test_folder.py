@@ -20,15 +20,21 @@ from knet.training.run import train
 from knet.zoo import config_path
 
 from ..data.formats.makers import MAKERS
+from ..processes import call
 
-# as fast as it gets: no probes, a small model, small pictures, two steps
-QUICK = [
+pytestmark = pytest.mark.usefixtures("blank_curves")
+
+SMALL = [
     *("MODEL.BACKBONE.NAME", "build_small_resnet_backbone", "MODEL.BACKBONE.FREEZE_AT", 0),
     *("MODEL.SMALL_RESNET.CHANNELS", [16, 32, 48, 64]),
-    *("SOLVER.ACCUMULATION_STEPS", 1, "SOLVER.MAX_ITER", 2, "SOLVER.IMS_PER_BATCH", 2),
     *("MODEL.KNET.NUM_ROUNDS", 1, "MODEL.KNET.HIDDEN_DIM", 16, "MODEL.KNET.FFN_DIM", 16),
+    *("MODEL.WEIGHTS", ""),
+]
+# as fast as it gets: no probes, a small model, small pictures, two steps
+QUICK = [
+    *("SOLVER.ACCUMULATION_STEPS", 1, "SOLVER.MAX_ITER", 2, "SOLVER.IMS_PER_BATCH", 2),
     *("INPUT.MIN_SIZE_TRAIN", (48, 64), "INPUT.MIN_SIZE_TEST", 48, "INPUT.CROP.SIZE", (48, 48)),
-    *("TEST.PICTURES", 1, "MODEL.WEIGHTS", ""),
+    *("TEST.PICTURES", 1, *SMALL),
 ]
 
 
@@ -107,7 +113,8 @@ def test_resuming_takes_keys_and_no_other_wishes(tmp_path):
 def test_two_processes_train(tmp_path):
     opts = [*QUICK, "SOLVER.MAX_ITER", 1]
     MAKERS["coco"][0](tmp_path / "data")
-    assert train_folder(tmp_path / "data", opts, output=tmp_path / "out", num_gpus=2).is_dir()
+    wishes = {"output": tmp_path / "out", "num_gpus": 2}
+    assert call(train_folder, tmp_path / "data", opts, **wishes).is_dir()
 
 
 def test_errors_of_what_is_scored_are_never_skipped(tmp_path):
@@ -155,7 +162,7 @@ def test_everything_is_measured_said_and_resumed(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr("knet.recipe.derive.measure", slow)
     data = tmp_path / "data"
     MAKERS["coco"][0](data)
-    train_folder(data, output=tmp_path / "out", minutes=10, batch=2)
+    train_folder(data, SMALL, output=tmp_path / "out", minutes=10, batch=2)
     assert len(found) == 1 and found[0].step > 0 and found[0].picture > 0
     shown = capfd.readouterr().out
     assert re.search(r"SOLVER\.MAX_ITER +[12] +10 minutes at 2e\+02 s a step, as measured", shown)

@@ -1,36 +1,14 @@
 """A report as it is used: in a real Chromium, driven by Playwright."""
 
-import os
-import shutil
+from contextlib import contextmanager
 
 import pytest
 
-playwright_api = pytest.importorskip(
-    "playwright.sync_api", reason="no Playwright: pip install -e '.[browser]'"
-)
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
-if CHROMIUM is None:
-    pytest.skip(
-        "no Chromium: install Debian's package `chromium`, or name one in the variable CHROMIUM",
-        allow_module_level=True,
-    )
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright_api.sync_playwright() as playwright:
-        # a container's root may not use the sandbox
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
 
 @pytest.fixture
-def page(browser, report_file):
+def page(new_page, report_file):
     """The report, and a check that nothing was reported or asked from outside."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900}, offline=True)
-    page = context.new_page()
-    page.set_default_timeout(120_000)  # a machine may be slow
+    page = new_page(offline=True)
     problems, requests = [], []
     page.on("console", lambda m: problems.append(m.text) if m.type in ("error", "warning") else 0)
     page.on("pageerror", lambda error: problems.append(str(error)))
@@ -40,7 +18,6 @@ def page(browser, report_file):
     assert problems == []
     assert [url for url in requests if not url.startswith(("data:", "file:"))] == []
     assert len([url for url in requests if url.startswith("file:")]) == 1
-    context.close()
 
 
 DASH = "\u2013"
@@ -53,6 +30,14 @@ def column(page, number):
 def go_to_images(page):
     page.locator("#cards").scroll_into_view_if_needed()
     page.locator(".card .stack").last.wait_for()
+
+
+@contextmanager
+def filtering(page):
+    """Ends when what was changed in it has acted, which is said a moment later."""
+    page.locator("#said").evaluate("element => { element.textContent = ''; }")
+    yield
+    page.locator("#said").filter(has_text="predicted segments").wait_for(state="attached")
 
 
 def shown(page):
@@ -88,28 +73,29 @@ def test_filters_act_on_images_and_segments(page):
     shapes = page.locator(".card .prediction .shape:visible")
     every = shapes.count()
     assert every > 10
-    page.get_by_label("Score at least").fill("0.65")
-    page.wait_for_function("document.querySelector('#shown').textContent.match(/^4 of 4/)")
-    page.wait_for_timeout(100)
+    with filtering(page):
+        page.get_by_label("Score at least").fill("0.65")
+    assert page.locator("#shown").inner_text().startswith("4 of 4")
     strong = shapes.evaluate_all("shapes => shapes.map(s => Number(s.dataset.score))")
     assert 0 < len(strong) < every and min(strong) >= 0.65
     assert f"{len(strong)} of {every} predicted segments" in page.locator("#shown").inner_text()
-    page.get_by_label("Score at least").fill("0")
-    page.get_by_role("button", name="none", exact=True).click()
-    page.locator("#nothing").wait_for()
-    assert shown(page) == 0
-    page.locator(".classes").get_by_label("star").check()
-    page.wait_for_timeout(100)
+    with filtering(page):
+        page.get_by_label("Score at least").fill("0")
+    with filtering(page):
+        page.get_by_role("button", name="none", exact=True).click()
+    assert page.locator("#nothing").is_visible() and shown(page) == 0
+    with filtering(page):
+        page.locator(".classes").get_by_label("star").check()
     labels = page.locator(".card:not([hidden]) template").evaluate_all(
         "found => found.map(t => !!t.content.querySelector('[data-name=star]'))"
     )
     assert 0 < len(labels) <= 4 and all(labels)
     assert set(shapes.evaluate_all("s => s.map(x => x.dataset.name)")) <= {"star"}
-    page.get_by_role("button", name="Reset").click()
-    page.wait_for_timeout(100)
+    with filtering(page):
+        page.get_by_role("button", name="Reset").click()
     assert shown(page) == 4 and shapes.count() == every
-    page.get_by_label("Outcome").select_option("errors")
-    page.wait_for_timeout(100)
+    with filtering(page):
+        page.get_by_label("Outcome").select_option("errors")
     statuses = set(shapes.evaluate_all("s => s.map(x => x.dataset.status)"))
     assert statuses and "match" not in statuses
 
@@ -119,16 +105,15 @@ def test_the_score_with_the_best_f1(page):
     score = button.get_attribute("data-score")
     assert button.inner_text() == f"Best F1: {score}"
     assert page.get_by_label("Score at least").input_value() != score
-    button.click()
-    page.wait_for_function("score => document.querySelector('#score-value').textContent === score",
-                           arg=score)  # fmt: skip
+    with filtering(page):
+        button.click()
+    assert page.locator("#score-value").inner_text() == score
     assert page.get_by_label("Score at least").input_value() == score
     go_to_images(page)
     shapes = page.locator(".card .prediction .shape:not([hidden])")
     scores = shapes.evaluate_all("shapes => shapes.map(s => s.dataset.score).filter(Boolean)")
     assert scores and min(map(float, scores)) >= float(score)
     page.get_by_role("button", name="Reset").click()
-    page.wait_for_timeout(100)
     assert page.get_by_label("Score at least").input_value() != score
 
 
@@ -209,8 +194,9 @@ def test_viewer_speaks_and_its_rows_take_focus(page):
 
 
 def test_a_raised_score_hides_images_without_segments(page):
-    page.get_by_label("Score at least").fill("1")
-    page.locator("#nothing").wait_for()
+    with filtering(page):
+        page.get_by_label("Score at least").fill("1")
+    assert page.locator("#nothing").is_visible()
     assert page.locator("#shown").inner_text().startswith("0 of 4 images")
     assert shown(page) == 0
 
@@ -223,7 +209,7 @@ def test_viewer_by_mouse(page):
     before = stack.bounding_box()
     page.mouse.move(*middle)
     page.mouse.wheel(0, -500)
-    page.wait_for_function("document.querySelector('#zoom').textContent !== '100 %'")
+    page.locator("#zoom").filter(has_not_text="100 %").wait_for()
     after = stack.bounding_box()
     assert after["width"] > 2 * before["width"]
     page.mouse.down()
@@ -239,18 +225,17 @@ def test_viewer_by_mouse(page):
     assert not viewer.is_visible()
 
 
-def test_pictures_are_decoded_when_they_come_near(browser, report_file):
-    page = browser.new_page(viewport={"width": 400, "height": 300})
+def test_pictures_are_decoded_when_they_come_near(new_page, report_file):
+    page = new_page(viewport={"width": 400, "height": 300})
     page.goto(report_file.as_uri())
     assert page.locator(".card img").count() == 0
     page.locator(".card").last.scroll_into_view_if_needed()
     page.locator(".card").last.locator("img").wait_for()
-    page.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_colours_and_narrow_windows(browser, report_file, scheme):
-    page = browser.new_page(viewport={"width": 375, "height": 700}, color_scheme=scheme)
+def test_colours_and_narrow_windows(new_page, report_file, scheme):
+    page = new_page(viewport={"width": 375, "height": 700}, color_scheme=scheme)
     page.goto(report_file.as_uri())
     light = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0] > 128")
     assert light == (scheme == "light")
@@ -259,7 +244,6 @@ def test_colours_and_narrow_windows(browser, report_file, scheme):
     contrast = page.evaluate(CONTRAST)
     assert len(contrast) > 100
     assert min(ratio for _, ratio in contrast) >= 4.5, min(contrast, key=lambda pair: pair[1])
-    page.close()
 
 
 # Text and its contrast to what is behind it (WCAG 2), of all elements with text of their own.

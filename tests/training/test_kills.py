@@ -1,13 +1,10 @@
 """No kill loses work or leaves a broken file; see `kill_driver.py` for more of them by hand."""
 
-import contextlib
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from ..processes import Program
 
 pytestmark = pytest.mark.slow
 
@@ -15,16 +12,10 @@ DRIVER = Path(__file__).with_name("kill_driver.py")
 
 
 def test_every_kill_is_made_good_by_resuming(tmp_path):
-    # a process of its own: the driver forks, which other tests' threads would not survive
-    driver = subprocess.Popen(
-        [sys.executable, "-W", "ignore", DRIVER, "--kills", "12"], text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-    )  # fmt: skip
+    driver = Program(tmp_path, DRIVER, "--kills", 30, TMPDIR=tmp_path)
     try:
-        said, _ = driver.communicate(timeout=480)
+        status = driver.wait(480)
     finally:
-        with contextlib.suppress(ProcessLookupError):  # its trainings too, if it has not ended
-            os.killpg(driver.pid, signal.SIGKILL)
-    assert driver.returncode == 0, said
-    assert ": 0 failed" in said
+        driver.kill()  # its trainings too, if it has not ended
+    assert status == 0, driver.out + driver.err
+    assert ": 0 failed" in driver.out

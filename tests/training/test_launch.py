@@ -18,6 +18,8 @@ from knet.training.group import in_group
 from knet.training.launch import _free_port
 from knet.training.places import Place
 
+from ..processes import Program
+
 pytestmark = pytest.mark.slow
 
 
@@ -25,12 +27,12 @@ pytestmark = pytest.mark.slow
 def ended(tmp_path_factory):
     """How each of the jobs of `signal_driver.py` ended."""
     driver, folder = Path(__file__).with_name("signal_driver.py"), tmp_path_factory.mktemp("jobs")
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", driver, folder], stdout=subprocess.PIPE, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "KNET_TRACEBACK": ""}, check=True,
-        timeout=240,
-    )  # fmt: skip
-    return json.loads(done.stdout)
+    program = Program(folder, driver, folder, KNET_TRACEBACK="")
+    try:
+        assert program.wait(240) == 0, program.err
+    finally:
+        program.kill()
+    return json.loads(program.out)
 
 
 @pytest.mark.parametrize(

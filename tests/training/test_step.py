@@ -1,16 +1,15 @@
 """One step: its number type, what it leaves out, when its values are read and what they say."""
 
+import json
 import logging
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from detectron2.engine import TrainerBase
+from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
+from torch.nn.parallel import DistributedDataParallel
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -18,6 +17,8 @@ from knet.config import get_cfg_from_file
 from knet.training import step as step_module
 from knet.training.step import TrainStep, autocast_dtype, computes_in_bfloat16
 from knet.training.trainer import Trainer
+
+from ..processes import call_in_two
 
 
 class Loss(torch.nn.Module):
@@ -105,18 +106,39 @@ def test_a_norm_that_overflows_alone_is_no_matter_of_the_scale():
         step.require_finite()
 
 
+class Square(torch.nn.Module):
+    """The square of a weight and what a batch adds to it."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, more):
+        return {"loss": self.weight**2 + more}
+
+
+def _five_steps(folder):
+    """The second process's loss is infinite in the third step, with a finite gradient."""
+    rank = comm.get_rank()
+    batches = [0.0, 0.0, float("inf") if rank else 0.0, 0.0, 0.0]
+    model = DistributedDataParallel(Square())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+    step = TrainStep(model, lambda seed, first: batches[first:], optimizer, seed=0)
+    weights = []
+    for step.iter in range(len(batches)):
+        step.run_step()
+        weights.append(model.module.weight.item())
+    with pytest.raises(FloatingPointError) as error:
+        step.require_finite()
+    (folder / f"{rank}.json").write_text(json.dumps([weights, str(error.value)]))
+
+
 @pytest.mark.slow
 def test_processes_leave_out_the_same_steps(tmp_path):
-    driver = Path(__file__).with_name("step_driver.py")
-    jobs = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", driver, tmp_path / "meeting"], text=True,
-            env={**os.environ, "RANK": str(rank)}, stdout=subprocess.PIPE,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    said = [job.communicate(timeout=120)[0].splitlines() for job in jobs]
-    (*weights, first), (*others, second) = said
+    call_in_two(_five_steps, tmp_path)
+    (weights, first), (others, second) = (
+        json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)
+    )
     assert weights == others and weights[1] != weights[0]
     assert weights[1] == weights[2] == weights[3] == weights[4]
     assert first.startswith("losses of another process became infinite or NaN, at step 3; the")

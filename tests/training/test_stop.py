@@ -2,8 +2,8 @@
 
 import os
 import signal
-import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ from knet.errors import UserError
 from knet.training.stop import Stopped, folder_lock
 from knet.training.trainer import Trainer
 
+from ..processes import Program
 from .test_checkpoints import files, in_step, make, send
 
 
@@ -46,25 +47,18 @@ def start(cfg, tiny_shapes, tmp_path):
     def run(job):
         (tmp_path / "config.yaml").write_text(cfg.dump())
         driver = Path(__file__).with_name("stop_driver.py")
-        jobs.append(
-            subprocess.Popen(
-                [sys.executable, "-W", "ignore", driver, job, tmp_path],
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-            )
-        )  # fmt: skip
+        jobs.append(Program(tmp_path, driver, job, tmp_path))
         return jobs[0]
 
     yield run
     for job in jobs:
         job.kill()
-        job.communicate()
 
 
 @pytest.mark.slow
 def test_second_interrupt_ends_at_once(start, tmp_path):
     job = start("second_interrupt")
-    _, said = job.communicate(timeout=120)
-    assert job.returncode == -signal.SIGINT, said
+    assert job.wait(120) == -signal.SIGINT, job.err
     assert not files(tmp_path)
 
 
@@ -73,11 +67,10 @@ def test_signal_to_the_whole_group_spares_the_loader(cfg, start, tmp_path):
     cfg.DATALOADER.NUM_WORKERS = 1
     cfg.SOLVER.IMS_PER_BATCH = cfg.SOLVER.ACCUMULATION_STEPS = 6  # more than are read ahead
     job = start("whole_group")
-    for line in job.stdout:
-        if line == "in the step\n":
-            os.killpg(job.pid, signal.SIGTERM)
-    _, said = job.communicate(timeout=120)
-    assert job.returncode == 143, said
+    while "in the step" not in job.out and job.is_alive():
+        time.sleep(0.02)
+    os.killpg(job.pid, signal.SIGTERM)
+    assert job.wait(120) == 143, job.err
     assert files(tmp_path) == ["model_0000001.pth"]
 
 

@@ -8,8 +8,9 @@ import torch
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
-from knet.training.launch import launch
 from knet.training.trainer import Trainer
+
+from ..processes import call_in_two
 
 
 def unwrap(trainer):
@@ -71,7 +72,7 @@ def compare_processes(jobs, shapes_root, folder):
     """
     for name, cfg in jobs:
         distributed_steps(cfg, folder / f"{name}_1.pth")
-    launch(Worker(folder, shapes_root), 2, on_gpu=False, args=(jobs, folder))
+    call_in_two(Worker(folder, shapes_root), jobs, folder)
     for name, _ in jobs:
         one, two = (torch.load(folder / f"{name}_{n}.pth", weights_only=True) for n in (1, 2))
         compare(name, one, two)
@@ -93,7 +94,7 @@ def compare(job, one, two):
 
 
 class Worker:
-    """Registers the data sets in a spawned process, then trains every job."""
+    """Registers the data sets in a fresh process, then trains every job."""
 
     def __init__(self, sparse_root, shapes_root):
         self.sparse_root, self.shapes_root = sparse_root, shapes_root

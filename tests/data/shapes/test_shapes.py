@@ -1,5 +1,5 @@
 import json
-import subprocess
+import runpy
 import sys
 from collections import Counter
 from pathlib import Path
@@ -179,21 +179,15 @@ def test_write_arguments_are_checked(tmp_path, arguments):
         write_shapes(tmp_path, **{"split": "val", "num_scenes": 1, "seed": 0, **arguments})
 
 
-@pytest.mark.slow
-def test_tool(tmp_path):
-    tool = Path(__file__).parents[3] / "datasets" / "make_shapes.py"
-    command = [sys.executable, str(tool), "--train", "2", "--val", "1", "--root", str(tmp_path)]
-    path = str(Path(__file__).parents[3] / "projects")
-    done = subprocess.run(command, capture_output=True, text=True, env=_environment(path))
-    assert done.returncode == 0, done.stderr
-    assert "2 scenes in" in done.stdout
+def test_tool(tmp_path, monkeypatch, capsys):
+    tool = str(Path(__file__).parents[3] / "datasets" / "make_shapes.py")
+    options = ["--train", "2", "--val", "1", "--root", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", [tool, *options])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(tool, run_name="__main__")
+    assert end.value.code == 0
+    assert "2 scenes in" in capsys.readouterr().out
     assert (tmp_path / "val" / "panoptic.json").is_file()
-
-
-def _environment(path):
-    import os
-
-    return {**os.environ, "PYTHONPATH": path}
 
 
 def test_scenes_of_some_thing_classes(tmp_path):
