@@ -23,7 +23,7 @@ _SMALL = [
 TASKS = {
     # a thing id after a stuff id, as in Cityscapes: results hold ids, not rows
     "panoptic": ["MODEL.KNET.NUM_THING_CLASSES", "4", "MODEL.KNET.NUM_STUFF_CLASSES", "3",
-                 "MODEL.KNET.THING_IDS", "[0, 1, 3, 5]", "MODEL.KNET.NUM_ROUNDS", "1",
+                 "MODEL.KNET.THING_IDS", "[0, 1, 3, 5]", "MODEL.KNET.NUM_ROUNDS", "2",
                  "MODEL.KNET.NUM_KERNELS", "18", "MODEL.KNET.TEST.THING_THRESH", "0.2",
                  "MODEL.KNET.TEST.OVERLAP_THRESH", "0.3",
                  "MODEL.KNET.TEST.PANOPTIC_MASK_SCORES", "2.0"],
