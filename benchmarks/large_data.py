@@ -114,8 +114,8 @@ def load(folder: Path, kept: str, workers: int, samples: int) -> None:
 def memory(process: int) -> int:
     """Bytes of PSS of a process and its children."""
     total = 0
-    children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
-    for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
+    children = Path(f"/proc/{process}/task/{process}/children").read_text(encoding="utf-8").split()
+    for line in Path(f"/proc/{process}/smaps_rollup").read_text(encoding="utf-8").splitlines():
         if line.startswith("Pss:"):
             total += int(line.split()[1]) * 1024
     return total + sum(memory(int(child)) for child in children)

@@ -55,7 +55,7 @@ def test_the_commands_work_one_after_the_other(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)  # a folder that looks like a checkout
     Path("configs").symlink_to(ROOT / "configs")
     _some_nuclei(Path("datasets/nuclei"), train=6, val=2)
-    (yaml,) = _blocks("yaml")
+    yaml = _blocks("yaml")[0]
     Path("my_data.yaml").write_text(yaml, encoding="utf-8")
     commands = _commands()
     calibrating = [command for command in commands if "--calibrate" in command]
