@@ -61,7 +61,7 @@ def test_the_commands_work_one_after_the_other(tmp_path, monkeypatch, capfd):
     calibrating = [command for command in commands if "--calibrate" in command]
     assert len(calibrating) == 1  # for panoptic data, which these are not
     commands.remove(calibrating[0])
-    assert len(commands) == 14
+    assert len(commands) == 15
     for command in commands:
         program, *words = shlex.split(command)
         assert program == "knet"
@@ -79,6 +79,7 @@ def test_the_commands_work_one_after_the_other(tmp_path, monkeypatch, capfd):
     assert Path("output/nuclei/model/README.md").is_file() and Path("report.html").is_file()
     assert len(list(Path("output/check").glob("*.png"))) == 4 + 2  # of both parts
     assert Path("output/fixed_train.json").is_file() and Path("output/fixed_val.json").is_file()
+    assert [path.name for path in Path("shards/my_train").glob("*.tar")] == ["my_train-000000.tar"]
     assert len(list(Path("output/my_data/sheets").glob("*.png"))) == 2
 
 
