@@ -29,10 +29,9 @@ from knet.config import get_cfg_from_file
 from knet.data import (
     panoptic_to_instances,
     register_coco_panoptic,
-    register_custom,
     write_panoptic_png,
 )
-from knet.data.custom import register_builtin
+from knet.data.custom import register_data_sets
 from knet.files import write_json
 from knet.training.optimizer import build_optimizer
 from knet.training.step import TrainStep
@@ -65,8 +64,7 @@ def make_config(work: Workload, *opts: Any) -> CfgNode:
         ValueError: a semantic model, whose decoder the reference does not have.
     """
     cfg = get_cfg_from_file(work.config_file, ["MODEL.DEVICE", work.device, *work.opts, *opts])
-    register_builtin([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
-    register_custom(cfg)
+    register_data_sets(cfg)
     if cfg.MODEL.KNET.KERNEL_HEAD != "learned":
         raise ValueError(f"{work.config_file}: a semantic model; measured are those of objects")
     panoptic, test = bool(class_ids_from_config(cfg).stuff), cfg.MODEL.KNET.TEST

@@ -43,9 +43,8 @@ from knet.classes import (
 )
 from knet.config import get_cfg_from_file, get_cfg_of_model
 from knet.config_file import inference_kernels
-from knet.data import register_custom
 from knet.data.augmentation import build_knet_augmentation
-from knet.data.custom import register_builtin
+from knet.data.custom import register_data_sets
 from knet.data.images import (
     in_format,
 )
@@ -108,8 +107,7 @@ class KNetPredictor:
 
         Class names are those of the first data set in DATASETS.TEST or TRAIN.
         """
-        register_builtin([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
-        register_custom(cfg)
+        register_data_sets(cfg)
         names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
         if not names:
             raise ValueError("DATASETS names no data set, whose class names a predictor needs")

@@ -197,6 +197,20 @@ def register_builtin(names: Iterable[str]) -> None:
             )
 
 
+def register_data_sets(cfg: CfgNode, further: Iterable[str] = ()) -> None:
+    """Register all that a config names: its own data sets, then those that come with the project.
+
+    Args:
+        cfg: its DATASETS.
+        further: names of built-in data sets beside those of TRAIN and TEST.
+
+    Raises: as `register_custom` and `register_builtin`.
+    """
+    register_custom(cfg)  # first: one's own may be called as a built-in one
+    register_builtin([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST, *further])
+    keep_records(cfg)
+
+
 def require_registered(name: str) -> None:
     """Raise UserError if nobody has registered a data set of this name."""
     if name not in DatasetCatalog:

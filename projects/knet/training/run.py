@@ -19,7 +19,7 @@ from detectron2.utils import comm
 
 from knet.checkpoint.checkpointer import KNetCheckpointer
 from knet.config import get_cfg_from_file
-from knet.data.custom import register_builtin, register_custom, require_registered
+from knet.data.custom import register_data_sets, require_registered
 from knet.errors import UserError
 from knet.evaluation.calibrate import Calibration, calibrate
 from knet.evaluation.of_results import evaluate_shards
@@ -140,8 +140,7 @@ def in_process(args: argparse.Namespace, hooks: Sequence[HookBase] = ()) -> dict
     with folder_lock(cfg.OUTPUT_DIR) if alone else contextlib.nullcontext():
         require_shared(cfg.OUTPUT_DIR)
         set_up(cfg, args)
-        register_builtin([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
-        register_custom(cfg)
+        register_data_sets(cfg)
         if args.eval_only:
             return _evaluate(cfg, args.resume)
         return _train(cfg, args.resume, hooks)
@@ -226,8 +225,7 @@ def _scored(cfg: CfgNode, datasets: Sequence[str]) -> CfgNode:
     cfg.DATASETS.TEST = tuple(datasets) or cfg.DATASETS.TEST
     if not cfg.DATASETS.TEST:
         raise UserError("the model's config names no data set: name one with --dataset")
-    register_builtin(cfg.DATASETS.TEST)
-    register_custom(cfg)
+    register_data_sets(cfg)
     for name in cfg.DATASETS.TEST:
         require_registered(name)
     return cfg
