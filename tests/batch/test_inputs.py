@@ -1,7 +1,12 @@
 """What inputs stand for, and the table of them."""
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from knet.data import register_sem_seg
+from knet.data.tar_shards import read_member
+from knet.data.write_shards import write_shards
 from knet.errors import UserError
 
 pa = pytest.importorskip("pyarrow")
@@ -34,7 +39,7 @@ def test_folders_lists_tables_and_tars(tmp_path):
         ("./b.png", "b.png"), ("/far/z.png", "z.png"), ("./b.png", "b.png"),
     ]  # fmt: skip
     assert tar.read_bytes()[found[4].offset :][: found[4].size] == b"345"
-    assert "sample x/2 has not one picture among its members (json)" in found[3].error
+    assert "sample x/2: no picture among its members (json)" in found[3].error
     assert said == [f"{tmp_path}: 1 .mp4 left out: videos are given one by one"]
 
 
@@ -81,3 +86,31 @@ def test_shards_of_the_table_and_ids(tmp_path):
     with pytest.raises(UserError, match="name no picture"):
         write_inputs(tmp_path / "none.parquet", iter([]), shard_size=2, about={})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["inputs.parquet", "list.txt"]
+
+
+def test_photos_of_converted_data_are_found_beside_their_labels(tmp_path):
+    suffixes = ("png", "jpg", "jpeg", "tif", "bmp", "webp", "gif")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "labels").mkdir()
+    for suffix in suffixes:
+        photo, labels = np.full((9, 8, 3), 200, np.uint8), np.zeros((9, 8), np.uint8)
+        Image.fromarray(photo).save(tmp_path / "photos" / f"{suffix}.{suffix}")
+        Image.fromarray(labels).save(tmp_path / "labels" / f"{suffix}.png")
+    folders = {"image_root": tmp_path / "photos", "sem_seg_root": tmp_path / "labels"}
+    register_sem_seg("all", **folders, classes=["a", "b"])
+    (tar,) = write_shards("all", tmp_path / "shards", shard_bytes=10**9)
+    found = {one.file_name: one for one in find_inputs([str(tar)])}
+    assert set(found) == {f"{suffix}.{suffix}" for suffix in suffixes}
+    for path in (tmp_path / "photos").iterdir():
+        one = found[path.name]
+        assert read_member(one.path, one.offset, one.size) == path.read_bytes()
+
+
+def test_tars_of_other_programs(tmp_path):
+    members = ["k.depth.png", "k.jpg", "k.json", "scan_1.5mm.jpg", "scan_2.5mm.jpg"]
+    members += ["o.a.png", "o.b.png"]
+    tar = write_tar(tmp_path / "s.tar", [(name, b"x") for name in members])
+    k, first, second, odd = find_inputs([str(tar)])
+    names = [one.file_name for one in (k, first, second)]
+    assert names == ["k.jpg", "scan_1.5mm.jpg", "scan_2.5mm.jpg"]
+    assert odd.file_name == "o" and "any of its members a.png, b.png may be" in odd.error

@@ -17,8 +17,8 @@ import numpy as np
 from tqdm import tqdm
 
 from knet.data.defects import DataError
-from knet.data.folders import SUFFIXES, is_read
-from knet.data.tar_shards import read_index
+from knet.data.folders import is_read
+from knet.data.tar_shards import picture_of, read_index
 from knet.errors import UserError
 from knet.files import whole_file
 from knet.predict.describe import describe_problem
@@ -65,7 +65,7 @@ def find_inputs(
     """The pictures that inputs stand for, in their order.
 
     Args:
-        inputs: pictures, tars (a sample's picture is its member with the suffix of one), folders
+        inputs: pictures, tars (see `picture_of` of `knet.data.tar_shards`), folders
             (the pictures and tars in them), globs, lists (``.txt``, ``.lst``, ``.list``: a path a
             line) and Parquet files (of the column ``path``). Paths in lists and Parquet files are
             relative to the folder of their file.
@@ -160,15 +160,12 @@ def _members(path: str, say: Callable[[str], None]) -> Iterator[Input]:
         yield _file(path)._replace(error=problem)
         return
     for key, members in samples:
-        suffixes = [suffix for suffix in members if f".{suffix}" in SUFFIXES]
-        photos = [suffix for suffix in suffixes if suffix in ("jpg", "jpeg")]
-        if len(photos or suffixes) == 1:  # beside a photo, a PNG has its labels
-            (suffix,) = photos or suffixes
-            yield Input(path, f"{key}.{suffix}", *members[suffix])
+        try:
+            suffix, name = picture_of(path, key, members)
+        except DataError as error:
+            yield Input(path, key, error=str(error))
         else:
-            there = ", ".join(members)
-            problem = f"{path}: sample {key} has not one picture among its members ({there})"
-            yield Input(path, key, error=problem)
+            yield Input(path, name, *members[suffix])
 
 
 def _lines(file: str) -> Iterator[str]:

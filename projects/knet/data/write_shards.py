@@ -16,7 +16,7 @@ from detectron2.structures import BoxMode
 from knet.data.defects import describe
 from knet.data.progress import progressing
 from knet.data.shard_set import DESCRIPTION, EVALUATORS
-from knet.data.tar_shards import find_member, read_bytes, split_name
+from knet.data.tar_shards import find_member, photo_suffix, read_bytes, split_name
 from knet.errors import UserError
 from knet.files import whole_folder, write_json
 from knet.modeling.targets import IGNORE_LABEL
@@ -131,9 +131,8 @@ def _members(
     record: Record, form: str, ids: Mapping[int, int], key: str
 ) -> list[tuple[str, bytes]]:
     """(name, content) of a sample."""
-    suffix = split_name(f"x{Path(record['file_name']).suffix}")[1]
-    if suffix == "png" and form != "coco_instances":
-        suffix = "image.png"  # the labels are the .png
+    suffix = Path(record["file_name"]).suffix[1:].lower()
+    suffix = photo_suffix(suffix, labels=form != "coco_instances")
     entry = {k: record[k] for k in ("image_id", "height", "width") if k in record}
     label = None
     if form == "coco_instances":
