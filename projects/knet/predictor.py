@@ -83,6 +83,10 @@ class Prediction:
     size: tuple[int, int]
 
 
+class ResultsTooLargeError(ValueError):
+    """Results of a picture that the machine has no memory for."""
+
+
 class KNetPredictor:
     """A model with its config and class names.
 
@@ -314,7 +318,7 @@ class KNetPredictor:
         needed, there = sum(parts.values()) * height * width, free_memory()
         if needed > there:
             text = ", ".join(f"{key} {count}" for key, count in parts.items())
-            raise ValueError(
+            raise ResultsTooLargeError(
                 f"results of a picture of {width}x{height} pixels take {needed / 2**30:.1f} GB, "
                 f"and {there / 2**30:.1f} GB of memory are free: scale it down or cut it, "
                 f"or turn off results under MODEL.KNET.TEST (bytes a pixel: {text})"

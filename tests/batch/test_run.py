@@ -66,6 +66,53 @@ def test_an_interrupted_run_ends_with_the_same_files(predictor, inputs, tmp_path
     assert contents(parts) == contents(whole)
 
 
+def test_shards_with_errors_are_made_again_where_that_is_asked_for(
+    predictor, inputs, tmp_path, monkeypatch
+):
+    output, written = tmp_path / "out", []
+    write = module.ShardWriter.write
+    monkeypatch.setattr(
+        module.ShardWriter,
+        "write",
+        lambda self, k, *rest: written.append(k) or write(self, k, *rest),
+    )
+
+    def call(**options):
+        return predict_batch(
+            lambda: predictor, inputs, output=str(output), shard_size=2, **options
+        ).errors
+
+    assert (call(), call(), written) == (1, 1, [0, 1, 2])
+    broken, whole = Path(inputs[2]), Path(inputs[0]).read_bytes()
+    before = contents(output)
+    assert call(retry_errors=True) == 1 and contents(output) == before
+    broken.write_bytes(whole)
+    assert (call(), call(retry_errors=True), call(retry_errors=True)) == (1, 0, 0)
+    assert written == [0, 1, 2, 1, 1]
+    assert [k for k, data in contents(output).items() if data != before[k]] == [
+        "results-0000001.parquet"
+    ]
+
+
+def test_a_file_system_that_fails_ends_the_run(predictor, inputs, tmp_path, monkeypatch):
+    output = tmp_path / "out"
+    read, gone = module.BatchPredictor.row, [True]
+
+    def row(self, given):
+        if given["path"] == inputs[3] and gone:
+            raise OSError(gone.pop() and 116, "Stale file handle", inputs[3])
+        return read(self, given)
+
+    monkeypatch.setattr(module.BatchPredictor, "row", row)
+    options = {"output": str(output), "shard_size": 3}
+    with pytest.raises(OSError, match="Stale"):
+        predict_batch(lambda: predictor, inputs, **options)
+    assert len(find_shards(output)) == 1
+    assert predict_batch(lambda: predictor, inputs, **options).errors == 1
+    rows = list(read_rows(find_shards(output)))
+    assert [row["error"] is None for row in rows] == [True, True, False, True, True]
+
+
 def test_a_folder_has_one_run(predictor, inputs, tmp_path):
     output = str(tmp_path / "out")
 

@@ -73,10 +73,8 @@ def test_pictures_of_a_data_set_beside_their_truth(run, tmp_path, capsys):
     ("words", "message"),
     [
         ([], "name pictures or a video, --webcam, --dataset or --input, one of them"),
-        (
-            ["a.png", "--engine", "ray"],
-            "--gpus-per-worker and --shard-size go with --input",
-        ),
+        (["a.png", "--engine", "ray"], "--engine goes with --input"),
+        (["a.png", "--retry-errors"], "--retry-errors goes with --input"),
         (["--input", "x", "--workers", "2"], "--workers and --gpus-per-worker go with --engine"),
         (["a.png", "--webcam"], "one of them"),
         (["a.png", "--images", "1"], "--images and --num are of a --dataset"),

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from knet.data.defects import DataError
 from knet.data.folders import is_read
 from knet.data.tar_shards import picture_of, read_index
-from knet.errors import UserError
+from knet.errors import UserError, system_fault
 from knet.files import whole_file
 from knet.predict.describe import describe_problem
 from knet.predict.files import left_out_of, named_files
@@ -74,6 +74,7 @@ def find_inputs(
 
     Raises:
         UserError: an input stands for nothing, or a list or Parquet file cannot be read.
+        OSError: a tar cannot be read now, such as on a file system that has gone.
     """
     for name in map(os.path.expanduser, inputs):
         for note in left_out_of(name):
@@ -155,6 +156,8 @@ def _members(path: str, say: Callable[[str], None]) -> Iterator[Input]:
     try:
         samples = read_index(path)
     except (OSError, DataError) as error:
+        if system_fault(error):
+            raise
         problem = describe_problem(path, error)
         say(f"error: {problem}")
         yield _file(path)._replace(error=problem)

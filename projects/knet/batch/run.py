@@ -90,6 +90,7 @@ def predict_batch(
     gpus_per_worker: float | None = None,
     shard_size: int = 1000,
     results: str | None = None,
+    retry_errors: bool = False,
     say: Callable[[str], None] = tell,
 ) -> BatchRun:
     """Run a model on pictures, or go on with a run that was interrupted.
@@ -103,11 +104,13 @@ def predict_batch(
         workers, gpus_per_worker: with Ray.
         shard_size: pictures a file of results.
         results: folder for the same as `ResultFiles`, which must not be there yet.
+        retry_errors: make finished shards again that have pictures without results.
         say: told of what is left out and of errors.
 
     Raises:
         UserError: an input stands for nothing, the folder has another run, or something cannot be
             written. Finished shards are kept.
+        OSError, ValueError, RuntimeError: as `BatchPredictor.row`; likewise.
         ImportError: ray is asked for and missing.
     """
     for flag, value in (
@@ -140,7 +143,10 @@ def predict_batch(
             write_inputs(table, find_inputs(inputs, say), shard_size=shard_size, about=about)
         images = read_about(table)["images"]
         number = -(-images // shard_size)
-        open_shards = [k for k in range(number) if not (folder / shard_name(k)).exists()]
+        shards = ((k, folder / shard_name(k)) for k in range(number))
+        open_shards = [
+            k for k, path in shards if not path.exists() or (retry_errors and _errors(path))
+        ]
         left = sum(min(shard_size, images - k * shard_size) for k in open_shards)
         if left < images:
             say(f"{images - left:,} of {images:,} pictures were done before")

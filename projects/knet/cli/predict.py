@@ -8,9 +8,8 @@
 The third form draws photo, ground truth and prediction side by side. The last one is for any number
 of pictures: it draws nothing, and writes Parquet shards; the same call goes on where it stopped.
 
-The exit status is 1 if a
-picture could not be read, 2 if what was asked for cannot be done or written, 130 after Ctrl-C;
-what was finished until then is kept.
+The exit status is 1 if a picture could not be read, 2 if what was asked for cannot be done or
+written, 130 after Ctrl-C; what was finished until then is kept.
 """
 
 from __future__ import annotations
@@ -79,6 +78,9 @@ def add_arguments(parser: Parser) -> None:
     many.add_argument(
         "--shard-size", type=int, metavar="N", help=f"pictures a file of results ({_SHARD_SIZE})"
     )
+    many.add_argument(
+        "--retry-errors", action="store_true", help="do shards that have errors once more"
+    )
 
 
 def add_prediction_arguments(parser: argparse.ArgumentParser, *, output: str | None) -> None:
@@ -142,8 +144,10 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("name pictures or a video, --webcam, --dataset or --input, one of them")
     if args.input:
         return _predict_batch(args)
-    if args.engine or args.workers or args.gpus_per_worker is not None or args.shard_size:
-        raise UserError("--engine, --workers, --gpus-per-worker and --shard-size go with --input")
+    batch_flags = ("engine", "workers", "gpus_per_worker", "shard_size", "retry_errors")
+    for name in batch_flags:
+        if getattr(args, name) not in (None, False):
+            raise UserError(f"--{name.replace('_', '-')} goes with --input")
     if args.dataset:
         return _draw_dataset(args)
     if args.images or args.num:
@@ -182,6 +186,7 @@ def _predict_batch(args: argparse.Namespace) -> int:
         gpus_per_worker=args.gpus_per_worker,
         shard_size=_SHARD_SIZE if args.shard_size is None else args.shard_size,
         results=args.results,
+        retry_errors=args.retry_errors,
         say=_say,
     )
     places = " and ".join(filter(None, (args.output, args.results)))
