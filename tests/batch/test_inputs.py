@@ -12,7 +12,13 @@ from knet.errors import UserError
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 
-from knet.batch.inputs import find_inputs, read_inputs, write_inputs  # noqa: E402
+from knet.batch.inputs import (  # noqa: E402
+    Input,
+    find_inputs,
+    read_inputs,
+    require_unique_stems,
+    write_inputs,
+)
 from knet.results.coco_files import image_ids  # noqa: E402
 from knet.results.parquet import read_about  # noqa: E402
 
@@ -114,3 +120,50 @@ def test_tars_of_other_programs(tmp_path):
     names = [one.file_name for one in (k, first, second)]
     assert names == ["k.jpg", "scan_1.5mm.jpg", "scan_2.5mm.jpg"]
     assert odd.file_name == "o" and "any of its members a.png, b.png may be" in odd.error
+
+
+def test_working_directory_and_lists_of_globs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "g").mkdir()
+    for name in ("a.jpg", "b.mp4", "s.tar"):
+        (tmp_path / "g" / name).write_bytes(bytes(10240))
+    (tmp_path / "g" / "classes.txt").write_text("cat\ndog\n")
+    said = []
+    found = list(find_inputs(["g/*", "g/../g/a.jpg"], said.append))
+    assert [one.path for one in found] == [f"{tmp_path}/g/a.jpg"] * 2
+    assert said == [f"{tmp_path}/g/*: 1 .mp4 left out: videos are given one by one"]
+    # of a suffix that the glob names
+    lines = list(find_inputs(["g/*.txt"]))
+    assert [one.path for one in lines] == [f"{tmp_path}/g/cat", f"{tmp_path}/g/dog"]
+    with pytest.raises(UserError, match=r"g/c\*: no file matches"):
+        list(find_inputs(["g/c*"]))
+
+
+def test_what_comes_twice_is_taken_once(tmp_path):
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).touch()
+    tar = write_tar(tmp_path / "s.tar", [("x/a.jpg", b"1"), ("y/a.png", b"2"), ("z/b", b"3")])
+    said, table = [], tmp_path / "t.parquet"
+    inputs = [str(tmp_path / "b.jpg"), str(tmp_path), str(tar)]
+    write_inputs(table, find_inputs(inputs), shard_size=2, about={}, say=said.append)
+    parts = [read_inputs(table, k).to_pylist() for k in range(2)]
+    names = ["b.jpg", "a.jpg", "x/a.jpg", "y/a.png"]
+    assert [row["file_name"] for part in parts for row in part] == names
+    assert [row["image_id"] for part in parts for row in part] == image_ids(names)
+    assert said == ["named once more and left out: 3 pictures"]
+    with pytest.raises(UserError, match=rf"{tmp_path}/a.jpg and {tar}/x/a.jpg would have one name"):
+        require_unique_stems(table)
+    other = tmp_path / "u.parquet"
+    inputs = [Input("p", "a.jpg"), Input("q", "a.jpg", error="is gone"), Input("q", "b.jpg")]
+    write_inputs(other, inputs, shard_size=9, about={})
+    require_unique_stems(other)
+
+
+@pytest.mark.parametrize("count, size", [(2500, 700), (2000, 1000), (1001, 5000)])
+def test_shards_of_any_size(tmp_path, count, size):
+    table = tmp_path / "t.parquet"
+    write_inputs(table, (Input(f"{k}", "x.jpg") for k in range(count)), shard_size=size, about={})
+    parts = [read_inputs(table, k).to_pydict() for k in range(-(-count // size))]
+    assert [len(part["path"]) for part in parts[:-1]] == [size] * (len(parts) - 1)
+    assert [int(path) for part in parts for path in part["path"]] == list(range(count))
+    assert [one for part in parts for one in part["image_id"]] == list(range(1, count + 1))

@@ -143,13 +143,45 @@ def test_a_folder_has_one_run(predictor, inputs, tmp_path):
 def test_pictures_of_one_name_cannot_be_files(predictor, inputs, tmp_path):
     other = tmp_path / "000001.jpg"
     other.write_bytes(Path(inputs[0]).read_bytes())
-    results = tmp_path / "files"
-    with pytest.raises(UserError, match=r"000001\.jpg: another picture has the same panoptic/0000"):
-        predict_batch(
-            lambda: predictor, [inputs[0], str(other)], output=str(tmp_path / "o"),
-            results=str(results),
-        )  # fmt: skip
-    assert not results.exists() and len(find_shards(tmp_path / "o")) == 1
+    results, names = tmp_path / "files", [inputs[0], str(other)]
+    options = {"output": str(tmp_path / "o")}
+    with pytest.raises(UserError, match=r"png and .*/000001\.jpg would have one name; leave it"):
+        predict_batch(lambda: predictor, names, results=str(results), **options)
+    assert not results.exists() and find_shards(tmp_path / "o") == []  # before the work
+    assert predict_batch(lambda: predictor, names, **options).errors == 0
+
+
+def test_it_goes_on_from_another_folder(predictor, inputs, tmp_path, monkeypatch):
+    places = [tmp_path / "a", tmp_path / "b"]
+    for place in places:
+        place.mkdir()
+    for path in inputs:
+        (places[0] / Path(path).name).write_bytes(Path(path).read_bytes())
+    options = {"output": str(tmp_path / "out"), "shard_size": 2}
+
+    def stop(self, given):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.chdir(places[0])
+        patch.setattr(module.BatchPredictor, "row", stop)
+        with pytest.raises(KeyboardInterrupt):
+            predict_batch(lambda: predictor, ["."], **options)
+    monkeypatch.chdir(places[1])
+    with pytest.raises(UserError, match="another inputs"):  # its name means another folder here
+        predict_batch(lambda: predictor, ["."], **options)
+    assert predict_batch(lambda: predictor, ["../a"], **options).errors == 1
+
+
+def test_files_are_flushed_once(predictor, inputs, tmp_path, monkeypatch):
+    options = {"output": str(tmp_path / "o"), "say": print}
+    predict_batch(lambda: predictor, inputs, **options)
+    flushed = []
+    monkeypatch.setattr("knet.files._flush", lambda path: flushed.append(path.name))
+    predict_batch(lambda: predictor, inputs, results=str(tmp_path / "files"), **options)
+    pictures = [name for name in flushed if name.startswith("0") and ".unfinished" not in name]
+    assert sorted(pictures) == sorted(2 * [f"{k:06d}.png" for k in range(1, 5)])
+    assert len([name for name in flushed if name.startswith("0")]) == 8
 
 
 def test_without_the_packages_a_sentence_says_what_to_install(monkeypatch, tmp_path, capsys):

@@ -17,7 +17,14 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from knet.batch.inputs import INPUTS, find_inputs, read_inputs, write_inputs
+from knet.batch.inputs import (
+    INPUTS,
+    absolute,
+    find_inputs,
+    read_inputs,
+    require_unique_stems,
+    write_inputs,
+)
 from knet.batch.predictor import BatchPredictor
 from knet.classes import Category
 from knet.errors import UserError
@@ -128,7 +135,7 @@ def predict_batch(
         remove_unfinished(folder)
         predictor = BatchPredictor(load)
         about = {
-            "inputs": list(inputs),
+            "inputs": absolute(inputs),
             "shard_size": shard_size,
             "tasks": predictor.tasks,
             "model": _fingerprint(predictor.predictor),
@@ -140,7 +147,10 @@ def predict_batch(
         else:
             if find_shards(folder):
                 raise UserError(f"--output {output} has results without {INPUTS}: name another")
-            write_inputs(table, find_inputs(inputs, say), shard_size=shard_size, about=about)
+            found = find_inputs(inputs, say)
+            write_inputs(table, found, shard_size=shard_size, about=about, say=say)
+        if results:
+            require_unique_stems(table)
         images = read_about(table)["images"]
         number = -(-images // shard_size)
         shards = ((k, folder / shard_name(k)) for k in range(number))
@@ -210,7 +220,10 @@ def _errors(shard: Path) -> int:
 def _write_files(folder: Path, results: Path, categories: Sequence[Category]) -> None:
     """The results of all shards as `ResultFiles`, whole or not at all."""
     try:
-        with whole_folder(results) as fresh, ResultFiles(fresh, categories=categories) as files:
+        with (
+            whole_folder(results) as fresh,
+            ResultFiles(fresh, categories=categories, durable=False) as files,
+        ):
             rows = read_rows(find_shards(folder))
             for row in tqdm(rows, desc="writing files", unit=" images"):
                 if row["error"] is None:
