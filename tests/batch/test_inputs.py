@@ -88,7 +88,7 @@ def test_shards_of_the_table_and_ids(tmp_path):
     assert [len(part) for part in parts] == [2, 2, 1]
     assert [row["image_id"] for part in parts for row in part] == image_ids(names)
     assert parts[2][0]["path"] == str(tmp_path / "dog.png")
-    assert read_about(tmp_path / "inputs.parquet") == {"model": "m", "images": 5}
+    assert read_about(tmp_path / "inputs.parquet") == {"model": "m", "shard_size": 2, "images": 5}
     with pytest.raises(UserError, match="name no picture"):
         write_inputs(tmp_path / "none.parquet", iter([]), shard_size=2, about={})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["inputs.parquet", "list.txt"]
@@ -159,10 +159,13 @@ def test_what_comes_twice_is_taken_once(tmp_path):
     require_unique_stems(other)
 
 
-@pytest.mark.parametrize("count, size", [(2500, 700), (2000, 1000), (1001, 5000)])
-def test_shards_of_any_size(tmp_path, count, size):
+@pytest.mark.parametrize("count, given, size", [
+    (2500, 700, 700), (2000, 1000, 1000), (1001, 5000, 5000), (20, None, 8), (1281, None, 11),
+])  # fmt: skip
+def test_shards_of_any_size(tmp_path, count, given, size):
     table = tmp_path / "t.parquet"
-    write_inputs(table, (Input(f"{k}", "x.jpg") for k in range(count)), shard_size=size, about={})
+    write_inputs(table, (Input(f"{k}", "x.jpg") for k in range(count)), shard_size=given, about={})
+    assert read_about(table) == {"shard_size": size, "images": count}
     parts = [read_inputs(table, k).to_pydict() for k in range(-(-count // size))]
     assert [len(part["path"]) for part in parts[:-1]] == [size] * (len(parts) - 1)
     assert [int(path) for part in parts for path in part["path"]] == list(range(count))

@@ -1,5 +1,7 @@
 """A run is what its call says, whatever interrupts it."""
 
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -10,6 +12,7 @@ pytest.importorskip("pyarrow")
 from detectron2.data import MetadataCatalog
 
 from knet.batch import run as module
+from knet.batch.attempts import Attempt
 from knet.batch.run import predict_batch
 from knet.errors import UserError
 from knet.predict.run import predict_pictures
@@ -46,21 +49,28 @@ def test_an_interrupted_run_ends_with_the_same_files(predictor, inputs, tmp_path
     for name in names:
         assert (files / name).read_bytes() == (tmp_path / "drawn" / name).read_bytes()
 
-    call, calls = module.BatchPredictor.__call__, []
+    call, calls = module.BatchPredictor.row, []
 
-    def stop(self, batch):
-        calls.append(len(batch))
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return call(self, batch)
+    def stop(self, given):
+        calls.append(given["image_id"])
+        if calls in ([1, 2, 5, 3], [1, 2, 5, 3, 5]):
+            os.kill(os.getpid(), signal.SIGTERM if calls[-1] == 3 else signal.SIGINT)
+        return call(self, given)
 
-    monkeypatch.setattr(module.BatchPredictor, "__call__", stop)
+    monkeypatch.setattr(module.BatchPredictor, "row", stop)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stopped:
+        predict_batch(lambda: predictor, inputs, output=str(parts), **options)
+    assert stopped.value.code == 143 and signal.getsignal(signal.SIGTERM) == before
+    assert said[-1] == "SIGTERM: finished files are kept, and the same call goes on"
     with pytest.raises(KeyboardInterrupt):
         predict_batch(lambda: predictor, inputs, output=str(parts), **options)
-    assert sorted(contents(parts)) == ["inputs.parquet", "results-0000000.parquet"]
+    assert {path.name for path in parts.iterdir()} == {
+        ".training.lock", "inputs.parquet", "results-0000000.parquet"
+    }  # fmt: skip
     (parts / "results-0000001.unfinished-000000-1-00000000.parquet").touch()
     predict_batch(lambda: predictor, inputs, output=str(parts), **options)
-    assert calls == [2, 2, 2, 1] and said[-1] == "2 of 5 pictures were done before"
+    assert calls == [1, 2, 5, 3, 5, 5, 3, 4] and said[-1] == "2 of 5 pictures were done before"
     # a left-over of another machine stays for a day
     (parts / "results-0000001.unfinished-000000-1-00000000.parquet").unlink(missing_ok=True)
     assert contents(parts) == contents(whole)
@@ -113,6 +123,25 @@ def test_a_file_system_that_fails_ends_the_run(predictor, inputs, tmp_path, monk
     assert [row["error"] is None for row in rows] == [True, True, False, True, True]
 
 
+def test_a_picture_that_ends_the_process_is_left_out(predictor, inputs, tmp_path):
+    output = tmp_path / "out"
+    options = {"output": str(output), "shard_size": 3}
+    first, second = (output / f"results-000000{k}.parquet" for k in range(2))
+    expected = contents(output) if predict_batch(lambda: predictor, inputs, **options) else {}
+    second.unlink()
+    for _ in range(2):
+        Attempt(second).__enter__().begin(1)  # and its process is killed
+    assert predict_batch(lambda: predictor, inputs, **options).errors == 2
+    rows = list(read_rows([first, second]))
+    assert rows[4]["error"] == (
+        f"{inputs[4]}: 000004.png has ended the process 2 times: a crash, or too little memory; "
+        "--retry-errors tries again"
+    )
+    assert rows[3]["error"] is None and not list(output.glob("*.next"))
+    assert predict_batch(lambda: predictor, inputs, **options, retry_errors=True).errors == 1
+    assert contents(output) == expected
+
+
 def test_a_folder_has_one_run(predictor, inputs, tmp_path):
     output = str(tmp_path / "out")
 
@@ -121,7 +150,7 @@ def test_a_folder_has_one_run(predictor, inputs, tmp_path):
 
     call()
     assert call().images == 1
-    with pytest.raises(UserError, match="run with another shard size 1000: repeat the call"):
+    with pytest.raises(UserError, match="run with another shard size 8: repeat the call"):
         call(shard_size=3)
     with pytest.raises(UserError, match="another inputs"):
         call(inputs[:2])
@@ -136,8 +165,10 @@ def test_a_folder_has_one_run(predictor, inputs, tmp_path):
         call()
     with pytest.raises(UserError, match="is there already"):
         call(results=str(tmp_path))
-    with pytest.raises(UserError, match="--workers 0: it is at least 1"):
+    with pytest.raises(UserError, match="--workers 0: it is 1 to 1,000,000"):
         call(workers=0)
+    with pytest.raises(UserError, match="--shard-size 1000001: it is 1 to 1,000,000"):
+        call(shard_size=1_000_001)
 
 
 def test_pictures_of_one_name_cannot_be_files(predictor, inputs, tmp_path):

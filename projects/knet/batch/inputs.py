@@ -42,6 +42,9 @@ _PATH = "path"  # column of a Parquet file of paths
 _LISTS = (".txt", ".lst", ".list")
 _ROWS = 1000  # in memory while they are found
 _DIGEST = 16  # bytes
+# by default
+_SHARDS = 128
+_LEAST = 8  # pictures of one
 _SCHEMA = pa.schema(
     [
         (_PATH, pa.string()),
@@ -110,7 +113,7 @@ def write_inputs(
     path: Path,
     inputs: Iterable[Input],
     *,
-    shard_size: int,
+    shard_size: int | None,
     about: Mapping[str, Any],
     say: Callable[[str], None] = lambda text: None,
 ) -> None:
@@ -121,8 +124,10 @@ def write_inputs(
     Args:
         path: of the table.
         inputs: at least one.
-        shard_size: pictures of a shard; the last one may have fewer.
-        about: the run, for the metadata, which get ``images``, the number of pictures, beside.
+        shard_size: pictures of a shard; the last one may have fewer. None for 1,000, or as many as
+            make `_SHARDS` shards: workers share them out.
+        about: the run, for the metadata, which get ``images``, the number of pictures, and
+            ``shard_size`` beside.
         say: told of pictures that were named before.
 
     Raises:
@@ -149,7 +154,9 @@ def write_inputs(
         ids = ids_of_numbers(np.frombuffer(numbers, np.int64)[taken])
         if len(ids) < len(taken):
             say(f"named once more and left out: {len(taken) - len(ids):,} pictures")
-        metadata = with_about({**about, "images": len(ids)})
+        if shard_size is None:
+            shard_size = min(1000, max(_LEAST, -(-len(ids) // _SHARDS)))
+        metadata = with_about({**about, "shard_size": shard_size, "images": len(ids)})
         schema = _SCHEMA.insert(0, pa.field("image_id", pa.int64())).with_metadata(metadata)
         with (
             pq.ParquetFile(spool) as file,

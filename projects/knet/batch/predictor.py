@@ -95,10 +95,7 @@ class BatchPredictor:
             columns = batch
         if "path" not in columns:
             raise KeyError(f"a batch needs the column path; its columns are {', '.join(columns)}")
-        rows = []
-        for values in zip(*columns.values()):
-            given = {name: value for name, value in zip(columns, values) if _is_given(value)}
-            rows.append(self.row(given))
+        rows = [self.row(dict(zip(columns, values))) for values in zip(*columns.values())]
         return pa.Table.from_pylist(rows, self.schema)
 
     def map_pandas(self, frames: Iterable[Any]) -> Iterator[Any]:
@@ -107,7 +104,8 @@ class BatchPredictor:
             yield self(frame.to_dict("list")).to_pandas()
 
     def row(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The row of one picture; `given` has the values of a batch that are there."""
+        """The row of one picture; arguments and errors as above, with a value for each column."""
+        given = {name: value for name, value in given.items() if _is_given(value)}
         path = str(given["path"])
         name = str(given.get("file_name", os.path.basename(path)))
         number = int(given["image_id"]) if "image_id" in given else None

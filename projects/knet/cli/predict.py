@@ -41,7 +41,6 @@ from knet.predictor import KNetPredictor
 from knet.visualization import DRAWN_SCORE, TASKS
 
 _SHOWN = 8  # pictures whose contents are told
-_SHARD_SIZE = 1000
 
 
 def add_arguments(parser: Parser) -> None:
@@ -76,7 +75,10 @@ def add_arguments(parser: Parser) -> None:
         "--gpus-per-worker", type=float, metavar="N", help="with Ray; 0.5: two share one"
     )
     many.add_argument(
-        "--shard-size", type=int, metavar="N", help=f"pictures a file of results ({_SHARD_SIZE})"
+        "--shard-size",
+        type=int,
+        metavar="N",
+        help="pictures a file of results (8 to 1,000, so that there are some hundred files)",
     )
     many.add_argument(
         "--retry-errors", action="store_true", help="do shards that have errors once more"
@@ -177,16 +179,20 @@ def _predict_batch(args: argparse.Namespace) -> int:
     engine = args.engine or "plain"
     if engine != "ray" and (args.workers is not None or args.gpus_per_worker is not None):
         raise UserError("--workers and --gpus-per-worker go with --engine ray")
+    opts, gpus = _opts(args), args.gpus_per_worker
+    if gpus is None and dict(zip(opts[::2], opts[1::2])).get("MODEL.DEVICE") == "cpu":
+        gpus = 0.0
     done = predict_batch(
-        functools.partial(load_predictor, args, _opts(args)),
+        functools.partial(load_predictor, args, opts),
         args.input,
         output=args.output,
         engine=engine,
         workers=args.workers,
-        gpus_per_worker=args.gpus_per_worker,
-        shard_size=_SHARD_SIZE if args.shard_size is None else args.shard_size,
+        gpus_per_worker=gpus,
+        shard_size=args.shard_size,
         results=args.results,
         retry_errors=args.retry_errors,
+        load_on_cpu=functools.partial(load_predictor, args, [*opts, "MODEL.DEVICE", "cpu"]),
         say=_say,
     )
     places = " and ".join(filter(None, (args.output, args.results)))
