@@ -58,7 +58,7 @@ def write_shards(name: str, folder: str | os.PathLike[str], *, shard_bytes: int)
     about: dict[str, Any] = {"format": form, **coco_classes(form, meta), "shards": []}
     with whole_folder(target) as unfinished:
         writer = _Writer(unfinished, name, shard_bytes)
-        keys: set[str] = set()
+        keys: dict[str, int] = {}
         for record in progressing(records, f"{name}: writing", "records"):
             if _format(record, name) != form:
                 raise UserError(f"{describe(record)} has other labels than the first record")
@@ -114,16 +114,21 @@ def coco_classes(form: str, meta: Metadata) -> dict[str, Any]:
     }
 
 
-def _key(record: Record, keys: set[str]) -> str:
-    """A key that no other sample has: the picture's name without suffix, and without dots."""
+def _key(record: Record, keys: dict[str, int]) -> str:
+    """A key that no other sample has: the picture's name without suffix, and without dots.
+
+    `keys` has those of the samples before, with the highest number that each was given; data sets
+    with a folder for each image have one name a million times.
+    """
     path = record["file_name"]
     stem = split_name(Path(path).name)[0] if find_member(path) else Path(path).stem
     key = stem = stem.replace(".", "_") or "picture"
-    number = 1
+    number = keys.get(stem, 1)
     while key in keys:
         number += 1
         key = f"{stem}_{number}"
-    keys.add(key)
+    keys[stem] = number
+    keys.setdefault(key, 1)
     return key
 
 
