@@ -271,9 +271,10 @@ def test_a_launcher_goes_on_with_the_training_that_it_has_started(run):
     checkpointer.resume_or_load("", resume=False, restarted=True)
     assert same(state_of(model), second)
 
-    note_run(folder, fresh=False)  # somebody has gone on with the newest there is
-    assert noted_run(folder) is None
+    note_run(folder, fresh=False, job="7")  # somebody has gone on with the newest there is
+    assert noted_run(folder) == (None, "7")
     note_run(folder, fresh=True)
+    assert noted_run(folder) == (3, "")
     (folder / ".training.run").write_text("x")
-    with pytest.raises(ValueError, match=r"\.training\.run holds 'x', no number: remove it"):
+    with pytest.raises(ValueError, match=r"\.training\.run is damaged .*: remove it"):
         checkpointer.resume_or_load("", restarted=True)

@@ -12,6 +12,7 @@ And what must hold of a training's state before it is saved or gone on with.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,10 +22,10 @@ from detectron2.utils import comm
 from torch import Tensor
 
 from knet.checkpoint.read_file import peek, read_file
-from knet.files import UNFINISHED, write_text
+from knet.files import UNFINISHED, write_json
 
 LAST = "last_checkpoint"
-_RUN = ".training.run"  # holds the number of a training that has started afresh
+_RUN = ".training.run"  # what was begun last
 
 
 class Newest(NamedTuple):
@@ -59,8 +60,10 @@ def find_newest(
     Raises:
         ValueError: the folder has checkpoints, but none is whole.
     """
-    only = noted_run(folder) if noted else None
-    found = _find(folder, parts, trust, only) if comm.is_main_process() else Newest()
+    found = Newest()
+    if comm.is_main_process():
+        only = noted_run(folder).run if noted else None
+        found = _find(folder, parts, trust, only)
     shared = comm.all_gather(found._replace(saved=None))[0]
     if shared.error:
         raise ValueError(shared.error)
@@ -122,27 +125,41 @@ def last_run(folder: str | Path, *, trust: bool = False) -> int:
     return max(runs)
 
 
-def note_run(folder: str | Path, *, fresh: bool, trust: bool = False) -> None:
-    """Note that a new training starts in a folder, or that an earlier one goes on."""
-    if fresh:
-        write_text(Path(folder, _RUN), f"{last_run(folder, trust=trust) + 1}\n")
-    else:
-        Path(folder, _RUN).unlink(missing_ok=True)
+def note_run(folder: str | Path, *, fresh: bool, job: str = "", trust: bool = False) -> None:
+    """Note that a job of a launcher starts a new training in a folder, or goes on with the newest.
+
+    Args:
+        folder: of the training.
+        fresh: whether it is a new one.
+        job: the launcher's name for it; empty without one.
+        trust: as of `read_file`.
+    """
+    run = last_run(folder, trust=trust) + 1 if fresh else None
+    write_json(Path(folder, _RUN), {"run": run, "job": job})
 
 
-def noted_run(folder: str | Path) -> int | None:
-    """The training that was noted; None if none was.
+class Noted(NamedTuple):
+    """What `note_run` has noted: the number of a new training, None: the newest; and the job."""
+
+    run: int | None = None
+    job: str | None = None
+
+
+def noted_run(folder: str | Path) -> Noted:
+    """What was noted last; nothing if nothing was.
 
     Raises:
-        ValueError: the file holds no number.
+        ValueError: the file is damaged.
     """
     path = Path(folder, _RUN)
     if not path.is_file():
-        return None
-    text = path.read_text(encoding="utf-8", errors="replace").strip()
-    if not text.isdecimal():
-        raise ValueError(f"{path} holds {text[:20]!r}, no number: remove it")
-    return int(text)
+        return Noted()
+    try:
+        content = json.loads(path.read_bytes())
+        run = content["run"]
+        return Noted(None if run is None else int(run), str(content["job"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}): remove it") from error
 
 
 def holds_training(folder: str | Path, *, trust: bool = False) -> bool:
