@@ -98,6 +98,40 @@ def draw_result(
     return visualizer.output.get_image()
 
 
+def draw_objects(
+    image: np.ndarray,
+    result: tuple[Any, Sequence[Mapping[str, Any]]],
+    metadata: Metadata,
+    *,
+    min_side: int = _MIN_SIDE,
+) -> np.ndarray:
+    """Draw a frame of a video whose objects have ids: a colour and a label for each id.
+
+    Args:
+        image: ``(H, W, 3)`` RGB uint8.
+        result: as `knet.tracking.ObjectFollower` gives it: ids (H, W) and records.
+        metadata, min_side: as for :func:`draw_result`.
+
+    Returns:
+        As :func:`draw_result`. Stuff has the colours of its classes.
+    """
+    factor = _factor(image, min_side)
+    visualizer = _ClassColorVisualizer(_enlarge(image, factor), metadata)
+    ids, segments = result
+    ids = np.asarray(ids).repeat(factor, axis=0).repeat(factor, axis=1)
+    stuff = [dict(segment) for segment in segments if not segment["isthing"]]
+    of_stuff = np.where(np.isin(ids, [segment["id"] for segment in stuff]), ids, 0)
+    visualizer.draw_panoptic_seg(torch.as_tensor(of_stuff), stuff, 0, _ALPHA)
+    things = [segment for segment in segments if segment["isthing"]]
+    names = metadata.get("thing_classes")
+    visualizer.overlay_objects(
+        [ids == thing["id"] for thing in things],
+        [f"{names[thing['category_id']]} {thing['id']}" for thing in things],
+        [_color(thing["id"]) for thing in things],
+    )
+    return visualizer.output.get_image()
+
+
 class _ClassColorVisualizer(Visualizer):
     """Detectron2's Visualizer with one colour a class, or one an object where there is one class.
 
@@ -134,20 +168,30 @@ class _ClassColorVisualizer(Visualizer):
     ) -> Any:
         """Draw masks from the largest to the smallest; the original fills the holes of masks."""
         masks = [m.mask if isinstance(m, GenericMask) else np.asarray(m, np.uint8) for m in masks]
-        if len(self.metadata.get("thing_classes") or []) == 1:  # colours tell objects apart
-            assigned_colors = [tuple(c / 255 for c in color) for color in _palette(len(masks))]
+        colors = _palette(len(masks))
+        if len(self.metadata.get("thing_classes") or []) != 1:
+            colors = [
+                [255 * c for c in color] for color in assigned_colors
+            ]  # else colours tell objects apart
+        self.overlay_objects(masks, labels, colors)
+        return self.output
+
+    def overlay_objects(
+        self, masks: Sequence[np.ndarray], labels: Sequence[str], colors: Sequence[Any]
+    ) -> None:
+        """Draw masks (H, W) from the largest to the smallest; colours are 0 to 255."""
+        masks = [np.asarray(mask, np.uint8) for mask in masks]
         small = (_LABELLED * self._default_font_size) ** 2
         hidden = [len(masks) > _MOST_LABELS or mask.sum() < small for mask in masks]
         for k in sorted(range(len(masks)), key=lambda k: -int(masks[k].sum())):
             self.draw_binary_mask(
                 masks[k],
-                assigned_colors[k],
+                tuple(c / 255 for c in colors[k]),
                 edge_color=_EDGE,
                 text=None if hidden[k] else labels[k],
                 alpha=_ALPHA,
                 area_threshold=0,
             )
-        return self.output
 
     def draw_binary_mask(
         self, binary_mask: np.ndarray, color: Any = None, *, edge_color: Any = None, **options: Any
@@ -179,9 +223,13 @@ def with_colors(metadata: Metadata) -> Metadata:
 
 
 def _palette(count: int) -> list[tuple[int, ...]]:
-    """Colours that differ: hues a golden section apart, three brightnesses."""
-    hsv = [(k * 0.618034 % 1.0, 0.85 - 0.25 * (k % 2), 1.0 - 0.2 * (k % 3)) for k in range(count)]
-    return [tuple(round(255 * c) for c in colorsys.hsv_to_rgb(*color)) for color in hsv]
+    return [_color(k) for k in range(count)]
+
+
+def _color(k: int) -> tuple[int, ...]:
+    """The k-th of colours that differ: hues a golden section apart, three brightnesses."""
+    hsv = (k * 0.618034 % 1.0, 0.85 - 0.25 * (k % 2), 1.0 - 0.2 * (k % 3))
+    return tuple(round(255 * c) for c in colorsys.hsv_to_rgb(*hsv))
 
 
 def draw_sheet(

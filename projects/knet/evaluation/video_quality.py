@@ -136,9 +136,7 @@ def video_scores(
         content = load_json(str(Path(truth) / "panoptic.json"))
         categories = {c["id"]: bool(c["isthing"]) for c in content["categories"]}
         of_things = [key for key, is_thing in categories.items() if is_thing]
-        scores.add(
-            read_video(truth), read_video(found), things=of_things, windows=(1, *windows)
-        )
+        scores.add(read_video(truth), read_video(found), things=of_things, windows=(1, *windows))
     if categories is None:
         raise ValueError("no video to score")
     things = [key for key, is_thing in categories.items() if is_thing]

@@ -7,6 +7,7 @@ An object that is not seen stays in the memory for a while, so that it has its i
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -156,7 +157,7 @@ class ObjectMemory:
 
 def mask_overlaps(masks: np.ndarray, others: np.ndarray) -> np.ndarray:
     """(n, m) intersection over union of boolean masks (n, h, w) and (m, h, w); 0 of empty ones."""
-    a, b = (x.reshape(len(x), -1).astype(np.float32) for x in (masks, others))
+    a, b = (x.reshape(len(x), math.prod(x.shape[1:])).astype(np.float32) for x in (masks, others))
     common = a @ b.T
     union = a.sum(1)[:, None] + b.sum(1) - common
     return common / np.maximum(union, 1)
