@@ -125,9 +125,9 @@ def draw_objects(
     things = [segment for segment in segments if segment["isthing"]]
     names = metadata.get("thing_classes")
     visualizer.overlay_objects(
-        [ids == thing["id"] for thing in things],
+        [(ids == thing["id"]).astype(np.uint8) for thing in things],
         [f"{names[thing['category_id']]} {thing['id']}" for thing in things],
-        [_color(thing["id"]) for thing in things],
+        [tuple(c / 255 for c in _color(thing["id"])) for thing in things],
     )
     return visualizer.output.get_image()
 
@@ -168,30 +168,26 @@ class _ClassColorVisualizer(Visualizer):
     ) -> Any:
         """Draw masks from the largest to the smallest; the original fills the holes of masks."""
         masks = [m.mask if isinstance(m, GenericMask) else np.asarray(m, np.uint8) for m in masks]
-        colors = _palette(len(masks))
-        if len(self.metadata.get("thing_classes") or []) != 1:
-            colors = [
-                [255 * c for c in color] for color in assigned_colors
-            ]  # else colours tell objects apart
-        self.overlay_objects(masks, labels, colors)
-        return self.output
+        if len(self.metadata.get("thing_classes") or []) == 1:  # colours tell objects apart
+            assigned_colors = [tuple(c / 255 for c in color) for color in _palette(len(masks))]
+        return self.overlay_objects(masks, labels, assigned_colors)
 
     def overlay_objects(
         self, masks: Sequence[np.ndarray], labels: Sequence[str], colors: Sequence[Any]
-    ) -> None:
-        """Draw masks (H, W) from the largest to the smallest; colours are 0 to 255."""
-        masks = [np.asarray(mask, np.uint8) for mask in masks]
+    ) -> Any:
+        """Draw masks (H, W), uint8, from the largest to the smallest."""
         small = (_LABELLED * self._default_font_size) ** 2
         hidden = [len(masks) > _MOST_LABELS or mask.sum() < small for mask in masks]
         for k in sorted(range(len(masks)), key=lambda k: -int(masks[k].sum())):
             self.draw_binary_mask(
                 masks[k],
-                tuple(c / 255 for c in colors[k]),
+                colors[k],
                 edge_color=_EDGE,
                 text=None if hidden[k] else labels[k],
                 alpha=_ALPHA,
                 area_threshold=0,
             )
+        return self.output
 
     def draw_binary_mask(
         self, binary_mask: np.ndarray, color: Any = None, *, edge_color: Any = None, **options: Any

@@ -174,7 +174,11 @@ class InstanceSelection:
             score_threshold=self.score_threshold if self._sums is not None else 0.0,
             min_area=self.min_area,
         )  # fmt: skip
-        rest = (self.labels, self._masks, self._boxes, self._found_by)
-        if order is not None:
-            rest = tuple(values[order] for values in rest)
-        return InstanceResult(scores, *rest)
+        order = slice(None) if order is None else order
+        return InstanceResult(
+            scores,
+            self.labels[order],
+            self._masks[order],
+            self._boxes[order],
+            self._found_by[order],
+        )

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -322,7 +323,8 @@ class KNetHeads(nn.Module):
         """
         initial = self.kernel_head(*self.neck(features))
         if carried is not None:
-            masks = self.rounds[-1].masks_of(carried.kernels, initial.features)
+            last: Any = self.rounds[-1]
+            masks = last.masks_of(carried.kernels, initial.features)
             initial = carried.placed(initial, masks)
         rounds = self.rounds(initial.features, initial.kernels, initial.masks, initial.levels)
         if targets is not None:

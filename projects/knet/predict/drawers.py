@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from knet.classes import Category
 from knet.errors import UserError
 from knet.predict.describe import describe_result
 from knet.predictor import KNetPredictor
 from knet.results.coco_files import ResultFiles
-from knet.tracking import ObjectFollower, TrackFile
+from knet.tracking import FollowedFiles, ObjectFollower
 from knet.visualization import TASKS, draw_objects, draw_result
 
 _READABLE = 320  # pixels of the shorter side
@@ -50,7 +46,7 @@ class Drawer:
         self.task = possible_task(predictor, task) if task else richest_task(predictor)
         self.score_threshold = score_threshold
 
-    def result_files(self, folder: str, video: str = "") -> ResultFiles | FollowedFiles:
+    def result_files(self, folder: str, video: str = "") -> ResultFiles:
         """Files of the model's classes in a folder; `video` is the name of one."""
         return ResultFiles(folder, categories=self.predictor.categories)
 
@@ -103,7 +99,7 @@ class FollowingDrawer(Drawer):
         )
         super().__init__(predictor, self.follower.task, score_threshold)
 
-    def result_files(self, folder: str, video: str = "") -> FollowedFiles:
+    def result_files(self, folder: str, video: str = "") -> ResultFiles:
         """As of `Drawer`, and ``tracks.json``."""
         return FollowedFiles(folder, categories=self.predictor.categories, video=video)
 
@@ -116,31 +112,6 @@ class FollowingDrawer(Drawer):
         min_side = _READABLE if enlarge else 1
         metadata = self.predictor.metadata
         return draw_objects(image, results["panoptic_seg"], metadata, min_side=min_side)
-
-
-class FollowedFiles(contextlib.ExitStack):
-    """`ResultFiles` and `TrackFile` of one video.
-
-    Args:
-        folder: made if missing; it must hold no results.
-        categories: of the model.
-        video: its name.
-
-    Raises:
-        OSError: the folder holds results, or cannot be written.
-    """
-
-    def __init__(self, folder: str, *, categories: Sequence[Category], video: str) -> None:
-        super().__init__()
-        self._files = self.enter_context(ResultFiles(folder, categories=categories))
-        path = Path(folder) / "tracks.json"
-        self._tracks = self.enter_context(TrackFile(path, categories=categories, name=video))
-
-    def add(self, results: Mapping[str, Any], *, image_id: int, file_name: str) -> None:
-        """Take the results of the next frame, as `ResultFiles.add` does."""
-        self._files.add(results, image_id=image_id, file_name=file_name)
-        id_map, segments = results["panoptic_seg"]
-        self._tracks.add(id_map.cpu().numpy(), segments, file_name=file_name)
 
 
 def possible_task(predictor: KNetPredictor, task: str) -> str:

@@ -7,6 +7,6 @@ for number, frame in enumerate(frames, start=1):
 
 from knet.tracking.follower import ObjectFollower
 from knet.tracking.memory import LinkOptions, ObjectMemory
-from knet.tracking.track_file import TrackFile
+from knet.tracking.track_file import FollowedFiles, TrackFile
 
-__all__ = ["LinkOptions", "ObjectFollower", "ObjectMemory", "TrackFile"]
+__all__ = ["FollowedFiles", "LinkOptions", "ObjectFollower", "ObjectMemory", "TrackFile"]

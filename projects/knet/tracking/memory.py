@@ -8,7 +8,6 @@ An object that is not seen stays in the memory for a while, so that it has its i
 from __future__ import annotations
 
 import math
-from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -76,12 +75,12 @@ class KnownObject:
     mask: np.ndarray
     frame: int
     sightings: int = 1
-    votes: Counter[int] = field(default_factory=Counter)
+    votes: dict[int, float] = field(default_factory=dict)
 
     @property
     def label(self) -> int:
         """The class that it had most."""
-        return self.votes.most_common(1)[0][0]
+        return max(self.votes, key=self.votes.__getitem__)
 
 
 class ObjectMemory:
@@ -136,7 +135,8 @@ class ObjectMemory:
             else:
                 known = KnownObject(self.new_id(), kernels[row], found.masks[row], frame)
             known.mask, known.frame = found.masks[row], frame
-            known.votes[int(found.labels[row])] += float(found.scores[row])
+            label, score = int(found.labels[row]), float(found.scores[row])
+            known.votes[label] = known.votes.get(label, 0.0) + score
             linked.append(known)
         old = {known.id for known in self.known}
         self.known += [known for known in linked if known.id not in old]

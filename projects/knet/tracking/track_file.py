@@ -17,8 +17,9 @@ from pycocotools import mask as mask_util
 from knet.classes import Category, category_records
 from knet.evaluation.spool import nameless_file
 from knet.files import whole_file
+from knet.results.coco_files import ResultFiles
 
-__all__ = ["TrackFile"]
+__all__ = ["FollowedFiles", "TrackFile"]
 
 
 @dataclass
@@ -138,3 +139,32 @@ class TrackFile:
             next_frame = frame + 1
         for _ in range(self._count - next_frame):
             yield None
+
+
+class FollowedFiles(ResultFiles):
+    """`ResultFiles` and `TrackFile` of one video.
+
+    Args:
+        folder: made if missing; it must hold no results.
+        categories: of the model.
+        video: its name.
+
+    Raises:
+        OSError: the folder holds results, or cannot be written.
+    """
+
+    def __init__(self, folder: str, *, categories: Sequence[Category], video: str) -> None:
+        super().__init__(folder, categories=categories)
+        path = Path(folder) / "tracks.json"
+        self._tracks = TrackFile(path, categories=categories, name=video)
+
+    def add(self, results: Mapping[str, Any], *, image_id: int, file_name: str) -> None:
+        """Take the results of the next frame, as `ResultFiles` does."""
+        super().add(results, image_id=image_id, file_name=file_name)
+        id_map, segments = results["panoptic_seg"]
+        self._tracks.add(id_map.cpu().numpy(), segments, file_name=file_name)
+
+    def close(self) -> None:
+        """Write the JSON files of all that was added."""
+        super().close()
+        self._tracks.close()

@@ -132,13 +132,15 @@ class _Drawing:
         stuff = [STUFF_NAMES[i] for i in rng.permutation(len(STUFF_NAMES))[: count + 1]]
         self.bar, width = self._bar(rng)
         self.stuff_segments = regions.astype(np.uint8)
-        self.textures, colours = [], []
+        colours: list[np.ndarray] = []
+        self.textures: list[np.ndarray] = []
         for name in stuff:
             colours.append(pick_colour(rng, colours))
             texture = 1 + pattern(rng, name, self.xs, self.ys, self.scale)
             self.textures.append(colours[-1] * texture[..., None])
         classes = [things[i] for i in rng.permutation(len(things))[:2]]
-        self.movers, self.looks = [], []
+        self.movers: list[_Mover] = []
+        self.looks: list[tuple[np.ndarray, float, float]] = []  # colour, angle, shade
         for k in range(int(rng.choice(THING_COUNTS))):
             thing = place_thing(rng, classes[k % len(classes)], size)
             thing = replace(thing, radius=min(thing.radius, _LARGEST * width / 2))

@@ -22,8 +22,7 @@ from knet.data.shapes.clip import Clip, draw_clip
 from knet.data.shapes.writer import SHAPES_CATEGORIES
 from knet.files import whole_folder
 from knet.predict.video import VideoWriter
-from knet.results.coco_files import ResultFiles
-from knet.tracking.track_file import TrackFile
+from knet.tracking.track_file import FollowedFiles
 
 __all__ = ["SHAPES_CLASSES", "write_clips"]
 
@@ -78,10 +77,7 @@ def write_clips(
 
 def _write_truth(folder: Path, clip: Clip, categories: Sequence[Category]) -> None:
     classes = {category.name: category for category in categories}
-    with (
-        ResultFiles(folder, categories=categories) as files,
-        TrackFile(folder / "tracks.json", categories=categories, name=folder.name) as tracks,
-    ):
+    with FollowedFiles(folder, categories=categories, video=folder.name) as files:
         for number, rows in enumerate(clip.segments, start=1):
             id_map = torch.from_numpy(rows.astype("int32") + 1)  # 0 would be void
             areas = torch.bincount(id_map.flatten(), minlength=len(clip.names) + 1).tolist()
@@ -99,4 +95,3 @@ def _write_truth(folder: Path, clip: Clip, categories: Sequence[Category]) -> No
             file_name = f"{folder.name}_{number:06d}.png"
             results = {"panoptic_seg": (id_map, segments)}
             files.add(results, image_id=number, file_name=file_name)
-            tracks.add(id_map.numpy(), segments, file_name=file_name)
