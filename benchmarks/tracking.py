@@ -36,7 +36,7 @@ from knet.tracking import FollowedFiles, LinkOptions, ObjectFollower
 
 OURS = LinkOptions()
 # overlap alone, whatever the class, with the threshold that switches least
-BY_OVERLAP = replace(OURS, similarity=0.0, overlap=1.0, other_class=0.0, least=0.05)
+BY_OVERLAP = replace(OURS, similarity=0.0, overlap=1.0, other_class=0.0, least=0.02)
 SIDES: Mapping[str, Mapping[str, Any]] = {
     "overlap of masks": {"options": BY_OVERLAP},
     "kernels": {},

@@ -227,6 +227,8 @@ def predict_video(
             "read"
         )
         done.problems += 1
+    elif total is not None and not stopped and reader.number < total:
+        say(f"{source}: frame {reader.number} is the last, though its header tells of {total}")
     if isinstance(source, int) and not stopped:
         say(f"error: camera {source} gives no frames any more")
         done.problems += 1

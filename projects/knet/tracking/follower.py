@@ -157,15 +157,17 @@ class ObjectFollower:
 
 def _require_task(predictor: KNetPredictor, task: str | None) -> str:
     test = predictor.cfg.MODEL.KNET.TEST
-    if predictor.options is None or task == "semantic":
-        raise UserError("semantic maps have no objects to follow: leave --video out")
+    given = [kind for kind in _TASKS if test[f"{kind.upper()}_ON"]]
+    if predictor.options is None or task == "semantic" or not given:
+        raise UserError(
+            "semantic maps have no objects to follow: leave --video out, or take --task panoptic "
+            "or instance with a model that gives them"
+        )
+    if task and task not in given:
+        key = f"MODEL.KNET.TEST.{task.upper()}_ON"
+        raise UserError(f"no objects to follow: the config turns {key} off")
     if predictor.cfg.TEST.AUG.ENABLED:
         raise UserError(
             "objects are followed through one look at each picture: set TEST.AUG.ENABLED False"
         )
-    given = [kind for kind in _TASKS if test[f"{kind.upper()}_ON"]]
-    if not given or (task and task not in given):
-        named = [task] if task else _TASKS
-        keys = " and ".join(f"MODEL.KNET.TEST.{kind.upper()}_ON" for kind in named)
-        raise UserError(f"no objects to follow: the config turns {keys} off")
     return task or given[0]

@@ -18,7 +18,7 @@ __all__ = ["Found", "KnownObject", "LinkOptions", "ObjectMemory", "mask_overlaps
 
 @dataclass(frozen=True)
 class LinkOptions:
-    """How objects are linked.
+    """How objects are linked; the defaults are chosen on clips of *shapes*, not on the measured ones.
 
     The affinity of two is `similarity` times the cosine of their kernels, plus `overlap` times the
     intersection over union of their masks, less `other_class` if their classes differ. Pairs are
@@ -32,12 +32,12 @@ class LinkOptions:
     """
 
     similarity: float = 1.0
-    overlap: float = 0.5
-    other_class: float = 0.3
-    least: float = 0.5
+    overlap: float = 0.3
+    other_class: float = 0.05
+    least: float = 0.7
     renewal: float = 0.5
     patience: int = 100
-    probation: int = 3
+    probation: int = 10
 
 
 @dataclass(frozen=True)

@@ -28,11 +28,12 @@ from knet.data.shapes.drawing import (
     split_regions,
 )
 
-THING_COUNTS = (3, 4, 5)
-SPEEDS = (1.2, 2.6)  # pixels a frame at 96 px
+THING_COUNTS = (3, 4)
+SPEEDS = (1.5, 3.0)  # pixels a frame at 96 px
 _TURNS = (-0.04, 0.04)  # radians a frame
-_BAR_WIDTHS = (0.26, 0.36)  # of the picture's side
-_LARGEST = 0.8  # diameter of a thing by the width of the bar: it can vanish behind it
+_BAR_WIDTHS = (0.34, 0.44)  # of the picture's side
+_LEAST = 0.13  # radius of a thing by the picture's side: a smaller one is often not found
+_LARGEST = 0.84  # diameter of a thing by the width of the bar: it can vanish behind it
 _HIDINGS = 2  # times that a thing vanishes and comes back in a clip, at least
 _SEEN = 40  # pixels at 96 px of a thing that is there
 _TRIES = 60
@@ -143,7 +144,8 @@ class _Drawing:
         self.looks: list[tuple[np.ndarray, float, float]] = []  # colour, angle, shade
         for k in range(int(rng.choice(THING_COUNTS))):
             thing = place_thing(rng, classes[k % len(classes)], size)
-            thing = replace(thing, radius=min(thing.radius, _LARGEST * width / 2))
+            radius = min(max(thing.radius, _LEAST * size), _LARGEST * width / 2)
+            thing = replace(thing, radius=radius)
             speed, way = rng.uniform(*SPEEDS) * self.scale, rng.uniform(0, 2 * np.pi)
             velocity = (speed * math.cos(way), speed * math.sin(way))
             self.movers.append(_Mover(thing, velocity, rng.uniform(*_TURNS)))
