@@ -1,7 +1,7 @@
 """Ids of objects over frames: linked by kernels, by overlap alone, and with kernels carried on.
 
-    python benchmarks/tracking.py --model output/shapes/model            # 20 clips, some minutes
-    python benchmarks/tracking.py --model output/shapes/model --frames 5000   # memory of a long video
+    python benchmarks/tracking.py --model FOLDER                 # 20 clips, some minutes
+    python benchmarks/tracking.py --model FOLDER --frames 5000   # memory of a long video
 
 The clips are drawn (`knet.data.shapes.clip`): things of two classes pass behind a bar and each
 other, and vanish whole at least twice a clip. All sides see the same videos through the same model,
@@ -96,9 +96,12 @@ def memory_of_a_long_video(predictor: KNetPredictor, frames: int) -> list[dict[s
         results = Path(folder) / "found"
 
         def watch() -> None:
-            while not done.wait(0.5):
-                written = len(list((results / "panoptic").glob("*.png")))
+            while True:
+                ended = done.wait(0.5)
+                written = sum(1 for _ in (results / "panoptic").glob("*.png"))
                 samples.append((written, resident_memory()))
+                if ended:
+                    return
 
         watcher = threading.Thread(target=watch)
         watcher.start()

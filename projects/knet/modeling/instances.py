@@ -174,7 +174,8 @@ class InstanceSelection:
             score_threshold=self.score_threshold if self._sums is not None else 0.0,
             min_area=self.min_area,
         )  # fmt: skip
-        order = slice(None) if order is None else order
+        if order is None:
+            return InstanceResult(scores, self.labels, self._masks, self._boxes, self._found_by)
         return InstanceResult(
             scores,
             self.labels[order],

@@ -18,7 +18,7 @@ __all__ = ["Found", "KnownObject", "LinkOptions", "ObjectMemory", "mask_overlaps
 
 @dataclass(frozen=True)
 class LinkOptions:
-    """How objects are linked; the defaults are chosen on clips of *shapes*, not on the measured ones.
+    """How objects are linked; the defaults are chosen on clips of *shapes*.
 
     The affinity of two is `similarity` times the cosine of their kernels, plus `overlap` times the
     intersection over union of their masks, less `other_class` if their classes differ. Pairs are

@@ -153,7 +153,9 @@ class FollowedFiles(ResultFiles):
         OSError: the folder holds results, or cannot be written.
     """
 
-    def __init__(self, folder: str, *, categories: Sequence[Category], video: str) -> None:
+    def __init__(
+        self, folder: str | os.PathLike[str], *, categories: Sequence[Category], video: str
+    ) -> None:
         super().__init__(folder, categories=categories)
         path = Path(folder) / "tracks.json"
         self._tracks = TrackFile(path, categories=categories, name=video)
