@@ -58,7 +58,7 @@ def compare_links(
         for side, options in SIDES.items():
             found, busy = Path(folder) / side, time.process_time()
             for name in names:
-                follow_video(predictor, truth / f"{name}.mp4", found / name, **options)
+                follow_video(predictor, truth / f"{name}.avi", found / name, **options)
             busy = time.process_time() - busy
             scores = video_scores((truth / name, found / name) for name in names)
             row = {"linked by": side, "vanish and come back": hidings, **scores}
@@ -83,7 +83,7 @@ def follow_video(
 
 
 def memory_of_a_long_video(predictor: KNetPredictor, frames: int) -> list[dict[str, Any]]:
-    """Resident memory in each tenth of a video that is followed, drawn and written."""
+    """Resident memory in each tenth of a video that is followed and written as files."""
     clip = draw_clip(1, 0)
     with tempfile.TemporaryDirectory() as folder:
         video = Path(folder) / "long.mp4"
@@ -106,8 +106,7 @@ def memory_of_a_long_video(predictor: KNetPredictor, frames: int) -> list[dict[s
         watcher = threading.Thread(target=watch)
         watcher.start()
         try:
-            output = str(Path(folder) / "drawn.mp4")
-            predict_video(predictor, str(video), output=output, results=str(results), follow=True)
+            predict_video(predictor, str(video), results=str(results), follow=True)
         finally:
             done.set()
             watcher.join()

@@ -57,14 +57,6 @@ def test_an_object_that_comes_back_elsewhere_has_its_id():
     assert [known.id for known in memory.known] == [2]
 
 
-def test_what_was_seen_once_is_forgotten_soon():
-    memory = ObjectMemory(LinkOptions(patience=20, probation=3))
-    ids(memory, 1, (AXES[0], 0, 0))
-    assert ids(memory, 4, (AXES[0], 0, 0)) == [1]
-    ids(memory, 5, (AXES[1], 0, 6))
-    assert ids(memory, 9, (AXES[1], 0, 6), (AXES[0], 0, 0)) == [3, 1]
-
-
 def test_other_objects_are_new():
     memory = ObjectMemory()
     ids(memory, 1, (AXES[0], 0, 0))
@@ -78,19 +70,25 @@ def test_the_class_is_what_it_was_most_and_speaks_against_others():
     memory = ObjectMemory()
     for frame, label in enumerate((0, 0, 1), start=1):
         (known,) = memory.link(found((AXES[0], label, 0)), frame)
-    assert known.id == 1 and known.label == 0 and known.sightings == 3
+    assert known.id == 1 and known.label == 0
     # of two that are alike, the one of its class
     assert ids(memory, 4, (AXES[0], 1, 6), (AXES[0], 0, 6)) == [2, 1]
     strict = ObjectMemory(LinkOptions(other_class=10))
     assert ids(strict, 1, (AXES[0], 0, 0)) + ids(strict, 2, (AXES[0], 1, 0)) == [1, 2]
 
 
-def test_kernels_are_renewed_slowly():
-    memory = ObjectMemory(LinkOptions(renewal=0.5))
-    memory.link(found((AXES[0], 0, 0)), 1)
-    (known,) = memory.link(found((AXES[0] + AXES[1], 0, 0)), 2)
-    mean = 0.6 * AXES[0] + 0.4 * (AXES[0] + AXES[1]) / np.sqrt(2)
-    assert known.kernel == pytest.approx(mean / np.linalg.norm(mean))
+def test_the_last_kernels_are_remembered():
+    memory = ObjectMemory(LinkOptions(kernels=2))
+    way = [AXES[0] + share * AXES[1] for share in (0, 0.5, 1, 2)]
+    for frame, kernel in enumerate(way, start=1):
+        assert ids(memory, frame, (kernel, 0, 0)) == [1]
+    (known,) = memory.known
+    assert np.stack(known.kernels) == pytest.approx(
+        np.stack([kernel / np.linalg.norm(kernel) for kernel in way[2:]])
+    )
+    # elsewhere the nearest of the two decides
+    assert ids(memory, 5, (AXES[0] + 0.9 * AXES[1], 0, 8)) == [1]
+    assert ids(memory, 6, (AXES[0] - 2 * AXES[1], 0, 3)) == [2]
 
 
 def test_overlaps():

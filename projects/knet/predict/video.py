@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -108,22 +108,31 @@ class VideoWriter(AbstractContextManager):
     Args:
         path: its suffix names the container (mp4, avi, mkv, mov).
         frames_a_second: of the video.
+        codecs: to try, in this order; `CODECS` by default.
 
     Attributes:
-        codec: the one of `CODECS` that works here; None before the first frame.
+        codec: the one of them that works here; None before the first frame.
         num_frames: written so far.
 
     Raises:
         UserError: the file is already there.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, frames_a_second: float) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        frames_a_second: float,
+        codecs: Sequence[str] | None = None,
+    ) -> None:
         self.path = Path(path)
         if self.path.exists():
             raise UserError(f"--output {self.path} exists: remove it, or name another file")
         self.codec: str | None = None
         self.num_frames = 0
         self._frames_a_second = frames_a_second
+        avi = self.path.suffix.lower() == ".avi"
+        self._codecs = codecs or sorted(CODECS, key=lambda codec: avi and codec != "XVID")
         self._size = (0, 0)
         self._writer: cv2.VideoWriter | None = None
 
@@ -166,9 +175,7 @@ class VideoWriter(AbstractContextManager):
 
     def _open(self, size: tuple[int, int]) -> cv2.VideoWriter:
         self._size = size
-        avi = self.path.suffix.lower() == ".avi"
-        codecs = sorted(CODECS, key=lambda codec: codec != "XVID") if avi else CODECS
-        for codec in codecs:
+        for codec in self._codecs:
             fourcc = cv2.VideoWriter.fourcc(*codec)
             writer = cv2.VideoWriter(str(self.path), fourcc, self._frames_a_second, size)
             if writer.isOpened():
@@ -178,7 +185,7 @@ class VideoWriter(AbstractContextManager):
             self.path.unlink(missing_ok=True)
         raise UserError(
             f"--output {self.path}: OpenCV here writes no such video (codecs tried: "
-            f"{', '.join(codecs)}); take the suffix .mp4 or .avi"
+            f"{', '.join(self._codecs)}); take the suffix .mp4 or .avi"
         )
 
 

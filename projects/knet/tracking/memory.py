@@ -8,6 +8,7 @@ An object that is not seen stays in the memory for a while, so that it has its i
 from __future__ import annotations
 
 import math
+from collections import deque
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,24 +21,23 @@ __all__ = ["Found", "KnownObject", "LinkOptions", "ObjectMemory", "mask_overlaps
 class LinkOptions:
     """How objects are linked; the defaults are chosen on clips of *shapes*.
 
-    The affinity of two is `similarity` times the cosine of their kernels, plus `overlap` times the
-    intersection over union of their masks, less `other_class` if their classes differ. Pairs are
-    made so that the sum of affinities is largest, and kept from `least` on.
+    The affinity of an object found and one known is `similarity` times the cosine of their kernels,
+    of the known one that which is most alike, plus `overlap` times the intersection over union of
+    their masks, less `other_class` if their classes differ. Pairs are made so that the sum of
+    affinities is largest, and kept from `least` on.
 
     Attributes:
         similarity, overlap, other_class, least: see above.
-        renewal: how much of a remembered kernel is replaced by the newest one, times its score.
+        kernels: how many of the last ones that found an object are remembered.
         patience: frames after which an object that is not seen is forgotten.
-        probation: the same for objects that were seen in one frame only.
     """
 
     similarity: float = 1.0
-    overlap: float = 0.3
+    overlap: float = 0.2
     other_class: float = 0.05
     least: float = 0.7
-    renewal: float = 0.5
+    kernels: int = 4
     patience: int = 100
-    probation: int = 10
 
 
 @dataclass(frozen=True)
@@ -63,18 +63,16 @@ class KnownObject:
 
     Attributes:
         id: of it, never used again.
-        kernel: (C,) of length 1, a mean of those that found it.
+        kernels: (C,) of length 1 each, the last ones that found it.
         mask: (h, w) boolean, where it was last.
         frame: when that was.
-        sightings: frames in which it was seen.
         votes: for each class the sum of its scores.
     """
 
     id: int
-    kernel: np.ndarray
+    kernels: deque[np.ndarray]
     mask: np.ndarray
     frame: int
-    sightings: int = 1
     votes: dict[int, float] = field(default_factory=dict)
 
     @property
@@ -115,12 +113,7 @@ class ObjectMemory:
             One for each of `found`, renewed by it.
         """
         options = self.options
-        self.known = [
-            known
-            for known in self.known
-            if frame - known.frame
-            <= (options.patience if known.sightings > 1 else options.probation)
-        ]
+        self.known = [k for k in self.known if frame - k.frame <= options.patience]
         kernels = _unit(found.kernels)
         affinity = self._affinity(found, kernels)
         pairs = dict(zip(*(x.tolist() for x in linear_sum_assignment(affinity, maximize=True))))
@@ -129,11 +122,10 @@ class ObjectMemory:
             column = pairs.get(row)
             if column is not None and affinity[row, column] >= options.least:
                 known = self.known[column]
-                share = options.renewal * float(found.scores[row])
-                known.kernel = _unit((1 - share) * known.kernel + share * kernels[row])
-                known.sightings += 1
             else:
-                known = KnownObject(self.new_id(), kernels[row], found.masks[row], frame)
+                remembered: deque[np.ndarray] = deque(maxlen=options.kernels)
+                known = KnownObject(self.new_id(), remembered, found.masks[row], frame)
+            known.kernels.append(kernels[row])
             known.mask, known.frame = found.masks[row], frame
             label, score = int(found.labels[row]), float(found.scores[row])
             known.votes[label] = known.votes.get(label, 0.0) + score
@@ -147,9 +139,9 @@ class ObjectMemory:
         if not self.known or not len(kernels):
             return np.zeros((len(kernels), len(self.known)))
         options = self.options
-        remembered = np.stack([known.kernel for known in self.known])
+        cosines = [(kernels @ np.stack(known.kernels).T).max(axis=1) for known in self.known]
         labels = np.array([known.label for known in self.known])
-        affinity = options.similarity * (kernels @ remembered.T)
+        affinity = options.similarity * np.stack(cosines, axis=1)
         masks = np.stack([known.mask for known in self.known])
         affinity += options.overlap * mask_overlaps(found.masks, masks)
         return affinity - options.other_class * (found.labels[:, None] != labels)

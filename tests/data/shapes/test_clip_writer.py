@@ -14,12 +14,12 @@ from knet.predict.video import VideoReader
 
 def test_videos_and_truth_agree(tmp_path):
     folder = write_clips(tmp_path, num_clips=2, seed=3, num_frames=24)
-    names = ["0001", "0001.mp4", "0002", "0002.mp4"]
+    names = ["0001", "0001.avi", "0002", "0002.avi"]
     assert sorted(path.name for path in folder.iterdir()) == names
     clip = draw_clip(3, 1, num_frames=24)
-    with VideoReader(str(folder / "0002.mp4")) as reader:
+    with VideoReader(str(folder / "0002.avi")) as reader:
         frames = np.stack(list(reader))
-    assert np.abs(frames.astype(int) - clip.images).mean() < 12  # codecs lose something
+    assert np.abs(frames.astype(int) - clip.images).mean() < 3  # colours are rounded
     content = json.loads((folder / "0002" / "panoptic.json").read_text())
     names = {c["id"]: c["name"] for c in content["categories"]}
     for record, rows in zip(content["annotations"], clip.segments):

@@ -2,7 +2,7 @@
 
 A split is one folder::
 
-    <root>/<split>/0001.mp4               the clip
+    <root>/<split>/0001.avi               the clip, without loss
                    0001/panoptic/*.png    its truth, a PNG a frame, as `knet predict --video` writes
                         panoptic.json     results: an object has the same id in all frames
                         tracks.json       the objects with their masks, in YouTube-VIS' format
@@ -25,6 +25,8 @@ from knet.predict.video import VideoWriter
 from knet.tracking.track_file import FollowedFiles
 
 __all__ = ["SHAPES_CLASSES", "write_clips"]
+
+_LOSSLESS = ("FFV1",)
 
 # things first, each kind by its id, as models have them
 SHAPES_CLASSES = tuple(
@@ -68,7 +70,8 @@ def write_clips(
         for index in tqdm(range(num_clips), unit="clip", disable=None):
             clip = draw_clip(seed, index, num_frames=num_frames, split=split, size=size)
             name = f"{index + 1:04d}"
-            with VideoWriter(fresh / f"{name}.mp4", frames_a_second=frames_a_second) as video:
+            file = fresh / f"{name}.avi"
+            with VideoWriter(file, frames_a_second=frames_a_second, codecs=_LOSSLESS) as video:
                 for image in clip.images:
                     video.add(image)
             _write_truth(fresh / name, clip, SHAPES_CLASSES)
