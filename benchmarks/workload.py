@@ -284,12 +284,13 @@ def peak_memory(run: Callable[[], Any], device: str) -> float:
         return float(torch.cuda.max_memory_allocated() - before)
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
-    before = _resident("VmRSS")
+    before = resident_memory()
     run()
-    return _resident("VmHWM") - before
+    return resident_memory("VmHWM") - before
 
 
-def _resident(field: str) -> float:
+def resident_memory(field: str = "VmRSS") -> float:
+    """Bytes of this process that are resident, or by another field of Linux."""
     status = Path("/proc/self/status")
     for line in status.read_text(encoding="utf-8").splitlines():
         if line.startswith(f"{field}:"):

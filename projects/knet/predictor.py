@@ -63,6 +63,7 @@ from knet.model_folder import (
     write_classes,
 )
 from knet.modeling.build import is_semantic
+from knet.modeling.outputs import CarriedKernels
 from knet.modeling.postprocess import InferenceOptions
 from knet.modeling.predictions import MaskPredictions, PixelPredictions
 from knet.pictures import Picture, read_any
@@ -239,11 +240,17 @@ class KNetPredictor:
         return self.model([prepared])[0]
 
     @torch.no_grad()
-    def predict(self, image: Picture) -> Prediction:
-        """Run the network on one image; arguments and errors as above."""
+    def predict(self, image: Picture, *, carried: CarriedKernels | None = None) -> Prediction:
+        """Run the network on one image; arguments and errors as above.
+
+        Args:
+            image: see above.
+            carried: kernels of another picture to start from, of an instance or panoptic model
+                without TEST.AUG.
+        """
         model: Any = self.model
         prepared = self.prepare(image)
-        (found,) = model.predict([prepared])
+        (found,) = model.predict([prepared], *(() if carried is None else (carried,)))
         return Prediction(found, (prepared["height"], prepared["width"]))
 
     @torch.no_grad()

@@ -2,10 +2,12 @@
 
     knet predict photo.jpg --model panoptic_r50_3x
     knet predict photos 'more/*.png' --config-file my.yaml --weights model_final.pth --results found
+    knet predict --video street.mp4 --model panoptic_r50_3x --results found
     knet predict --dataset coco_2017_val_panoptic --images 139 285 --model FOLDER
     knet predict --input 'shards/*.tar' --output found --engine ray --workers 8 --model FOLDER
 
-The third form draws photo, ground truth and prediction side by side. The last one is for any number
+The third form follows the objects of a video: each keeps its id and colour. The fourth draws photo,
+ground truth and prediction side by side. The last one is for any number
 of pictures: it draws nothing, and writes Parquet shards; the same call goes on where it stopped.
 
 The exit status is 1 if a picture could not be read, 2 if what was asked for cannot be done or
@@ -27,12 +29,12 @@ from knet.cli.parser import Parser, show_news
 from knet.data.custom import register_builtin, require_registered
 from knet.data.folders import is_read
 from knet.errors import UserError
+from knet.predict.drawers import richest_task
 from knet.predict.run import (
     Predicted,
     predict_pictures,
     predict_video,
     prediction_opts,
-    richest_task,
     tell,
 )
 from knet.predict.sheets import write_sheets
@@ -49,6 +51,18 @@ def add_arguments(parser: Parser) -> None:
     add_model_arguments(parser)
     add_prediction_arguments(parser, output="predictions")
     parser.add_argument("--webcam", action="store_true", help="the first camera, in a window")
+    parser.add_argument(
+        "--video",
+        action="store_true",
+        help="the input is one video (or --webcam), whose objects keep their ids and colours from "
+        "frame to frame; --results then has panoptic PNGs of these ids and tracks.json",
+    )
+    parser.add_argument(
+        "--carry-kernels",
+        action="store_true",
+        help="with --video, each frame starts from the kernels that found the objects of the one "
+        "before",
+    )
     parser.add_argument(
         "--dataset", metavar="NAME", help="draw pictures of a data set beside their ground truth"
     )
@@ -144,6 +158,10 @@ def run(args: argparse.Namespace) -> int:
     show_news()
     if sum(map(bool, (args.inputs, args.webcam, args.dataset, args.input))) != 1:
         raise UserError("name pictures or a video, --webcam, --dataset or --input, one of them")
+    if args.video and (args.dataset or args.input):
+        raise UserError("--video goes with the name of a video, or with --webcam")
+    if args.carry_kernels and not args.video:
+        raise UserError("--carry-kernels goes with --video")
     if args.input:
         return _predict_batch(args)
     batch_flags = ("engine", "workers", "gpus_per_worker", "shard_size", "retry_errors")
@@ -154,7 +172,8 @@ def run(args: argparse.Namespace) -> int:
         return _draw_dataset(args)
     if args.images or args.num:
         raise UserError("--images and --num are of a --dataset: name pictures without a flag")
-    videos = [name for name in args.inputs if _is_video(name)]
+    # with the flag whatever its name is
+    videos = [name for name in args.inputs if args.video or _is_video(name)]
     if videos and len(args.inputs) > 1:
         raise UserError(f"{videos[0]} is a video: it is an input by itself")
     options = {
@@ -164,7 +183,9 @@ def run(args: argparse.Namespace) -> int:
         "say": _say,
     }
     if videos or args.webcam:
-        done = predict_video(loader(args), videos[0] if videos else 0, **options)
+        source = videos[0] if videos else 0
+        follow = {"follow": args.video, "carry_kernels": args.carry_kernels}
+        done = predict_video(loader(args), source, **follow, **options)
     else:
         done = predict_pictures(loader(args), args.inputs, **options)
     _tell(done, args)

@@ -25,7 +25,7 @@ from knet.data.register import (
     register_coco_panoptic,
     register_sem_seg,
 )
-from knet.data.shapes.scene import THING_NAMES
+from knet.data.shapes.drawing import THING_NAMES
 from knet.data.shapes.writer import is_current, write_shapes
 from knet.data.shard_set import register_shards
 from knet.errors import UserError

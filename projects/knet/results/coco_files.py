@@ -18,7 +18,7 @@ from knet.results.encode import EncodedResults, ResultEncoder
 __all__ = ["ResultFiles", "ids_of_numbers", "image_ids", "number_of"]
 
 # what may be in a folder of results
-_NAMES = ("images.json", "panoptic.json", "instances.json", "panoptic", "semantic")
+_NAMES = ("images.json", "panoptic.json", "instances.json", "tracks.json", "panoptic", "semantic")
 
 
 def image_ids(files: Sequence[str | os.PathLike[str]]) -> list[int]:
