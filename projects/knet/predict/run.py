@@ -70,7 +70,7 @@ def richest_task(predictor: KNetPredictor) -> str:
     given = [task for task in TASKS if test[f"{task.upper()}_ON"]]
     if not given:
         raise UserError("the config turns all results off: name one with --task")
-    return _possible(predictor, given[0])
+    return possible_task(predictor, given[0])
 
 
 def prediction_opts(*, task: str | None = None, threshold: float | None = None) -> list[Any]:
@@ -233,7 +233,7 @@ class _Drawer:
 
     def __init__(self, model: Model, task: str | None, score_threshold: float) -> None:
         self.predictor = model if isinstance(model, KNetPredictor) else model()
-        self.task = _possible(self.predictor, task) if task else richest_task(self.predictor)
+        self.task = possible_task(self.predictor, task) if task else richest_task(self.predictor)
         self.score_threshold = score_threshold
 
     def result_files(self, folder: str) -> ResultFiles:
@@ -261,7 +261,8 @@ class _Drawer:
         )
 
 
-def _possible(predictor: KNetPredictor, task: str) -> str:
+def possible_task(predictor: KNetPredictor, task: str) -> str:
+    """The task, which a model gives; UserError if it does not."""
     if not predictor.cfg.MODEL.KNET.TEST[f"{task.upper()}_ON"]:
         raise UserError(f"the config turns MODEL.KNET.TEST.{task.upper()}_ON off")
     if task == "semantic" and not predictor.metadata.get("stuff_classes"):

@@ -1,0 +1,157 @@
+"""Pictures of any size through a model, tile by tile.
+
+done = predict_tiles(predictor, ["city.tif"], tile=1024, overlap=128, output="found")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from knet.data.images import read_picture
+from knet.errors import UserError
+from knet.files import remove_unfinished
+from knet.predict.describe import describe_problem
+from knet.predict.files import find_pictures, require_unique_stems, writable_folder
+from knet.predict.run import Model, Predicted, possible_task, richest_task, tell
+from knet.predictor import KNetPredictor
+from knet.results.coco_files import image_ids
+from knet.tiles.grid import Grid
+from knet.tiles.segments import (
+    SegmentClass,
+    Segmenter,
+    TileSegments,
+    describe_segments,
+    from_classes,
+    from_instances,
+)
+from knet.visualization import DRAWN_SCORE, TASKS, with_colors
+
+
+def predict_tiles(
+    model: Model,
+    inputs: Sequence[str],
+    *,
+    tile: int,
+    overlap: int | None = None,
+    output: str,
+    task: str | None = None,
+    score_threshold: float = DRAWN_SCORE,
+    say: Callable[[str], None] = tell,
+) -> Predicted:
+    """Run a model over the tiles of pictures, and write `knet.tiles.run.TiledFiles` of each.
+
+    Each tile goes through the model as a picture would. TIFFs are read tile by tile, whatever
+    their size; others are read whole, up to INPUT.MAX_PIXELS.
+
+    Args:
+        model, inputs, task, say: see `knet.predict.run.predict_pictures`.
+        tile: pixels a side.
+        overlap: pixels that neighbouring tiles share at least; an eighth of a tile by default.
+        output: folder of the results; what is there is replaced.
+        score_threshold: instances with a lower score are left out.
+
+    Raises:
+        UserError: there is no picture, tile and overlap do not fit each other, or something cannot
+            be written. What was finished is kept.
+    """
+    from knet.tiles.raster import open_picture  # needs rasterio
+    from knet.tiles.run import TiledFiles, segment_picture
+
+    found = find_pictures(inputs)
+    done = Predicted(total=len(found.pictures), problems=len(found.problems))
+    if not found.pictures:
+        raise UserError("; ".join(found.problems) or "no picture is named")
+    for text in [*(f"error: {problem}" for problem in found.problems), *found.left_out]:
+        say(text)
+    overlap = tile // 8 if overlap is None else overlap
+    Grid.of((tile, tile), (tile, tile), overlap)  # says now if they do not fit
+    require_unique_stems(found.pictures, "--output")
+    folder = writable_folder(output, "--output")
+    remove_unfinished(folder)
+    predictor = model if isinstance(model, KNetPredictor) else model()
+    segmenter = segmenter_of(predictor, task, score_threshold)
+    limit = predictor.cfg.INPUT.MAX_PIXELS
+
+    def read(path: Path) -> np.ndarray:
+        return read_picture({"file_name": str(path)}, image_format="RGB", max_pixels=limit)
+
+    for path, image_id in zip(found.pictures, image_ids(found.pictures)):
+        with tqdm(unit="tile", desc=path.name) as bar:
+
+            def show(count: int, total: int, bar: Any = bar) -> None:
+                bar.total = total
+                bar.update(count - bar.n)
+
+            try:
+                with open_picture(path, read=read, rows=tile) as picture:
+                    files = TiledFiles.of(folder, path.stem)
+                    joined = segment_picture(
+                        picture, segmenter, files, tile=(tile, tile), overlap=overlap,
+                        file_name=path.name, image_id=image_id, progress=show,
+                    )  # fmt: skip
+            except ValueError as error:  # of reading
+                say(f"error: {describe_problem(path, error)}")
+                done.problems += 1
+                continue
+        done.count += 1
+        done.found[path] = describe_segments(
+            joined.classes, joined.areas, segmenter.classes, picture.size[0] * picture.size[1]
+        )
+        done.files[path] = files.labels
+    return done
+
+
+def segmenter_of(
+    predictor: KNetPredictor, task: str | None = None, score_threshold: float = DRAWN_SCORE
+) -> Segmenter:
+    """A model as `knet.tiles` sees it.
+
+    Args:
+        predictor: the model.
+        task: "panoptic", "instance" or "semantic"; the richest by default.
+        score_threshold: instances with a lower score are left out.
+
+    Raises:
+        UserError: the model does not give that task.
+    """
+    task = possible_task(predictor, task) if task else richest_task(predictor)
+    classes = _classes(predictor, task)
+    places = {label: place for place, (label, _) in enumerate(classes)}
+    options: dict[str, Any] = {}
+    if predictor.options is not None:
+        options = {kind: kind == task for kind in TASKS}
+        options["score_threshold"] = max(predictor.options.score_threshold, score_threshold)
+
+    def segment(pixels: np.ndarray) -> TileSegments:
+        result = predictor.results(predictor.predict(pixels), **options)[TASKS[task]]
+        if task == "semantic":
+            best, labels = (values.cpu().numpy() for values in result.max(dim=0))
+            return from_classes(labels, best, places)
+        if task == "instance":
+            masks = result.pred_masks.cpu().numpy()
+            labels = [places[label] for label in result.pred_classes.tolist()]
+            scores = result.scores.cpu().double().numpy()
+            return from_instances(masks, np.array(labels, np.int64), scores, size=masks.shape[1:])
+        ids, segments = result
+        labels = [places[segment["category_id"]] for segment in segments]
+        scores = np.array([segment["score"] for segment in segments], np.float64)
+        return TileSegments(ids.cpu().numpy(), np.array(labels, np.int64), scores)
+
+    return Segmenter([kind for _, kind in classes], segment)
+
+
+def _classes(predictor: KNetPredictor, task: str) -> list[tuple[int, SegmentClass]]:
+    """Labels, ascending, and classes of the segments of a task."""
+    colored = with_colors(predictor.metadata)
+    found = []
+    for c in sorted(predictor.categories, key=lambda c: c.label):
+        if task != "instance" or c.is_thing:
+            red, green, blue = colored.get(f"{'thing' if c.is_thing else 'stuff'}_colors")[c.label]
+            is_thing = c.is_thing and task != "semantic"
+            found.append((c.label, SegmentClass(c.id, c.name, is_thing, (red, green, blue))))
+    return found
