@@ -10,22 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from knet.data.images import read_picture
+from knet.data.images import MAX_PIXELS, read_picture
 from knet.errors import UserError
-from knet.files import remove_unfinished
-from knet.predict.describe import describe_problem
 from knet.predict.files import find_pictures, require_unique_stems, writable_folder
 from knet.predict.run import Model, Predicted, possible_task, richest_task, tell
 from knet.predictor import KNetPredictor
 from knet.results.coco_files import image_ids
-from knet.tiles.grid import Grid
 from knet.tiles.segments import (
     SegmentClass,
     Segmenter,
     TileSegments,
-    describe_segments,
     from_classes,
     from_instances,
 )
@@ -59,51 +54,42 @@ def predict_tiles(
         UserError: there is no picture, tile and overlap do not fit each other, or something cannot
             be written. What was finished is kept.
     """
-    from knet.tiles.raster import open_picture  # needs rasterio
-    from knet.tiles.run import TiledFiles, segment_picture
+    from knet.tiles.pictures import segment_pictures  # needs rasterio
 
     found = find_pictures(inputs)
-    done = Predicted(total=len(found.pictures), problems=len(found.problems))
     if not found.pictures:
         raise UserError("; ".join(found.problems) or "no picture is named")
     for text in [*(f"error: {problem}" for problem in found.problems), *found.left_out]:
         say(text)
-    overlap = tile // 8 if overlap is None else overlap
-    Grid.of((tile, tile), (tile, tile), overlap)  # says now if they do not fit
     require_unique_stems(found.pictures, "--output")
-    folder = writable_folder(output, "--output")
-    remove_unfinished(folder)
-    predictor = model if isinstance(model, KNetPredictor) else model()
-    segmenter = segmenter_of(predictor, task, score_threshold)
-    limit = predictor.cfg.INPUT.MAX_PIXELS
+    limit = MAX_PIXELS
+
+    def segmenter() -> Segmenter:
+        nonlocal limit
+        predictor = model if isinstance(model, KNetPredictor) else model()
+        limit = predictor.cfg.INPUT.MAX_PIXELS
+        return segmenter_of(predictor, task, score_threshold)
 
     def read(path: Path) -> np.ndarray:
         return read_picture({"file_name": str(path)}, image_format="RGB", max_pixels=limit)
 
-    for path, image_id in zip(found.pictures, image_ids(found.pictures)):
-        with tqdm(unit="tile", desc=path.name) as bar:
-
-            def show(count: int, total: int, bar: Any = bar) -> None:
-                bar.total = total
-                bar.update(count - bar.n)
-
-            try:
-                with open_picture(path, read=read, rows=tile) as picture:
-                    files = TiledFiles.of(folder, path.stem)
-                    joined = segment_picture(
-                        picture, segmenter, files, tile=(tile, tile), overlap=overlap,
-                        file_name=path.name, image_id=image_id, progress=show,
-                    )  # fmt: skip
-            except ValueError as error:  # of reading
-                say(f"error: {describe_problem(path, error)}")
-                done.problems += 1
-                continue
-        done.count += 1
-        done.found[path] = describe_segments(
-            joined.classes, joined.areas, segmenter.classes, picture.size[0] * picture.size[1]
-        )
-        done.files[path] = files.labels
-    return done
+    done = segment_pictures(
+        segmenter,
+        found.pictures,
+        ids=image_ids(found.pictures),
+        folder=writable_folder(output, "--output"),
+        tile=tile,
+        overlap=overlap,
+        read=read,
+        say=say,
+    )
+    return Predicted(
+        count=len(done.found),
+        total=len(found.pictures),
+        problems=len(found.problems) + len(done.problems),
+        found=done.found,
+        files={path: files.labels for path, files in done.files.items()},
+    )
 
 
 def segmenter_of(
