@@ -5,7 +5,7 @@ from pathlib import Path
 TESTS = Path(__file__).parent
 PACKAGE = TESTS.parent / "projects" / "knet"
 # folders of tests of what stands beside the package
-OTHERS = {"benchmarks", "datasets", "fuzz", "parity", "tools"}
+OTHERS = {"benchmarks", "datasets", "fuzz", "knet_run", "parity", "tools"}
 # of a script, a page, the whole program, or one question to many modules
 WHOLE = {
     "app/test_browser.py", "checkpoint/test_damaged.py", "checkpoint/test_full_size.py",

@@ -17,14 +17,14 @@ from knet.predict.files import find_pictures, require_unique_stems, writable_fol
 from knet.predict.run import Model, Predicted, possible_task, richest_task, tell
 from knet.predictor import KNetPredictor
 from knet.results.coco_files import image_ids
-from knet.tiles.segments import (
+from knet.visualization import DRAWN_SCORE, TASKS, with_colors
+from knet_run.tiles.segments import (
     SegmentClass,
     Segmenter,
     TileSegments,
     from_classes,
     from_instances,
 )
-from knet.visualization import DRAWN_SCORE, TASKS, with_colors
 
 
 def predict_tiles(
@@ -38,7 +38,7 @@ def predict_tiles(
     score_threshold: float = DRAWN_SCORE,
     say: Callable[[str], None] = tell,
 ) -> Predicted:
-    """Run a model over the tiles of pictures, and write `knet.tiles.run.TiledFiles` of each.
+    """Run a model over the tiles of pictures, and write `knet_run.tiles.run.TiledFiles` of each.
 
     Each tile goes through the model as a picture would. TIFFs are read tile by tile, whatever
     their size; others are read whole, up to INPUT.MAX_PIXELS.
@@ -54,7 +54,10 @@ def predict_tiles(
         UserError: there is no picture, tile and overlap do not fit each other, or something cannot
             be written. What was finished is kept.
     """
-    from knet.tiles.pictures import segment_pictures  # needs rasterio
+    try:
+        from knet_run.tiles.pictures import segment_pictures  # needs rasterio
+    except ImportError as error:
+        raise UserError(str(error)) from error
 
     found = find_pictures(inputs)
     if not found.pictures:
@@ -73,16 +76,20 @@ def predict_tiles(
     def read(path: Path) -> np.ndarray:
         return read_picture({"file_name": str(path)}, image_format="RGB", max_pixels=limit)
 
-    done = segment_pictures(
-        segmenter,
-        found.pictures,
-        ids=image_ids(found.pictures),
-        folder=writable_folder(output, "--output"),
-        tile=tile,
-        overlap=overlap,
-        read=read,
-        say=say,
-    )
+    folder = writable_folder(output, "--output")
+    try:
+        done = segment_pictures(
+            segmenter,
+            found.pictures,
+            ids=image_ids(found.pictures),
+            folder=folder,
+            tile=tile,
+            overlap=overlap,
+            read=read,
+            say=say,
+        )
+    except ValueError as error:  # of tiles and files; those of pictures were told
+        raise UserError(str(error)) from error
     return Predicted(
         count=len(done.found),
         total=len(found.pictures),
@@ -95,7 +102,7 @@ def predict_tiles(
 def segmenter_of(
     predictor: KNetPredictor, task: str | None = None, score_threshold: float = DRAWN_SCORE
 ) -> Segmenter:
-    """A model as `knet.tiles` sees it.
+    """A model as `knet_run.tiles` sees it.
 
     Args:
         predictor: the model.

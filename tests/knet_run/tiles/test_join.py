@@ -1,25 +1,16 @@
 import numpy as np
 import pytest
 
-from knet.tiles.grid import Grid
-from knet.tiles.join import Joiner
-from knet.tiles.segments import SegmentClass, TileSegments
+from knet_run.tiles.grid import Grid
+from knet_run.tiles.join import join_tiles
+from knet_run.tiles.segments import SegmentClass, Segmenter, TileSegments
 
 from .scenes import CLASSES, by_colour, disc
 
 
 def joined(pixels, *, tile=64, overlap=16, segment=by_colour, classes=CLASSES):
     """The map of segments (H, W) and what `Joiner.finish` gives."""
-    grid = Grid.of(pixels.shape[:2], (tile, tile), overlap)
-    joiner = Joiner(grid, classes)
-    parts = np.zeros(pixels.shape[:2], np.uint32)
-    for r, c in grid:
-        y, x = grid.rows.starts[r], grid.columns.starts[c]
-        found = segment(pixels[y : y + grid.rows.size, x : x + grid.columns.size])
-        place = (slice(*grid.rows.cuts[r : r + 2]), slice(*grid.columns.cuts[c : c + 2]))
-        parts[place] = joiner.add(r, c, found)
-    done = joiner.finish()
-    return done.ids[parts], done
+    return join_tiles(pixels, Segmenter(classes, segment), tile=(tile, tile), overlap=overlap)
 
 
 def blue(height, width):

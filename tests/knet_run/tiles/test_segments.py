@@ -1,6 +1,6 @@
 import numpy as np
 
-from knet.tiles.segments import SegmentClass, describe_segments, from_classes, from_instances
+from knet_run.tiles.segments import SegmentClass, describe_segments, from_classes, from_instances
 
 
 def test_instances_are_painted_with_the_best_on_top():

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from knet.errors import UserError
-
 _LEAST = 64
 
 
@@ -60,12 +58,12 @@ class Grid:
             overlap: pixels that neighbours share at least.
 
         Raises:
-            UserError: tiles are under 64 pixels, or share more than half of their pixels.
+            ValueError: tiles are under 64 pixels, or share more than half of their pixels.
         """
         if min(tile) < _LEAST:
-            raise UserError(f"--tiles {min(tile)}: tiles have {_LEAST} pixels a side at least")
+            raise ValueError(f"--tiles {min(tile)}: tiles have {_LEAST} pixels a side at least")
         if not 0 <= overlap <= min(tile) // 2:
-            raise UserError(
+            raise ValueError(
                 f"--overlap {overlap}: neighbours share 0 pixels to half of a tile, "
                 f"{min(tile) // 2}"
             )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from knet.tiles.segments import SegmentClass
+from knet_run.tiles.segments import SegmentClass
 
 _LARGEST = 2000  # pixels of the longer side
 _ALPHA = 0.5
@@ -50,7 +50,7 @@ class Overview:
         """(h, w, 3) uint8: the picture under the colours of the classes, outlined.
 
         Args:
-            ids, classes: of the segments, see `knet.tiles.join.Joined`.
+            ids, classes: of the segments, see `knet_run.tiles.join.Joined`.
             kinds: the list of classes.
         """
         colours = np.array([kind.color for kind in kinds], np.float32)[classes]

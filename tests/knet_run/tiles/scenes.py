@@ -3,7 +3,7 @@
 import numpy as np
 from scipy import ndimage
 
-from knet.tiles.segments import SegmentClass, Segmenter, TileSegments
+from knet_run.tiles.segments import SegmentClass, Segmenter, TileSegments
 
 CLASSES = [
     SegmentClass(7, "disc", True, (255, 0, 0)),

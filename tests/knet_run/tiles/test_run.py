@@ -13,9 +13,9 @@ rasterio = pytest.importorskip("rasterio", reason="no rasterio: pip install -e '
 from rasterio.control import GroundControlPoint  # noqa: E402
 from rasterio.transform import from_origin  # noqa: E402
 
-from knet.tiles.raster import open_picture  # noqa: E402
-from knet.tiles.run import TiledFiles, segment_picture  # noqa: E402
-from knet.tiles.segments import Segmenter  # noqa: E402
+from knet_run.tiles.raster import open_picture  # noqa: E402
+from knet_run.tiles.run import TiledFiles, segment_picture  # noqa: E402
+from knet_run.tiles.segments import Segmenter  # noqa: E402
 
 from .scenes import CLASSES, SEGMENTER, disc  # noqa: E402
 
@@ -198,8 +198,8 @@ def test_a_folder_that_cannot_be_written_is_named(tiff, tmp_path, monkeypatch):
     def full(*arguments, **options):
         raise rasterio.errors.RasterioIOError("No space left on device")
 
-    monkeypatch.setattr("knet.tiles.raster.rasterio.open", full)
-    from knet.tiles.raster import LabelWriter
+    monkeypatch.setattr("knet_run.tiles.raster.rasterio.open", full)
+    from knet_run.tiles.raster import LabelWriter
 
     with pytest.raises(OSError, match=r"out.tif cannot be written: No space left on device"):
         LabelWriter(tmp_path / "out.tif", size=(10, 10))

@@ -9,12 +9,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from knet.errors import UserError
-from knet.files import remove_unfinished
-from knet.tiles.grid import Grid
-from knet.tiles.raster import open_picture
-from knet.tiles.run import TiledFiles, segment_picture
-from knet.tiles.segments import Segmenter, describe_segments
+from knet_run.tiles.grid import Grid
+from knet_run.tiles.raster import open_picture
+from knet_run.tiles.run import TiledFiles, segment_picture
+from knet_run.tiles.segments import Segmenter, describe_segments
 
 
 @dataclass
@@ -56,7 +54,7 @@ def segment_pictures(
         say: told of each picture that cannot be read; the others are done.
 
     Raises:
-        UserError: tile and overlap do not fit each other, or a picture would be overwritten.
+        ValueError: tile and overlap do not fit each other, or a picture would be overwritten.
         OSError: something cannot be written.
     """
     overlap = tile // 8 if overlap is None else overlap
@@ -65,8 +63,7 @@ def segment_pictures(
     results = {file.resolve() for files in planned.values() for file in vars(files).values()}
     for path in pictures:
         if path.resolve() in results:
-            raise UserError(f"{path} would be overwritten by results: name another folder")
-    remove_unfinished(folder)
+            raise ValueError(f"{path} would be overwritten by results: name another folder")
     model = segmenter()
     done = Segmented()
     for path, image_id in zip(pictures, ids):

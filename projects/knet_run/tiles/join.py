@@ -2,7 +2,7 @@
 
 Neighbouring tiles share a zone that both have seen. Two things are one where their masks cover each
 other in it: intersection over union above one half, so that each has one partner at most. Stuff is
-one segment a class. Beyond that, each pixel is decided by one tile (see `knet.tiles.grid`).
+one segment a class. Beyond that, each pixel is decided by one tile (see `knet_run.tiles.grid`).
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from knet.tiles.grid import Grid
-from knet.tiles.segments import SegmentClass, TileSegments
+from knet_run.tiles.grid import Grid
+from knet_run.tiles.segments import SegmentClass, Segmenter, TileSegments
 
 _SAME = 0.5  # intersection over union of two views of one thing
 
@@ -34,6 +34,31 @@ class Joined:
     classes: np.ndarray
     scores: np.ndarray
     areas: np.ndarray
+
+
+def join_tiles(
+    pixels: np.ndarray, segmenter: Segmenter, *, tile: tuple[int, int], overlap: int
+) -> tuple[np.ndarray, Joined]:
+    """A picture that is in memory, tile by tile.
+
+    Args:
+        pixels: (H, W, 3) uint8 RGB.
+        segmenter: the model.
+        tile, overlap: see `Grid.of`.
+
+    Returns:
+        The segment of each pixel, (H, W) uint32, and the segments.
+    """
+    grid = Grid.of((pixels.shape[0], pixels.shape[1]), tile, overlap)
+    joiner = Joiner(grid, segmenter.classes)
+    parts = np.zeros(pixels.shape[:2], np.uint32)
+    for r, c in grid:
+        y, x = grid.rows.starts[r], grid.columns.starts[c]
+        found = segmenter.segment(pixels[y : y + grid.rows.size, x : x + grid.columns.size])
+        rows, columns = slice(*grid.rows.cuts[r : r + 2]), slice(*grid.columns.cuts[c : c + 2])
+        parts[rows, columns] = joiner.add(r, c, found)
+    joined = joiner.finish()
+    return joined.ids[parts], joined
 
 
 class Joiner:

@@ -1,4 +1,4 @@
-"""An exported model as `knet.tiles` sees it."""
+"""An exported model as `knet_run.tiles` sees it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from knet.tiles.segments import (
+from knet_run.tiles.segments import (
     SegmentClass,
     Segmenter,
     TileSegments,

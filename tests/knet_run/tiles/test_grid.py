@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from knet.errors import UserError
-from knet.tiles.grid import Axis, Grid
+from knet_run.tiles.grid import Axis, Grid
 
 
 @pytest.mark.parametrize("length", [64, 65, 100, 127, 128, 129, 500, 1000])
@@ -41,5 +40,5 @@ def test_a_short_side_is_not_cut():
      (100, -1, "--overlap -1")],
 )  # fmt: skip
 def test_wrong_tiles(tile, overlap, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(ValueError, match=message):
         Grid.of((500, 500), (tile, tile), overlap)

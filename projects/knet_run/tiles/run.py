@@ -8,9 +8,9 @@ In memory are a row of tiles and the runs of some segments, never a mask of the 
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,13 +19,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from knet.files import unfinished_name, whole_file
-from knet.tiles.grid import Grid
-from knet.tiles.join import Joined, Joiner
-from knet.tiles.overview import Overview
-from knet.tiles.raster import BLOCK, LabelWriter, Picture, open_labels
-from knet.tiles.runs import RunStore, bounding_box, compressed_counts
-from knet.tiles.segments import Segmenter
+from knet_run.tiles.grid import Grid
+from knet_run.tiles.join import Joined, Joiner
+from knet_run.tiles.overview import Overview
+from knet_run.tiles.raster import BLOCK, LabelWriter, Picture, open_labels
+from knet_run.tiles.runs import RunStore, bounding_box, compressed_counts
+from knet_run.tiles.segments import Segmenter
 
 # tiles done, all tiles
 Progress = Callable[[int, int], object]
@@ -85,12 +84,12 @@ def segment_picture(
         progress: told of each tile that is done.
 
     Raises:
-        UserError: tile and overlap do not fit each other.
-        ValueError: the picture cannot be read.
+        ValueError: tile and overlap do not fit each other, or the picture cannot be read.
         OSError: something cannot be written.
     """
     grid = Grid.of(picture.size, tile, overlap)
-    scratch = files.labels.with_name(unfinished_name(files.labels.with_suffix("")))
+    scratch = files.labels.with_name(f"{files.labels.stem}.unfinished")
+    shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
     scratch.mkdir()
     try:
         joiner = Joiner(grid, segmenter.classes)
@@ -98,16 +97,16 @@ def segment_picture(
         parts = scratch / "parts.tif"
         _segment_tiles(picture, segmenter, grid, joiner, overview, parts, progress)
         joined = joiner.finish()
-        with contextlib.ExitStack() as stack:
-            labels, segments, table, drawing = (
-                stack.enter_context(whole_file(path))
-                for path in (files.labels, files.segments, files.table, files.overview)
-            )
-            runs = _write_labels(labels, parts, joined, picture)
-            image = {"id": image_id, "file_name": file_name}
-            _write_segments(segments, table, runs, joined, segmenter, picture.size, image)
-            drawn = overview.draw(joined.ids, joined.classes, segmenter.classes)
-            Image.fromarray(drawn).save(drawing, quality=92)
+        fresh = TiledFiles.of(scratch, "fresh")
+        runs = _write_labels(fresh.labels, parts, joined, picture)
+        image = {"id": image_id, "file_name": file_name}
+        _write_segments(fresh, runs, joined, segmenter, picture.size, image)
+        drawn = overview.draw(joined.ids, joined.classes, segmenter.classes)
+        Image.fromarray(drawn).save(fresh.overview, quality=92)
+        for new, old in zip(vars(fresh).values(), vars(files).values()):
+            with open(new, "rb") as file:
+                os.fsync(file.fileno())
+            new.replace(old)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return joined
@@ -163,8 +162,7 @@ def _write_labels(path: Path, parts: Path, joined: Joined, picture: Picture) -> 
 
 
 def _write_segments(
-    segments: Path,
-    table: Path,
+    files: TiledFiles,
     runs: RunStore,
     joined: Joined,
     segmenter: Segmenter,
@@ -179,8 +177,8 @@ def _write_segments(
     ]
     image = {**image, "height": size[0], "width": size[1]}
     with (
-        open(segments, "w", encoding="utf-8") as file,
-        open(table, "w", encoding="utf-8", newline="") as lines,
+        open(files.segments, "w", encoding="utf-8") as file,
+        open(files.table, "w", encoding="utf-8", newline="") as lines,
     ):
         rows = csv.writer(lines, lineterminator="\n")
         rows.writerow(_COLUMNS)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from knet.tiles.exported import segmenter_of
+from knet_run.tiles.exported import segmenter_of
 
 INFO = {
     "results": ["panoptic", "instance", "semantic"],

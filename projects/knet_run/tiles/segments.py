@@ -106,7 +106,7 @@ def describe_segments(
     """What a picture shows, in words: `1,204 disc, 31 star; sky 40 %`.
 
     Args:
-        classes, areas: of the segments, see `knet.tiles.join.Joined`.
+        classes, areas: of the segments, see `knet_run.tiles.join.Joined`.
         kinds: the list of classes.
         pixels: of the picture.
     """

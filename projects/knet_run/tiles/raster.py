@@ -10,15 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from knet.errors import UserError
-
 try:
     import rasterio
     from rasterio.enums import ColorInterp
     from rasterio.errors import NotGeoreferencedWarning, RasterioError
     from rasterio.windows import Window
 except ImportError as error:
-    raise UserError(
+    raise ImportError(
         "pictures in tiles need rasterio, which reads and writes TIFFs: pip install rasterio, or "
         "pip install -e '.[tiles]'"
     ) from error

@@ -2,8 +2,8 @@ import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 
-from knet.tiles import runs
-from knet.tiles.runs import RunStore, bounding_box, compressed_counts
+from knet_run.tiles import runs
+from knet_run.tiles.runs import RunStore, bounding_box, compressed_counts
 
 
 @pytest.mark.parametrize("loaded", [1, 10**6])
