@@ -21,10 +21,9 @@ from knet.export.onnx_file import write_onnx
 
 __all__ = ["integer_layers", "quantize_onnx", "quantize_openvino"]
 
-# modules whose convolutions become integers, but for those that the next line names
-_INTEGER = ("backbone", "heads.neck")
-# the two maps that kernels and masks are made of: see the table in docs/DEPLOY.md
-_FLOAT: tuple[str, ...] = ()
+# modules whose convolutions become integers, found by `benchmarks/exports.py --what layers`
+INTEGER = ("backbone", "heads.neck")
+_PRODUCTS = ("MatMul", "Gemm")
 _BETWEEN = ("Add", "Relu", "MaxPool")
 # of OpenVINO, those that NNCF would quantise
 _KINDS = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul")
@@ -36,8 +35,9 @@ Feeds = Mapping[str, np.ndarray]
 def integer_layers(
     path: str | os.PathLike[str],
     *,
-    integer: Sequence[str] = _INTEGER,
-    keep: Sequence[str] = _FLOAT,
+    integer: Sequence[str] = INTEGER,
+    keep: Sequence[str] = (),
+    products: bool = False,
 ) -> tuple[list[str], list[str]]:
     """Nodes of an ONNX file of `knet.export.onnx_file` that become integers.
 
@@ -45,6 +45,7 @@ def integer_layers(
         path: of the file.
         integer: modules whose convolutions become integers.
         keep: modules among them whose convolutions stay in float.
+        products: take matrix products for convolutions, too.
 
     Returns:
         Names of the convolutions, and of what stands between them: a runtime joins both if neither
@@ -57,7 +58,7 @@ def integer_layers(
         scope = _module(node)
         if not _below(scope, integer) or _below(scope, keep):
             continue
-        if node.op_type == "Conv":
+        if node.op_type == "Conv" or (products and node.op_type in _PRODUCTS):
             convolutions.append(node.name)
         elif node.op_type in _BETWEEN:
             between.append(node.name)
@@ -69,6 +70,10 @@ def quantize_onnx(
     target: str | os.PathLike[str],
     feeds: Sequence[Feeds],
     metadata: Mapping[str, Any],
+    *,
+    integer: Sequence[str] = INTEGER,
+    keep: Sequence[str] = (),
+    products: bool = False,
 ) -> int:
     """Write an ONNX file whose convolutions compute in eight bits, for onnxruntime.
 
@@ -77,6 +82,7 @@ def quantize_onnx(
         target: to write, whole or not at all.
         feeds: inputs of the graph, of the pictures whose values give the ranges.
         metadata: for JSON.
+        integer, keep, products: as of `integer_layers`.
 
     Returns:
         How many convolutions became integers.
@@ -92,7 +98,7 @@ def quantize_onnx(
         quantize_static,
     )
 
-    convolutions, between = integer_layers(source)
+    convolutions, between = integer_layers(source, integer=integer, keep=keep, products=products)
     logging.getLogger().addFilter(_no_advice)  # it logs there that a model could be prepared
     with tempfile.TemporaryDirectory(dir=Path(source).parent) as folder:
         written = Path(folder, "int8.onnx")
@@ -102,7 +108,7 @@ def quantize_onnx(
             _Reader(feeds),
             quant_format=QuantFormat.QDQ,
             nodes_to_quantize=[*convolutions, *between],
-            op_types_to_quantize=["Conv", *_BETWEEN],
+            op_types_to_quantize=["Conv", *_PRODUCTS, *_BETWEEN],
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,

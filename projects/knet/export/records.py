@@ -83,7 +83,7 @@ class Records:
         from knet.training.trainer import Trainer  # with all of training behind it
 
         for batch in Trainer.build_test_loader(self.predictor.cfg, self._data):
-            yield [self._complete(record, None) for record in batch]
+            yield [self.complete(record, None) for record in batch]
 
     def _records(self, count: int) -> Iterator[dict[str, Any]]:
         limit = self.predictor.cfg.INPUT.MAX_PIXELS
@@ -91,14 +91,14 @@ class Records:
             step = max(len(self._names) // count, 1)
             for name in itertools.islice(self._names, 0, step * count, step):
                 picture = read_picture({"file_name": name}, image_format="RGB", max_pixels=limit)
-                yield self._complete(self.predictor.prepare(picture), picture)
+                yield self.complete(self.predictor.prepare(picture), picture)
             return
         for i, side in enumerate(_DRAWN):
             picture = draw_scene(0, i, split="val", size=side).image[: side - 7 * i]
-            yield self._complete(self.predictor.prepare(picture), picture)
+            yield self.complete(self.predictor.prepare(picture), picture)
 
-    def _complete(self, record: dict[str, Any], picture: np.ndarray | None) -> dict[str, Any]:
-        """With `feed`, what the graph takes, and `picture` for graphs that resize.
+    def complete(self, record: dict[str, Any], picture: np.ndarray | None) -> dict[str, Any]:
+        """A record with `feed`, what the graph takes, and `picture` for graphs that resize.
 
         A graph that takes one size alone gets it, and so does the model.
         """
