@@ -40,6 +40,7 @@ from knet.export import quantize
 from knet.export.artefact import Artefact, feeds_of
 from knet.export.compare import differences, to_detectron2
 from knet.export.make import FORMS, Choices, export_model
+from knet.export.openvino_file import save_openvino
 from knet.export.records import Records
 from knet.files import write_json
 from knet.predictor import KNetPredictor
@@ -127,18 +128,26 @@ def load(args: argparse.Namespace) -> KNetPredictor:
     return predictor
 
 
-def export(
-    predictor: KNetPredictor, args: argparse.Namespace, name: str, **options: Any
-) -> Artefact:
-    """The file of this name, written now if it is not there."""
+def export(predictor: KNetPredictor, args: argparse.Namespace, name: str) -> Artefact:
+    """The file of this name, written now if it is not there; out of the ONNX file if it can be."""
     form, precision = FILES[name]
     path = args.output / f"{name.replace(' ', '_').lower()}{FORMS[form]}"
     if not path.is_file():
-        choices = Choices(form=form, precision=precision, **options)
-        export_model(
-            predictor, path, choices, pictures=args.pictures, data=args.data, checked=False,
-            say=lambda text: print(f"{name}: {text}", flush=True),
-        )  # fmt: skip
+        print(f"{name} …", flush=True)
+        choices = Choices(form=form, precision=precision)
+        if name == "ONNX" or name == "ONNX float16" or form == "aot_inductor":
+            export_model(predictor, path, choices, checked=False)
+        else:
+            plain = export(predictor, args, "ONNX")
+            info = {**plain.info, "precision": precision}
+            records = Records(predictor, choices, pictures=args.pictures, data=args.data)
+            int8 = precision == "int8"
+            feeds = [feeds_of(info, record) for record in records.many()] if int8 else []
+            if form == "onnx":
+                quantize.quantize_onnx(plain.path, path, feeds, info)
+            else:
+                half = precision == "float16"
+                save_openvino(plain.path, path, info, half=half, calibration=feeds)
     return Artefact(path, form, threads=args.threads)
 
 

@@ -21,9 +21,12 @@ pytestmark = pytest.mark.export
 @pytest.fixture(scope="module")
 def feeds():
     return [
-        {"image": scene(64, 80, i).transpose(2, 0, 1)[None].copy(), "output_size": np.array([64, 80])}
+        {
+            "image": scene(64, 80, i).transpose(2, 0, 1)[None].copy(),
+            "output_size": np.array([64, 80]),
+        }
         for i in range(3)
-    ]  # fmt: skip
+    ]
 
 
 def assert_near(model, source, feeds):

@@ -161,6 +161,8 @@ def _score(
         with torch.no_grad():
             return predictor.model([record])[0]
 
+    assert loader is not None
+
     def of_file(record: dict[str, Any]) -> dict[str, Any]:
         results = artefact(feeds_of(artefact.info, record))
         return to_detectron2(results, record["height"], record["width"])

@@ -112,8 +112,9 @@ def _instances(
     results: Mapping[str, np.ndarray], expected: Instances
 ) -> Iterator[tuple[Measure, float]]:
     """Each instance of the model with the first of the graph that is of its class and mask."""
-    masks = results["instance_masks"].reshape(len(results["instance_scores"]), -1)
-    theirs = expected.pred_masks.numpy().reshape(len(expected), -1)
+    pixels = expected.image_size[0] * expected.image_size[1]
+    masks = results["instance_masks"].reshape(-1, pixels)
+    theirs = expected.pred_masks.numpy().reshape(-1, pixels)
     areas, own = masks.sum(1), theirs.sum(1)
     shared = theirs.astype(np.float32) @ masks.astype(np.float32).T
     union = own[:, None] + areas - shared

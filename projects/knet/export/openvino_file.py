@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import tempfile
@@ -16,17 +17,13 @@ from knet.files import unfinished_name, whole_file
 
 def require_openvino(*, int8: bool = False) -> None:
     """Raise ImportError, saying what to install, if OpenVINO (and NNCF) cannot be imported."""
-    try:
-        import openvino  # noqa: F401
-
-        if int8:
-            import nncf  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            f"OpenVINO files need {error.name}: run `pip install -e .[openvino]` in the "
-            "repository root",
-            name=error.name,
-        ) from error
+    for name in ("openvino", "nncf")[: 1 + int8]:
+        if importlib.util.find_spec(name) is None:  # the second takes seconds to import
+            raise ImportError(
+                f"OpenVINO files need {name}: run `pip install -e .[openvino]` in the repository "
+                "root",
+                name=name,
+            )
 
 
 def save_openvino(
@@ -56,7 +53,7 @@ def save_openvino(
     import openvino
 
     progress("translating to OpenVINO")
-    model = openvino.convert_model(os.fspath(source))
+    model = openvino.Core().read_model(os.fspath(source))  # convert_model would tell its makers
     if calibration:
         progress(f"eight bits, by {len(calibration)} pictures")
         model, count = quantize_openvino(model, source, calibration)
