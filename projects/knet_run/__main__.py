@@ -30,13 +30,11 @@ from knet_run.pictures import MAX_PIXELS, find_pictures, image_ids, read_picture
 from knet_run.results import Writer
 
 _DRAWN_SCORE = 0.3
+_TRACEBACK = "KNET_TRACEBACK"
 
 
-def get_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="knet run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags."""
     add = parser.add_argument
     add("model", help="file of knet export, .onnx or .xml")
     add("--input", nargs="+", required=True, help="files, globs, folders")
@@ -48,10 +46,20 @@ def get_parser() -> argparse.ArgumentParser:
     add("--tiles", type=int, metavar="N", help="cut pictures into tiles of N pixels a side")
     add("--overlap", type=int, metavar="N", help="pixels that neighbours share (tiles / 8)")
     add("--threads", type=int, metavar="N", help="on the CPU; by default the runtime's choice")
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="knet run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_arguments(parser)
+    parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
     return parser
 
 
-def _run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
+    """Run the model on the pictures; returns the exit status."""
     done = failed = 0
     try:
         pictures = find_pictures(args.input)
@@ -103,7 +111,7 @@ def _run_tiles(args: argparse.Namespace, model: Model, pictures: Sequence[Path])
 
 def _tell(problem: object) -> None:
     """The error that is being handled, in one line; after its trace, if that is wanted."""
-    if os.environ.get("KNET_TRACEBACK", "") not in ("", "0"):
+    if os.environ.get(_TRACEBACK, "") not in ("", "0"):
         traceback.print_exc()
     print(f"knet run: error: {' '.join(str(problem).split())}", file=sys.stderr)
 
@@ -111,7 +119,10 @@ def _tell(problem: object) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse arguments and run; returns the exit status."""
     try:
-        return _run(get_parser().parse_args(arguments))
+        args = get_parser().parse_args(arguments)
+        if args.traceback:
+            os.environ[_TRACEBACK] = "1"
+        return run(args)
     except KeyboardInterrupt:
         print("knet run: interrupted", file=sys.stderr)
         return 130
