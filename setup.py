@@ -85,6 +85,8 @@ setup(
             "openvino>=2025.0; python_version >= '3.10'",
             "nncf>=2.15; python_version >= '3.10'",
         ],
+        # For pictures of any size, `knet predict --tiles`.
+        "tiles": ["rasterio>=1.3"],
         # For the page of `knet.app`, which asks nothing of other hosts with this gradio. It needs a
         # Pillow below 13.
         "app": ["gradio>=6.31,<7; python_version >= '3.10'"],
@@ -108,6 +110,7 @@ setup(
             "openvino>=2025.0; python_version >= '3.10'",
             "nncf>=2.15; python_version >= '3.10'",
             "pyarrow>=15",
+            "rasterio>=1.3",
             "ray[data,train]>=2.51",
             # for the tests of benchmarks/mask2former.py and of gpu.py
             "transformers>=5; python_version >= '3.10'",

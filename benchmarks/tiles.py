@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_inputs("KEY VALUE", "config keys and values")
     add_model_arguments(parser)
     parser.add_argument("--dataset", default="shapes_val", help="quality: with panoptic truth")
-    parser.add_argument("--overlaps", type=int, nargs="+", default=[0, 16, 32])
+    parser.add_argument("--overlaps", nargs="+", default=[0, 16, 32], help="quality: pixels")
     parser.add_argument("--side", type=int, default=20_000, help="memory: pixels")
     parser.add_argument("--tile", type=int, default=1024)
     parser.add_argument("--overlap", type=int, default=128)
@@ -80,7 +80,7 @@ def quality(args: argparse.Namespace) -> list[dict[str, object]]:
     segmenter = segmenter_of(predictor, "panoptic")
     labels = {(c.is_thing, c.id): c.label for c in predictor.categories}
     register_builtin([args.dataset])
-    ways = {"whole": None, **{f"2x2, overlap {n}": n for n in args.overlaps}}
+    ways = {"whole": None, **{f"2x2, overlap {n}": n for n in map(int, args.overlaps)}}
     evaluators = {way: PanopticEvaluator(args.dataset) for way in ways}
     found = dict.fromkeys(ways, 0)
     for evaluator in evaluators.values():

@@ -161,7 +161,11 @@ int main(int count, char** words) try {
   ov::Core core;
   const auto model = core.read_model(path);
   const json info = description(*model, path);
-  auto compiled = core.compile_model(model, "CPU", ov::hint::inference_precision(ov::element::f32));
+  // of itself it rounds to 16 bits where the processor is faster with them
+  ov::AnyMap options;
+  if (info["precision"] != "float16")
+    options.insert(ov::hint::inference_precision(ov::element::f32));
+  auto compiled = core.compile_model(model, "CPU", options);
   ov::InferRequest request = compiled.create_infer_request();
   feed(request, info["input"], picture);
   request.infer();

@@ -91,7 +91,7 @@ def test_pictures_of_a_data_set_beside_their_truth(run, tmp_path, capsys):
         (["a.png", "--overlap", "9"], "--overlap goes with --tiles"),
         (["a.mp4", "--tiles", "64"], "--tiles are of pictures, not of videos"),
         (["a.png", "--tiles", "64", "--results", "x"], "with --tiles all results go to --output"),
-        (["a.png", "--tiles", "9"], "--tiles 9: tiles have 64 pixels a side at least"),
+        (["a.png", "--tiles", "9"], "--tiles 9: tiles have 32 pixels a side at least"),
         (["--input", "x", "--tiles", "64"], "--tiles of single pictures"),
         (["--input", "x", "--workers", "2"], "--workers and --gpus-per-worker go with --engine"),
         (["a.png", "--webcam"], "one of them"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-_LEAST = 64
+_LEAST = 32
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Grid:
             overlap: pixels that neighbours share at least.
 
         Raises:
-            ValueError: tiles are under 64 pixels, or share more than half of their pixels.
+            ValueError: tiles are under 32 pixels, or share more than half of their pixels.
         """
         if min(tile) < _LEAST:
             raise ValueError(f"--tiles {min(tile)}: tiles have {_LEAST} pixels a side at least")

@@ -36,7 +36,7 @@ def test_a_short_side_is_not_cut():
 
 @pytest.mark.parametrize(
     ("tile", "overlap", "message"),
-    [(63, 0, "64 pixels a side at least"), (100, 51, "0 pixels to half of a tile, 50"),
+    [(31, 0, "32 pixels a side at least"), (100, 51, "0 pixels to half of a tile, 50"),
      (100, -1, "--overlap -1")],
 )  # fmt: skip
 def test_wrong_tiles(tile, overlap, message):
