@@ -2,12 +2,15 @@
 
 Neighbouring tiles share a zone that both have seen. Two things are one where their masks cover each
 other in it: intersection over union above one half, so that each has one partner at most. Stuff is
-one segment a class. Beyond that, each pixel is decided by one tile (see `knet_run.tiles.grid`).
+one segment a class.
+
+A pixel of the zone is decided by the tile that sees a whole thing there, where the other one sees
+stuff, nothing, or a thing that its border cuts; else by the tile on whose side of the middle it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +18,10 @@ import numpy as np
 from knet_run.tiles.grid import Grid
 from knet_run.tiles.segments import SegmentClass, Segmenter, TileSegments
 
+_SIDES = {
+    "left": np.s_[:, 0], "right": np.s_[:, -1], "top": np.s_[0], "bottom": np.s_[-1]
+}  # fmt: skip
+_COUNTED = 128  # rows at a time, as counting makes a copy
 _SAME = 0.5  # intersection over union of two views of one thing
 
 
@@ -51,18 +58,19 @@ def join_tiles(
     """
     grid = Grid.of((pixels.shape[0], pixels.shape[1]), tile, overlap)
     joiner = Joiner(grid, segmenter.classes)
-    parts = np.zeros(pixels.shape[:2], np.uint32)
+    bands = []
     for r, c in grid:
         y, x = grid.rows.starts[r], grid.columns.starts[c]
         found = segmenter.segment(pixels[y : y + grid.rows.size, x : x + grid.columns.size])
-        rows, columns = slice(*grid.rows.cuts[r : r + 2]), slice(*grid.columns.cuts[c : c + 2])
-        parts[rows, columns] = joiner.add(r, c, found)
+        band = joiner.add(r, c, found)
+        if band is not None:
+            bands.append(band)
     joined = joiner.finish()
-    return joined.ids[parts], joined
+    return joined.ids[np.concatenate(bands)], joined
 
 
 class Joiner:
-    """Takes the tiles of a picture row by row, and holds what the next row will meet.
+    """Takes the tiles of a picture row by row, and gives back its rows once they are decided.
 
     Args:
         grid: of the tiles.
@@ -75,56 +83,71 @@ class Joiner:
         # of parts: a thing in a tile, or a class of stuff. Part 0 is void.
         self._parents = [0]
         self._classes = [-1]
-        self._weights = [0.0]
-        self._areas = [0]
+        self._scores = [0.0]  # times the pixels seen
+        self._seen = [0]
+        self._areas = np.zeros(1, np.int64)
+        # things that the border of their tile does not cut
+        self._is_whole: dict[str, list[bool]] = {side: [False] for side in _SIDES}
         self._stuff: dict[int, int] = {}
-        self._left: np.ndarray | None = None
-        self._above: list[np.ndarray] = []
-        self._below: list[np.ndarray] = []
         if not self._is_thing.any():  # a map of classes: one number a class, in every picture
-            self._number(range(len(classes)))
+            for label in range(len(classes)):
+                self._part(label)
+        self._left = np.zeros((0, 0), np.uint32)  # the tile before
+        self._row = np.zeros((0, 0), np.uint32)  # the tiles of this row, joined
+        self._open = np.zeros((0, 0), np.uint32)  # what the next row will see, too
 
-    def add(self, row: int, column: int, found: TileSegments) -> np.ndarray:
+    def add(self, row: int, column: int, found: TileSegments) -> np.ndarray | None:
         """Take the next tile.
 
         Returns:
-            (h, w) uint32 parts of the pixels that it decides.
+            After the last tile of a row, (h, W) uint32 parts of the next rows of the picture.
         """
         rows, columns = self._grid.rows, self._grid.columns
+        parts = self._number(found)[found.ids]
         if column == 0:
-            self._above, self._below, self._left = self._below, [], None
-        numbers = self._number(found.classes.tolist())
-        parts = numbers[found.ids]
-        if self._left is not None and (shared := columns.shared(column)) > 0:
-            self._meet(self._left[:, -shared:], parts[:, :shared])
-        if row and (shared := rows.shared(row)) > 0:
-            self._meet(self._above[column], parts[:shared])
+            self._row = np.zeros((rows.size, columns.cuts[-1]), np.uint32)
+        shared = columns.shared(column) if column else 0
+        start = columns.starts[column]
+        self._row[:, start + shared : start + columns.size] = parts[:, shared:]
+        if shared > 0:
+            one, other = self._left[:, -shared:], parts[:, :shared]
+            self._meet(one, other)
+            later = np.arange(shared) >= columns.cuts[column] - start
+            # of three tiles that see a pixel, the first two have decided
+            kept = self._row[:, start : start + shared]
+            kept[:] = np.where(self._takes(kept, other, later, "right", "left"), other, kept)
         self._left = parts
-        if row + 1 < len(rows.starts):
-            shared = max(rows.shared(row + 1), 0)
-            self._below.append(parts[len(parts) - shared :].copy())
-        core = rows.core(row), columns.core(column)
-        areas = np.bincount(found.ids[core].ravel(), minlength=len(numbers))[1:]
-        for part, area, score in zip(numbers[1:].tolist(), areas.tolist(), found.scores.tolist()):
-            self._areas[part] += area
-            self._weights[part] += score * area
-        return parts[core]
+        if column + 1 < len(columns.starts):
+            return None
+        if row:
+            shared = len(self._open)
+            self._meet(self._open, self._row[:shared])
+            later = np.arange(shared)[:, None] >= rows.cuts[row] - rows.starts[row]
+            takes = self._takes(self._open, self._row[:shared], later, "bottom", "top")
+            self._row[:shared] = np.where(takes, self._row[:shared], self._open)
+        last = row + 1 == len(rows.starts)
+        decided = rows.size if last else rows.starts[row + 1] - rows.starts[row]
+        self._open = self._row[decided:]
+        self._count(self._row[:decided])
+        return self._row[:decided]
 
     def finish(self) -> Joined:
         """The segments, numbered by the first tile that has seen them and their place there.
 
         Without things, by class: segment s + 1 is class s, whether it occurs or not.
         """
-        parts = range(len(self._parents))
-        roots = np.array([self._root(part) for part in parts])
-        areas = np.bincount(roots, self._areas).astype(np.int64)
-        weights = np.bincount(roots, self._weights)
+        roots = np.array([self._root(part) for part in range(len(self._parents))])
+        pixels = np.zeros(len(roots), np.int64)
+        pixels[: len(self._areas)] = self._areas
+        parts = pixels * np.array(self._scores) / np.array(self._seen).clip(1)
+        areas = np.bincount(roots, pixels).astype(np.int64)
+        weights = np.bincount(roots, parts)
         kept = np.flatnonzero(areas > 0) if self._is_thing.any() else np.arange(len(roots))
         kept = kept[kept > 0]
         ids = np.zeros(len(roots), np.uint32)
         ids[kept] = np.arange(1, len(kept) + 1)
         votes: dict[tuple[int, int], float] = {}
-        for root, label, weight in zip(roots.tolist(), self._classes, self._weights):
+        for root, label, weight in zip(roots.tolist(), self._classes, parts.tolist()):
             votes[root, label] = votes.get((root, label), 0.0) + weight
         best: dict[int, tuple[float, int]] = {}
         for (root, label), weight in votes.items():
@@ -132,36 +155,73 @@ class Joiner:
         classes = np.array([-best[root][1] for root in kept.tolist()], np.int64)
         return Joined(ids[roots], classes, weights[kept] / areas[kept].clip(1), areas[kept])
 
-    def _number(self, labels: Iterable[int]) -> np.ndarray:
-        """(S + 1,) uint32: the part that each segment is, by its class; those of things are new."""
+    def _number(self, found: TileSegments) -> np.ndarray:
+        """(S + 1,) uint32: the part that each segment of a tile is; those of things are new."""
+        areas = np.bincount(found.ids.ravel(), minlength=len(found.classes) + 1)[1:]
+        borders = {side: set(np.unique(found.ids[place])) for side, place in _SIDES.items()}
         parts = [0]
-        for label in labels:
-            part = len(self._parents)
-            if not self._is_thing[label]:
-                part = self._stuff.setdefault(label, part)
-            if part == len(self._parents):
-                self._parents.append(part)
-                self._classes.append(label)
-                self._weights.append(0.0)
-                self._areas.append(0)
+        segments = zip(found.classes.tolist(), found.scores.tolist(), areas.tolist())
+        for number, (label, score, area) in enumerate(segments, start=1):
+            part = self._part(label)
+            self._scores[part] += score * area
+            self._seen[part] += area
+            if self._is_thing[label]:
+                for side, cut in borders.items():
+                    self._is_whole[side][part] = number not in cut
             parts.append(part)
         return np.array(parts, np.uint32)
+
+    def _part(self, label: int) -> int:
+        """A part of a class, the same one for all stuff of the class."""
+        part = len(self._parents)
+        if not self._is_thing[label]:
+            part = self._stuff.setdefault(label, part)
+        if part == len(self._parents):
+            self._parents.append(part)
+            self._classes.append(label)
+            self._scores.append(0.0)
+            self._seen.append(0)
+            for sides in self._is_whole.values():
+                sides.append(False)
+        return part
+
+    def _takes(
+        self, one: np.ndarray, other: np.ndarray, later: np.ndarray, end: str, start: str
+    ) -> np.ndarray:
+        """Where the second of two views of a zone decides, of the tiles whose borders are named."""
+        first = np.array(self._is_whole[end])[one]
+        second = np.array(self._is_whole[start])[other]
+        return np.where(first == second, later, second)
+
+    def _count(self, rows: np.ndarray) -> None:
+        """Add decided rows to the areas of the parts."""
+        areas = np.zeros(len(self._parents), np.int64)
+        areas[: len(self._areas)] = self._areas
+        for start in range(0, len(rows), _COUNTED):
+            counted = np.bincount(rows[start : start + _COUNTED].ravel(), minlength=len(areas))
+            areas += counted
+        self._areas = areas
 
     def _meet(self, one: np.ndarray, other: np.ndarray) -> None:
         """Join the things of two views of a zone."""
         pairs, counts = np.unique(
             one.astype(np.uint64) << np.uint64(32) | other, return_counts=True
         )
-        first, second = (pairs >> np.uint64(32)).astype(np.int64), (pairs & 0xFFFFFFFF).astype(int)
-        seen = [dict.fromkeys(side.tolist(), 0) for side in (first, second)]
-        for sums, side in zip(seen, (first, second)):
-            for part, count in zip(side.tolist(), counts.tolist()):
-                sums[part] += count
-        for a, b, both in zip(first.tolist(), second.tolist(), counts.tolist()):
-            if a and b and self._are_things(a, b):
-                union = seen[0][a] + seen[1][b] - both
-                if both > _SAME * union:
-                    self._join(a, b)
+        views = []  # of each pair the object in either view, and its pixels there
+        for parts in (pairs >> np.uint64(32), pairs & np.uint64(0xFFFFFFFF)):
+            objects = [self._root(part) for part in parts.tolist()]
+            sums = dict.fromkeys(objects, 0)
+            for thing, count in zip(objects, counts.tolist()):
+                sums[thing] += count
+            views.append((objects, sums))
+        (first, seen), (second, seen_again) = views
+        both: dict[tuple[int, int], int] = {}
+        for a, b, count in zip(first, second, counts.tolist()):
+            if a and b and a != b and self._are_things(a, b):
+                both[a, b] = both.get((a, b), 0) + count
+        for (a, b), count in both.items():
+            if count > _SAME * (seen[a] + seen_again[b] - count):
+                self._join(a, b)
 
     def _are_things(self, *parts: int) -> bool:
         return all(self._is_thing[self._classes[part]] for part in parts)

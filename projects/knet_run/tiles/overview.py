@@ -28,21 +28,30 @@ class Overview:
         self._pixels = np.zeros((height, width, 3), np.uint8)
         self._parts = np.zeros((height, width), np.uint32)
 
-    def add(self, pixels: np.ndarray, parts: np.ndarray, y: int, x: int) -> None:
-        """Take what a tile decides: (h, w, 3) uint8 and (h, w) parts, and where it lies."""
+    def add_pixels(self, pixels: np.ndarray, y: int, x: int) -> None:
+        """Take (h, w, 3) uint8 of the picture, and where they lie."""
         step = self._step
-        # each small pixel is of the tile that has its corner
+        height, width = pixels.shape[:2]
+        # each small pixel is of the piece that has its corner
         top, left = -(-y // step), -(-x // step)
-        bottom, right = -(-(y + parts.shape[0]) // step), -(-(x + parts.shape[1]) // step)
+        bottom, right = -(-(y + height) // step), -(-(x + width) // step)
         if bottom <= top or right <= left:
             return
-        place = slice(top, bottom), slice(left, right)
-        box = (left * step - x, top * step - y, right * step - x, bottom * step - y)
-        box = (*box[:2], min(box[2], parts.shape[1]), min(box[3], parts.shape[0]))
+        box = (
+            left * step - x,
+            top * step - y,
+            min(right * step - x, width),
+            min(bottom * step - y, height),
+        )
         image = Image.fromarray(np.ascontiguousarray(pixels))
         reduced = image.resize((right - left, bottom - top), Image.Resampling.BOX, box=box)
-        self._pixels[place] = np.asarray(reduced)
-        self._parts[place] = parts[box[1] :: step, box[0] :: step]
+        self._pixels[top:bottom, left:right] = np.asarray(reduced)
+
+    def add_parts(self, parts: np.ndarray, y: int) -> None:
+        """Take (h, W) parts of whole rows from row y on."""
+        step = self._step
+        top, bottom = -(-y // step), -(-(y + len(parts)) // step)
+        self._parts[top:bottom] = parts[top * step - y :: step, ::step]
 
     def draw(
         self, ids: np.ndarray, classes: np.ndarray, kinds: Sequence[SegmentClass]

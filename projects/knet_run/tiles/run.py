@@ -127,23 +127,25 @@ def _segment_tiles(
     waiting = np.zeros((0, width), np.uint32)  # rows that fill no block yet
     written = done = 0
     with LabelWriter(path, size=picture.size) as writer:
-        for r in range(len(rows.starts)):
-            top, bottom = rows.cuts[r], rows.cuts[r + 1]
-            band = np.concatenate([waiting, np.zeros((bottom - top, width), np.uint32)])
-            for c in range(len(columns.starts)):
-                left, right = columns.cuts[c], columns.cuts[c + 1]
-                y, x = rows.starts[r], columns.starts[c]
-                pixels = picture.window(slice(y, y + rows.size), slice(x, x + columns.size))
-                core = joiner.add(r, c, segmenter.segment(pixels))
-                overview.add(pixels[rows.core(r), columns.core(c)], core, top, left)
-                band[len(waiting) :, left:right] = core
-                done += 1
-                progress(done, len(grid))
-            whole = len(band) if bottom == picture.size[0] else len(band) // BLOCK * BLOCK
+        for r, c in grid:
+            y, x = rows.starts[r], columns.starts[c]
+            pixels = picture.window(slice(y, y + rows.size), slice(x, x + columns.size))
+            band = joiner.add(r, c, segmenter.segment(pixels))
+            overview.add_pixels(
+                pixels[rows.core(r), columns.core(c)], rows.cuts[r], columns.cuts[c]
+            )
+            done += 1
+            progress(done, len(grid))
+            if band is None:
+                continue
+            overview.add_parts(band, written + len(waiting))
+            waiting = np.concatenate([waiting, band])
+            last = r + 1 == len(rows.starts)
+            whole = len(waiting) if last else len(waiting) // BLOCK * BLOCK
             if whole:
-                writer.write(written, 0, band[:whole])
+                writer.write(written, 0, waiting[:whole])
             written += whole
-            waiting = band[whole:].copy()
+            waiting = waiting[whole:].copy()
 
 
 def _write_labels(path: Path, parts: Path, joined: Joined, picture: Picture) -> RunStore:

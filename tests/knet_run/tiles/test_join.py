@@ -98,6 +98,42 @@ def test_a_fragment_that_no_tile_decides_is_gone():
     assert len(done.areas) == 0
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_who_sees_a_thing_whole_decides_all_of_it(turned):
+    """The zone is columns 48 to 63, its middle 56; of the right tile the columns 0 to 15."""
+
+    def views(*found):
+        if not turned:
+            return two_views(*found), np.zeros((64, 112, 3), np.uint8)
+        found = [TileSegments(f.ids.T.copy(), f.classes, f.scores) for f in found]
+        return two_views(*found), np.zeros((112, 64, 3), np.uint8)
+
+    def areas(*found):
+        segment, pixels = views(*found)
+        ids, done = joined(pixels, segment=segment)
+        return ids.T if turned else ids, done.areas.tolist()
+
+    empty = TileSegments(np.zeros((64, 64), np.int32), np.zeros(0, np.int64), np.zeros(0))
+    thing, grass = (
+        np.s_[10:20, 2:12],
+        TileSegments(np.ones((64, 64), np.int32), *[np.array([1])] * 2),
+    )
+    # one tile alone sees it, across the middle and whole: none of it is lost
+    ids, found = areas(empty, view(thing, 0, 0.9))
+    assert found == [100] and (ids[10:20, 50:60] == 1).all()
+    ids, found = areas(grass, view(thing, 0, 0.9))
+    assert found == [64 * 56 - 60, 100]
+    ids, found = areas(view(np.s_[10:20, 50:60], 0, 0.9), grass)
+    assert found == [100, 64 * 56 - 40]
+    # cut by the border of its tile: up to the middle
+    ids, found = areas(empty, view(np.s_[10:20, 0:12], 0, 0.9))
+    assert found == [40]
+    # a piece of it is seen as something else, which its border cuts
+    ids, found = areas(view(np.s_[10:13, 40:64], 2, 0.5), view(thing, 0, 0.9))
+    assert found == [3 * 10, 100]
+    assert (ids[10:20, 50:60] == 2).all() and ids[10, 62] == 0
+
+
 def test_classes_without_things_keep_their_numbers():
     classes = [SegmentClass(k, str(k), False, (0, 0, 0)) for k in range(3)]
     pixels = np.zeros((64, 112, 3), np.uint8)
