@@ -12,15 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from knet_run.tiles.grid import Grid
 from knet_run.tiles.segments import SegmentClass, Segmenter, TileSegments
 
-_SIDES = {
-    "left": np.s_[:, 0], "right": np.s_[:, -1], "top": np.s_[0], "bottom": np.s_[-1]
-}  # fmt: skip
+# where a tile's border can cut a thing
+_SIDES: dict[str, Any] = {
+    "left": np.s_[:, 0],
+    "right": np.s_[:, -1],
+    "top": np.s_[0],
+    "bottom": np.s_[-1],
+}
 _COUNTED = 128  # rows at a time, as counting makes a copy
 _SAME = 0.5  # intersection over union of two views of one thing
 
