@@ -255,11 +255,10 @@ def compare_odd(predictor: KNetPredictor, args: argparse.Namespace) -> list[dict
     rows = []
     for form in ("onnx", "openvino"):
         for resizes in (False, True):
-            path = args.output / f"odd_{resizes}{FORMS[form]}"
             choices = Choices(form=form, takes_picture=resizes)
-            if not path.is_file():
-                export_model(predictor, path, choices, checked=False)
-            artefact = Artefact(path, form, threads=args.threads)
+            artefact = export(predictor, args, {"onnx": "ONNX", "openvino": "OpenVINO"}[form])
+            if resizes:
+                artefact = _resizing(predictor, args, form)
             records = Records(predictor, choices, pictures=[], data="")
             for name, picture in pictures.items():
                 record = records.complete(predictor.prepare(picture), picture)
@@ -274,6 +273,17 @@ def compare_odd(predictor: KNetPredictor, args: argparse.Namespace) -> list[dict
                 print(rows[-1], flush=True)
     show(rows)
     return rows
+
+
+def _resizing(predictor: KNetPredictor, args: argparse.Namespace, form: str) -> Artefact:
+    """The file whose graph takes a whole picture; OpenVINO's out of the other one."""
+    path = args.output / f"resizing{FORMS[form]}"
+    if not path.is_file() and form == "onnx":
+        export_model(predictor, path, Choices(takes_picture=True), checked=False)
+    elif not path.is_file():
+        plain = _resizing(predictor, args, "onnx")
+        save_openvino(plain.path, path, plain.info)
+    return Artefact(path, form, threads=args.threads)
 
 
 def compare_layers(predictor: KNetPredictor, args: argparse.Namespace) -> list[dict[str, Any]]:
