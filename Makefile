@@ -23,7 +23,7 @@ help:
 	@echo "make test-quick   the same without those that take seconds, a browser or an export"
 	@echo "make lint      install, then ruff and mypy"
 	@echo ""
-	@echo "PYTHON=python3.12 make install   uses another interpreter (3.9 or newer)"
+	@echo "PYTHON=python3.12 make install   uses another interpreter (3.10 or newer)"
 	@echo "PIP_ARGS=...                     is handed to every 'pip install'"
 	@echo "You have Detectron2 already? Then no make is needed: pip install -e ."
 
@@ -48,8 +48,8 @@ lint: $(STAMP)
 $(STAMP): setup.py constraints.txt tools/build_detectron2_wheel.py
 	@command -v $(PYTHON) >/dev/null || { \
 	  echo "error: '$(PYTHON)' is not there; name an interpreter: make install PYTHON=..."; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 9))' || { \
-	  echo "error: Python 3.9 or newer is needed, this is `$(PYTHON) -V 2>&1`; see PYTHON in 'make help'"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "error: Python 3.10 or newer is needed, this is `$(PYTHON) -V 2>&1`; see PYTHON in 'make help'"; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
 	  echo "error: $(PYTHON) lacks venv and pip (on Debian and Ubuntu: the package python3-venv)"; exit 1; }
 	@echo "Setting up $(VENV): this downloads PyTorch and takes some minutes and 6 GB of disk."

@@ -35,7 +35,7 @@ setup(
     py_modules=["knet_command"],  # see there why it is not in the package
     entry_points={"console_scripts": ["knet = knet_command:main"]},
     package_data={"knet.report": ["templates/*"]},
-    python_requires=">=3.9",
+    python_requires=">=3.10",
     # Ranges only; constraints.txt holds the tested set that `make install` uses.
     # Detectron2 is not named: it has no release on PyPI under its own name, and naming it would
     # let pip replace an official build. knet checks for it at import and says what to do.
@@ -47,8 +47,8 @@ setup(
         "Pillow>=10.1",
         "fvcore>=0.1.5,<0.1.6",
         "pycocotools>=2.0.6",
-        "tensorboard",
-        "tqdm>4.29.0",
+        "tensorboard>=2.12",
+        "tqdm>=4.60",
         # For downloads of weights; torch needs it as well.
         "filelock>=3.9",
         # For the folder of a trained model.
@@ -80,16 +80,18 @@ setup(
         "export": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"],
         # For the page of `knet.app`, which asks nothing of other hosts with this gradio. It needs a
         # Pillow below 13.
-        "app": ["gradio>=6.31,<7; python_version >= '3.10'"],
+        "app": ["gradio>=6.31,<7"],
         # For `knet predict --input`, whose results are Parquet files, and `knet eval --results`;
         "parquet": ["pyarrow>=15"],
         # and the same on Ray Data; for training in the workers of Ray Train.
         "ray": ["ray[data,train]>=2.51", "pyarrow>=15"],
         # For the tests of both pages in a browser: it drives a Chromium that is there.
         "browser": ["playwright>=1.48"],
+        # For the tests, with the notebook; and for the documentation site.
+        "test": ["pytest>=7.4", "pytest-xdist>=3.5", "nbclient>=0.10", "ipykernel>=6.29"],
+        "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "mkdocstrings[python]>=0.27"],
         "dev": [
-            "pytest>=7.4",
-            "pytest-xdist>=3.5",
+            "knet[test,docs]",
             "ruff",
             "mypy",
             "cityscapesscripts>=2.2",
@@ -101,7 +103,7 @@ setup(
             "pyarrow>=15",
             "ray[data,train]>=2.51",
             # for the tests of benchmarks/mask2former.py and of gpu.py
-            "transformers>=5; python_version >= '3.10'",
+            "transformers>=5",
         ],
     },
 )
