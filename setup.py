@@ -13,28 +13,33 @@ VERSION = re.search(r'^__version__ = "([^"]+)"', INIT, re.MULTILINE)
 assert VERSION is not None, "projects/knet/__init__.py has no __version__"
 
 
-class BuildWithConfigs(build_py):
-    """Puts configs/ into the package; an editable install uses those of the checkout."""
+class BuildWithData(build_py):
+    """Puts configs and toy data into the package; an editable install uses the checkout's."""
 
     def run(self) -> None:
         super().run()
         if not self.editable_mode:
-            target = Path(self.build_lib) / "knet" / "configs"
-            shutil.rmtree(target, ignore_errors=True)  # of an earlier build
-            shutil.copytree(HERE / "configs", target)
+            inside = {"configs": "configs", "datasets/nuclei": "toy_data/nuclei",
+                      "datasets/coco_photos": "toy_data/coco_photos"}  # fmt: skip
+            for source, place in inside.items():
+                target = Path(self.build_lib) / "knet" / place
+                shutil.rmtree(target, ignore_errors=True)  # of an earlier build
+                shutil.copytree(HERE / source, target)
 
 
 setup(
     name="knet",
     version=VERSION.group(1),
     description="K-Net for Detectron2: instance, panoptic and semantic segmentation with kernels",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
     license="Apache-2.0",
     package_dir={"": "projects"},
     packages=find_packages("projects"),
-    cmdclass={"build_py": BuildWithConfigs},
+    cmdclass={"build_py": BuildWithData},
     py_modules=["knet_command"],  # see there why it is not in the package
     entry_points={"console_scripts": ["knet = knet_command:main"]},
-    package_data={"knet.report": ["templates/*"]},
+    package_data={"knet": ["py.typed"], "knet.report": ["templates/*"]},
     python_requires=">=3.10",
     # Ranges only; constraints.txt holds the tested set that `make install` uses.
     # Detectron2 is not named: it has no release on PyPI under its own name, and naming it would

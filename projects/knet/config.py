@@ -20,7 +20,9 @@ logger = logging.getLogger(__name__)
 
 
 def add_knet_config(cfg: CN) -> None:
-    """Add every key of K-Net to a Detectron2 config, in place."""
+    """Add every key of K-Net to a Detectron2 config, in place, and register the model of them."""
+    import knet.modeling.knet  # noqa: F401  (which reads configs, as this module does)
+
     add_data_config(cfg)
     _add_model_config(cfg)
     _add_solver_config(cfg)
