@@ -1,6 +1,6 @@
 """Results of `knet predict --results FOLDER` with COCO's own tools, which other viewers read too.
 
-    python examples/coco_viewer.py TRUTH.json FOLDER/instances.json IMAGES OUTPUT.png
+python examples/coco_viewer.py TRUTH.json FOLDER/instances.json IMAGES OUTPUT.png
 """
 
 import sys

@@ -1,7 +1,7 @@
 """A model as a LazyConfig of Detectron2: a Python file in place of YAML, each part replaceable.
 
-    from detectron2.config import LazyConfig, instantiate
-    model = instantiate(LazyConfig.load("examples/lazy_config.py").model)
+from detectron2.config import LazyConfig, instantiate
+model = instantiate(LazyConfig.load("examples/lazy_config.py").model)
 """
 
 from detectron2.config import LazyCall as L
@@ -39,9 +39,7 @@ model = L(KNet)(
         ),
     ),
     criterion=L(KNetCriterion)(num_thing_classes=things, num_stuff_classes=stuff),
-    task=L(MaskTask)(
-        class_ids=L(ClassIds)(things=tuple(range(80)), stuff=tuple(range(80, 133)))
-    ),
+    task=L(MaskTask)(class_ids=L(ClassIds)(things=tuple(range(80)), stuff=tuple(range(80, 133)))),
     pixel_mean=[123.675, 116.28, 103.53],
     pixel_std=[58.395, 57.12, 57.375],
 )

@@ -1,6 +1,6 @@
 """A loss of one's own beside those of K-Net: masks with short outlines.
 
-    python examples/own_loss.py configs/shapes/panoptic.yaml [KEY VALUE ...]
+python examples/own_loss.py configs/shapes/panoptic.yaml [KEY VALUE ...]
 """
 
 import sys

@@ -1,6 +1,6 @@
 """A neck of one's own, chosen by a key: here the finest maps alone, which suits small objects.
 
-    python examples/own_neck.py configs/shapes/panoptic.yaml [KEY VALUE ...]
+python examples/own_neck.py configs/shapes/panoptic.yaml [KEY VALUE ...]
 """
 
 import sys

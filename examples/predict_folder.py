@@ -1,6 +1,6 @@
 """Every picture of a folder through a model: drawings, and what was found in each.
 
-    python examples/predict_folder.py MODEL FOLDER OUTPUT
+python examples/predict_folder.py MODEL FOLDER OUTPUT
 """
 
 import sys

@@ -1,8 +1,7 @@
 """Every block of code on every page runs, or a line above it says why not: `<!-- not run: WHY -->`.
 
-Blocks of Python run in turn with names that they share, commands one after the other, YAML is read as
-a config; all in a folder that has what pages speak of, with a tiny model of random weights. Text and
-BibTeX are no code.
+Blocks of Python run in turn with names that they share, commands one after the other, and YAML is
+read as a config; all in a folder that has what pages speak of, with a tiny model of random weights.
 """
 
 import re
@@ -29,7 +28,8 @@ NO_CODE = {"text", "bibtex"}
 # run by tests of their own, all of them, the first one with small settings
 ELSEWHERE = {("docs/CUSTOM_DATA.md", "bash"), ("docs/MODEL.md", "python")}
 _BLOCK = re.compile(
-    r"(?:^ *<!-- not run: (?P<why>[^\n]+) -->\n)?^(?P<indent> *)```(?P<language>\w*)\n(?P<code>.*?)^ *```$",
+    r"(?:^ *<!-- not run: (?P<why>[^\n]+) -->\n)?"
+    r"^ *```(?P<language>\w*)\n(?P<code>.*?)^ *```$",
     re.DOTALL | re.MULTILINE,
 )
 

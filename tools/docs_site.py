@@ -11,6 +11,7 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,8 +27,9 @@ PAGES = {
 }
 _SOURCES = {site: source for source, site in PAGES.items()}
 _LINK = re.compile(r"(\]\()([^)#:\s]+)((?:#[^)\s]*)?\))")
+# what the theme's offline mode would load from another host: ours does the same
+_REMOTE_WORKER = '<script src="https://unpkg.com/iframe-worker/shim"></script>'
 _LANGUAGES = {".py": "python", ".sh": "bash", ".toml": "toml", ".yaml": "yaml", ".yml": "yaml"}
-_PICTURES = {".jpg", ".png"}
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -70,11 +72,29 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     return _LINK.sub(turned, markdown)
 
 
+def on_post_page(output: str, page: Any, config: Any) -> str:
+    """Have pages load nothing from other hosts."""
+    return _local(output, os.path.relpath(".", PurePosixPath(page.url).parent.as_posix()))
+
+
+def on_post_template(output: str, template_name: str, config: Any) -> str:
+    """The same for the page of a wrong address, which is no page to mkdocs."""
+    return _local(output, ".") if template_name == "404.html" else output
+
+
+def _local(html: str, root: str) -> str:
+    if _REMOTE_WORKER not in html:
+        raise PluginError("the theme has another script for searching off-line: see docs_site.py")
+    return html.replace(_REMOTE_WORKER, f'<script src="{root}/assets/file-worker.js"></script>')
+
+
 def _target(page: str, link: str) -> str | None:
     """What a link of a page of the site means, as a path in the repository."""
     listed = page.removeprefix("files/").removesuffix(".md")
     folder = (
-        ROOT / listed if page.startswith("files/") else (ROOT / _SOURCES.get(page, f"docs/{page}")).parent
+        ROOT / listed
+        if page.startswith("files/")
+        else (ROOT / _SOURCES.get(page, f"docs/{page}")).parent
     )
     path = Path(os.path.normpath(folder / link))
     return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else None
@@ -95,7 +115,9 @@ def _listing(path: str) -> str:
 
 
 def _shown(path: Path) -> bool:
-    return path.is_dir() and path.name != "__pycache__" or path.suffix in {*_LANGUAGES, ".md", ".txt"}
+    if path.is_dir():
+        return path.name != "__pycache__"
+    return path.suffix in {*_LANGUAGES, ".md", ".txt"}
 
 
 def _read(path: str) -> str:

@@ -1,4 +1,4 @@
-"""Try the oldest or newest versions that setup.py allows: a venv with them, and the quick tests in it.
+"""Try the oldest or newest versions that setup.py allows: the quick tests in a venv of theirs.
 
     python tools/try_versions.py oldest --python python3.10
     python tools/try_versions.py newest --python python3.13
@@ -68,7 +68,9 @@ def main() -> int:
         for line in process.stdout or ():
             print(line, end="", flush=True)
             output.append(line)
-    summary = next((line for line in reversed(output) if re.search(r"\d+ (passed|failed)", line)), "")
+    summary = next(
+        (line for line in reversed(output) if re.search(r"\d+ (passed|failed)", line)), ""
+    )
     names = subprocess.run(
         [uv, "pip", "freeze", "--python", python], check=True, capture_output=True, text=True
     ).stdout

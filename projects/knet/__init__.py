@@ -1,7 +1,7 @@
 """K-Net for Detectron2: segmentation by a small set of learned, updated kernels.
 
-Importing ``knet`` is quick: PyTorch and Detectron2 are imported with the first name that needs them.
-It comes before Detectron2, which it fits to current libraries (`knet.compat`). Without Detectron2
+Importing ``knet`` is quick: PyTorch and Detectron2 come with the first name that needs them. It is
+imported before Detectron2, which it fits to current libraries (`knet.compat`). Without Detectron2
 the parts that need torch alone stay importable, such as ``knet.modeling.kernels``,
 ``knet.modeling.losses`` and ``knet.modeling.panoptic``.
 """

@@ -42,7 +42,7 @@ def require_detectron2() -> None:
 
 
 def fit_detectron2() -> None:
-    """Have `apply_shims` called when Detectron2 is first imported, or now if it is there already."""
+    """Have `apply_shims` called when Detectron2 is first imported; now, if it is there already."""
     if "detectron2" in sys.modules:
         if detectron2_installed():
             _apply_quietly()

@@ -16,6 +16,8 @@ from knet.config_file import check_pairs, merge_content, merge_pairs, read_confi
 from knet.data.config import add_data_config
 from knet.zoo.models import config_path, find_model
 
+__all__ = ["add_knet_config", "get_cfg_from_file"]
+
 logger = logging.getLogger(__name__)
 
 

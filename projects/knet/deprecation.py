@@ -1,4 +1,4 @@
-"""How a part of the public surface goes: it warns for at least one minor version, then it is gone."""
+"""How a part of the public surface goes: for at least one minor version it warns."""
 
 from __future__ import annotations
 

@@ -37,7 +37,9 @@ def _run(monkeypatch, name, *words):
 @pytest.mark.slow
 def test_predict_folder(monkeypatch, model_folder, tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
-        _run(monkeypatch, "predict_folder.py", model_folder, PHOTOS / "images/val", tmp_path / "out")
+        _run(
+            monkeypatch, "predict_folder.py", model_folder, PHOTOS / "images/val", tmp_path / "out"
+        )
     assert not end.value.code
     names = {path.stem for path in (PHOTOS / "images/val").iterdir()}
     assert {path.stem for path in (tmp_path / "out").iterdir()} == names
@@ -55,7 +57,12 @@ def test_training_with_own_parts(name, monkeypatch, tiny_opts, tiny_shapes, tmp_
     weights = torch.load(out / "model_final.pth", weights_only=True)["model"]
     if name == "own_neck.py":
         assert KNET_NECK_REGISTRY._obj_map.pop("build_finest_neck") is names["build_finest_neck"]
-        assert weights["heads.neck.where.0.weight"].shape == (16, 32, 3, 3)  # as many as the backbone gives
+        assert weights["heads.neck.where.0.weight"].shape == (
+            16,
+            32,
+            3,
+            3,
+        )  # as many as the backbone gives
     else:
         assert 0 < logged["loss_outline"] < 1
 
@@ -93,7 +100,9 @@ def test_the_notebook(tmp_path, monkeypatch):
     settings.source += f"\nopts = {QUICK!r}\noutput = {str(tmp_path / 'quick')!r}"
     settings.source += f"\ndata = data.__class__({str(tmp_path / 'nuclei')!r})"
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "projects"), prepend=":")
-    done = NotebookClient(notebook, timeout=600, resources={"metadata": {"path": tmp_path}}).execute()
+    done = NotebookClient(
+        notebook, timeout=600, resources={"metadata": {"path": tmp_path}}
+    ).execute()
     shown = [output for cell in done.cells for output in cell.get("outputs", ())]
     assert sum("image/png" in output.get("data", {}) for output in shown) == 4
     text = "".join(output.get("text", "") for output in shown)

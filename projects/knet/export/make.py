@@ -20,6 +20,8 @@ from knet.export.program import build_graph, output_names, save_program, trace
 from knet.predict.files import writable_folder
 from knet.predictor import KNetPredictor
 
+__all__ = ["export_model"]
+
 
 def export_model(
     predictor: KNetPredictor,
