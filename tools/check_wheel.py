@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # a tiny model of random weights and a picture, made from what the wheel brings
 PREPARE = """
 import shutil
-from knet import KNetPredictor, get_cfg_from_file
+from knet import get_cfg_from_file
+from knet.benchmark import random_predictor
 from knet.data.toy import toy_data
 from knet.zoo import config_path
 photos = toy_data("coco_photos") / "images" / "val"
@@ -33,7 +34,7 @@ cfg = get_cfg_from_file(str(config_path("shapes/panoptic.yaml")), [
     "MODEL.FPN.OUT_CHANNELS", 16, "DATASETS.TRAIN", ("photos_train",),
     "DATASETS.TEST", ("photos_val",),
 ])
-KNetPredictor.from_config(cfg).save_pretrained("model")
+random_predictor(cfg).save_pretrained("model")
 """
 BASE = [
     ["knet", "--version"],

@@ -19,11 +19,11 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-EXTRAS = "opencv,lite,hub,parquet,cityscapes,test"
+EXTRAS = "opencv,lite,hub,export,parquet,cityscapes,docs,test"
 # built from source they would need compilers, and versions without a wheel are none that pip takes
 COMPILED = (
     *("numpy", "scipy", "pillow", "pycocotools", "shapely", "pyarrow", "opencv-python-headless"),
-    *("torch", "torchvision", "safetensors"),
+    *("torch", "torchvision", "safetensors", "onnx", "onnxruntime"),
 )
 SHOWN = ("torch", "torchvision", "numpy", "scipy", "pillow", "timm")
 QUICK = "not slow and not browser and not export"
