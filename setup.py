@@ -99,6 +99,8 @@ setup(
             "knet[test,docs]",
             "ruff",
             "mypy",
+            # for tools/check_wheel.py and try_versions.py
+            "uv>=0.5",
             "cityscapesscripts>=2.2",
             "timm>=1.0.20",
             "huggingface_hub>=0.23",

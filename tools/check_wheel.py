@@ -57,7 +57,7 @@ build_app(knet.KNetPredictor.from_pretrained("model"))
 """
 # extra: its feature, and what a message without it has to name
 EXTRAS = {
-    "lite": (["knet", "train", "--data", "NUCLEI", "--output", "trained", *TRAIN], "lite"),
+    "lite": (["knet", "train", "--data", "NUCLEI", "--output", "trained", *TRAIN], "model timm"),
     "timm": (["python", "-c", "import knet.cli.parser as p, sys; sys.exit(p.run('benchmark', ["
               "'--config-file', str(__import__('knet.zoo').zoo.config_path('shapes/panoptic.yaml')),"
               "'MODEL.BACKBONE.NAME', 'build_timm_fpn_backbone', 'MODEL.TIMM.NAME', 'resnet10t',"
@@ -167,7 +167,9 @@ class Trial:
             good = done.returncode == 2 and MISSING not in said
         else:
             good = done.returncode == 0
-        shown = f"{installed}: {' '.join(' '.join(command).split())[:60]}: {done.returncode}, {said}"
+        shown = (
+            f"{installed}: {' '.join(' '.join(command).split())[:60]}: {done.returncode}, {said}"
+        )
         print("ok   " if good else "WRONG", shown[:220], flush=True)
         if not good:
             self.wrong.append(f"{shown}\n{done.stderr[-2000:]}")
