@@ -2,16 +2,17 @@
 
     python tools/check_wheel.py --out dist [--only base export]
 
-A venv gets the wheel, Detectron2 and OpenCV. Without extras, each feature that needs one must say what
-to install, with status 2; then each extra is added alone, its feature must work, and the venv is
-brought back to what it was. Needs uv (`pip install uv`), a wheel of Detectron2 (`make install` leaves
-one in build/wheels), and some minutes.
+A venv gets the wheel, Detectron2 and OpenCV. Without extras, each feature that needs one must say
+what to install; then each extra is added alone, its feature must work, and the venv is brought back
+to what it was. Needs uv (`pip install uv`), a wheel of Detectron2 (`make install` leaves one in
+build/wheels), and some minutes.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -43,13 +44,23 @@ BASE = [
     ["knet", "predict", "photo.jpg", "--model", "model", "--output", "drawn.jpg"],
     ["knet", "predict", "photo.jpg", "--model", "model", "--results", "results"],
 ]
-TRAIN = (
+TRAIN = shlex.split(
     "SOLVER.MAX_ITER 1 SOLVER.IMS_PER_BATCH 2 SOLVER.ACCUMULATION_STEPS 1 TEST.EVAL_PERIOD 0 "
     "MODEL.KNET.HIDDEN_DIM 16 MODEL.KNET.FFN_DIM 16 MODEL.KNET.NUM_ROUNDS 1 "
     "INPUT.MIN_SIZE_TRAIN (64,64) INPUT.MIN_SIZE_TEST 64 INPUT.CROP.SIZE (64,64)"
-).split()
+)
 NUCLEI = "from knet.data.toy import toy_data; print(toy_data('nuclei'), end='')"
 PARQUET = ["knet", "predict", "--input", "photo.jpg", "--output", "found", "--model", "model"]
+TIMM = """
+import sys
+from knet.cli.parser import run
+from knet.zoo import config_path
+sys.exit(run("benchmark", [
+    "--config-file", str(config_path("shapes/panoptic.yaml")), "--repeats", "1", "MODEL.DEVICE",
+    "cpu", "MODEL.TIMM.PRETRAINED", "False",
+    "MODEL.BACKBONE.NAME", "build_timm_fpn_backbone", "MODEL.TIMM.NAME", "resnet10t",
+]))
+"""
 SERVE = """
 import knet
 from knet.app import build_app
@@ -58,16 +69,13 @@ build_app(knet.KNetPredictor.from_pretrained("model"))
 # extra: its feature, and what a message without it has to name
 EXTRAS = {
     "lite": (["knet", "train", "--data", "NUCLEI", "--output", "trained", *TRAIN], "model timm"),
-    "timm": (["python", "-c", "import knet.cli.parser as p, sys; sys.exit(p.run('benchmark', ["
-              "'--config-file', str(__import__('knet.zoo').zoo.config_path('shapes/panoptic.yaml')),"
-              "'MODEL.BACKBONE.NAME', 'build_timm_fpn_backbone', 'MODEL.TIMM.NAME', 'resnet10t',"
-              "'MODEL.TIMM.PRETRAINED', 'False', 'MODEL.DEVICE', 'cpu']))"], "timm"),
-    "hub": (["knet", "predict", "photo.jpg", "--model", "nobody/nothing"], "hub"),
-    "export": (["knet", "export", "--model", "model", "--output", "model.onnx"], "export"),
-    "parquet": (PARQUET, "parquet"),
-    "ray": ([*PARQUET, "--engine", "ray", "--workers", "1"], "ray"),
-    "app": (["python", "-c", SERVE], "app"),
-}  # fmt: skip
+    "timm": (["python", "-c", TIMM], "[timm]"),
+    "hub": (["knet", "predict", "photo.jpg", "--model", "nobody/nothing"], "huggingface_hub"),
+    "export": (["knet", "export", "--model", "model", "--output", "model.onnx"], "[export]"),
+    "parquet": (PARQUET, "[parquet]"),
+    "ray": ([*PARQUET, "--engine", "ray", "--workers", "1"], "[ray]"),
+    "app": (["python", "-c", SERVE], "[app]"),
+}
 MISSING = "pip install"
 
 
@@ -132,7 +140,7 @@ class Trial:
         """Try everything; returns what went wrong."""
         for command in BASE:
             self.expect("base", command, None)
-        for extra, (command, hint) in EXTRAS.items():
+        for command, hint in EXTRAS.values():
             if not only or "base" in only:
                 self.expect("base", command, hint)
         for extra, (command, _) in EXTRAS.items():
