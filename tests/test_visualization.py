@@ -141,13 +141,12 @@ def test_missing_output_names_the_switch(records):
 def test_all_doors_draw_from_one_score_on():
     import inspect
 
-    import run_onnx
-
     from knet.kernel_trace import average_masks
     from knet.predict.describe import describe_result
     from knet.predict.run import predict_pictures, predict_video
     from knet.report.collect import ReportCollector
     from knet.report.make import make_report
+    from knet_run.__main__ import get_parser
 
     for function in (
         *(draw_result, draw_sheet, write_sheets, average_masks, ReportCollector, make_report),
@@ -155,7 +154,7 @@ def test_all_doors_draw_from_one_score_on():
     ):
         default = inspect.signature(function).parameters["score_threshold"].default
         assert default == DRAWN_SCORE, function
-    assert run_onnx.get_parser().get_default("confidence_threshold") == DRAWN_SCORE
+    assert get_parser().get_default("confidence_threshold") == DRAWN_SCORE
 
 
 def test_write_sheets(records, tiny_cfg, tmp_path):

@@ -30,6 +30,8 @@ from knet.free_memory import peak_memory
 from knet.modeling.knet import KNet
 from knet.predictor import KNetPredictor
 
+__all__ = ["benchmark"]
+
 # of pictures where none are given: those of COCO, mostly
 SIZE = (480, 640)
 _STAGES = {

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from knet.free_memory import address_hint
 
+__all__ = ["UserError"]
+
 # environment variable: 1 shows where an error came from
 TRACEBACK = "KNET_TRACEBACK"
 _PACKAGE = str(Path(__file__).parent) + os.sep

@@ -70,6 +70,8 @@ from knet.pictures import Picture, read_any
 from knet.tta import KNetWithTTA, PixelViews
 from knet.zoo.models import MODELS
 
+__all__ = ["KNetPredictor", "Prediction"]
+
 
 @dataclass(frozen=True)
 class Prediction:

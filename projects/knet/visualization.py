@@ -26,6 +26,8 @@ from knet.data.masks import encode_segmentation
 from knet.data.panoptic_png import read_panoptic_png
 from knet.modeling.targets import IGNORE_LABEL
 
+__all__ = ["draw_result", "draw_sheet"]
+
 # Task → the model's output (Detectron2's names).
 TASKS = {"panoptic": "panoptic_seg", "instance": "instances", "semantic": "sem_seg"}
 

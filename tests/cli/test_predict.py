@@ -99,6 +99,17 @@ def test_frames_that_cannot_be_decoded_are_named(run, pictures, break_frames, tm
     assert names == [f"in_00000{k}.png" for k in (1, 4, 5, 6)]
 
 
+def test_pictures_in_tiles(run, pictures, tmp_path, capsys):
+    pytest.importorskip("rasterio", reason="no rasterio: pip install -e '.[tiles]'")
+    words = ("--tiles", "64", "--overlap", "16", "--output", "found")
+    assert run(pictures / "000001.png", *words) == 0
+    said = capsys.readouterr()
+    assert said.out.splitlines()[-1] == "1 of 1 picture -> found/000001_labels.tif"
+    assert "4/4" in said.err  # tiles
+    names = ["labels.tif", "overview.jpg", "segments.csv", "segments.json"]
+    assert sorted(p.name for p in (tmp_path / "found").iterdir()) == [f"000001_{n}" for n in names]
+
+
 def test_pictures_of_a_data_set_beside_their_truth(run, tmp_path, capsys):
     assert run("--dataset", "tiny_val", "--images", "0", "2", "MODEL.DEVICE", "cpu") == 0
     paths = capsys.readouterr().out.splitlines()
@@ -112,6 +123,11 @@ def test_pictures_of_a_data_set_beside_their_truth(run, tmp_path, capsys):
         ([], "name pictures or a video, --webcam, --dataset or --input, one of them"),
         (["a.png", "--engine", "ray"], "--engine goes with --input"),
         (["a.png", "--retry-errors"], "--retry-errors goes with --input"),
+        (["a.png", "--overlap", "9"], "--overlap goes with --tiles"),
+        (["a.mp4", "--tiles", "64"], "--tiles are of pictures, not of videos"),
+        (["a.png", "--tiles", "64", "--results", "x"], "with --tiles all results go to --output"),
+        (["a.png", "--tiles", "9"], "--tiles 9: tiles have 32 pixels a side at least"),
+        (["--input", "x", "--tiles", "64"], "--tiles of single pictures"),
         (["--input", "x", "--workers", "2"], "--workers and --gpus-per-worker go with --engine"),
         (["a.png", "--webcam"], "one of them"),
         (["a.png", "--images", "1"], "--images and --num are of a --dataset"),

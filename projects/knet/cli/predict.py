@@ -3,12 +3,14 @@
     knet predict photo.jpg --model panoptic_r50_3x
     knet predict photos 'more/*.png' --config-file my.yaml --weights model_final.pth --results found
     knet predict --video street.mp4 --model panoptic_r50_3x --results found
+    knet predict city.tif --tiles 1024 --overlap 128 --model FOLDER
     knet predict --dataset coco_2017_val_panoptic --images 139 285 --model FOLDER
     knet predict --input 'shards/*.tar' --output found --engine ray --workers 8 --model FOLDER
 
-The third form follows the objects of a video: each keeps its id and colour. The fourth draws photo,
-ground truth and prediction side by side. The last one is for any number
-of pictures: it draws nothing, and writes Parquet shards; the same call goes on where it stopped.
+--video follows the objects of a video: each keeps its id and colour. With --tiles pictures may have
+any size, and results are files. --dataset draws photo, ground truth and prediction side by side.
+--input is for any number of pictures: it draws nothing, and writes Parquet shards; the same call
+goes on where it stopped.
 
 The exit status is 1 if a picture could not be read, 2 if what was asked for cannot be done or
 written, 130 after Ctrl-C; what was finished until then is kept.
@@ -72,6 +74,17 @@ def add_arguments(parser: Parser) -> None:
     )
     which.add_argument(
         "--num", type=int, metavar="N", help="pictures from the start of the data set (8)"
+    )
+    large = parser.add_argument_group("pictures of any size")
+    large.add_argument(
+        "--tiles",
+        type=int,
+        metavar="N",
+        help="cut pictures into tiles of N pixels a side; --output gets a label TIFF, COCO's JSON, "
+        "a table and a small drawing of each",
+    )
+    large.add_argument(
+        "--overlap", type=int, metavar="N", help="pixels that neighbouring tiles share (tiles / 8)"
     )
     many = parser.add_argument_group("any number of pictures")
     many.add_argument(
@@ -172,6 +185,10 @@ def run(args: argparse.Namespace) -> int:
         return _draw_dataset(args)
     if args.images or args.num:
         raise UserError("--images and --num are of a --dataset: name pictures without a flag")
+    if args.overlap is not None and args.tiles is None:
+        raise UserError("--overlap goes with --tiles")
+    if args.tiles is not None:
+        return _predict_tiles(args)
     # with the flag whatever its name is
     videos = [name for name in args.inputs if args.video or _is_video(name)]
     if videos and len(args.inputs) > 1:
@@ -192,11 +209,32 @@ def run(args: argparse.Namespace) -> int:
     return 1 if done.problems else 0
 
 
+def _predict_tiles(args: argparse.Namespace) -> int:
+    from knet.predict.tiles import predict_tiles  # needs rasterio
+
+    if args.webcam or args.video or any(map(_is_video, args.inputs)):
+        raise UserError("--tiles are of pictures, not of videos")
+    if args.results:
+        raise UserError("with --tiles all results go to --output: leave --results out")
+    done = predict_tiles(
+        functools.partial(load_predictor, args, _opts(args)),
+        args.inputs,
+        tile=args.tiles,
+        overlap=args.overlap,
+        output=args.output,
+        task=args.task,
+        score_threshold=drawn_score(args),
+        say=_say,
+    )
+    _tell(done, args)
+    return 1 if done.problems else 0
+
+
 def _predict_batch(args: argparse.Namespace) -> int:
     from knet.batch.run import predict_batch  # needs pyarrow
 
-    if args.images or args.num:
-        raise UserError("--images and --num are of a --dataset")
+    if args.images or args.num or args.tiles:
+        raise UserError("--images and --num are of a --dataset, --tiles of single pictures")
     engine = args.engine or "plain"
     if engine != "ray" and (args.workers is not None or args.gpus_per_worker is not None):
         raise UserError("--workers and --gpus-per-worker go with --engine ray")

@@ -34,6 +34,8 @@ from knet.modeling.positions import PlaceEncoding, spread_places
 from knet.modeling.targets import BatchTargets
 from knet.modeling.updater import KernelInteraction, KernelUpdater
 
+__all__ = ["KNetHeads", "KernelHead", "KernelRounds", "UpdateRound"]
+
 
 class KernelHead(nn.Module):
     """Convolves learned kernels over the localising map (K-Net §3.2, §3.4).

@@ -20,6 +20,8 @@ from knet.modeling.outputs import CarriedKernels, RoundOutput
 from knet.modeling.predictions import Frame, MaskPredictions, PixelPredictions
 from knet.modeling.task import Task
 
+__all__ = ["KNet"]
+
 _MOSTLY_PADDING = (
     "pictures of %dx%d are padded to MODEL.KNET.MIN_TRAIN_SIZE %s, so that most of what is "
     "computed is padding: set it to their size, or to (0, 0)"

@@ -27,6 +27,8 @@ from knet.predictor import KNetPredictor
 from knet.results.coco_files import image_ids
 from knet.visualization import DRAWN_SCORE, TASKS
 
+__all__ = ["predict_pictures", "predict_video"]
+
 Model = Union[KNetPredictor, Callable[[], KNetPredictor]]
 
 _TITLE = "K-Net"

@@ -33,6 +33,8 @@ from knet.report.page import render_report
 from knet.report.read_results import FilePredictions
 from knet.visualization import DRAWN_SCORE
 
+__all__ = ["make_report"]
+
 OutputOf = Callable[[dict[str, Any]], dict[str, Any]]
 
 

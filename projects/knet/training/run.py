@@ -51,6 +51,7 @@ def train(
     num_machines: int = 1,
     machine_rank: int = 0,
     dist_url: str = "auto",
+    trainer: type[Trainer] = Trainer,
 ) -> dict[str, Any] | None:
     """Train a model and score it; everything is written to OUTPUT_DIR.
 
@@ -61,6 +62,7 @@ def train(
             SLURM has started anew, whatever this says.
         num_gpus: processes on this machine; with MODEL.DEVICE cpu they use no GPU.
         num_machines, machine_rank, dist_url: see `knet.training.launch.launch`.
+        trainer: a subclass with parts of its own, such as another `build_model`.
 
     Returns:
         The scores of the last evaluation by task; None where other processes have done the work.
@@ -70,7 +72,7 @@ def train(
         SystemExit: after a signal, see `launch`.
     """
     places = (num_gpus, num_machines, machine_rank, dist_url)
-    return _launch(config_file, opts, resume, *places, eval_only=False)
+    return _launch(config_file, opts, resume, *places, trainer=trainer)
 
 
 def evaluate(
@@ -88,7 +90,7 @@ def evaluate(
     Arguments, result and errors are those of :func:`train`.
     """
     places = (num_gpus, num_machines, machine_rank, dist_url)
-    return _launch(config_file, opts, resume, *places, eval_only=True)
+    return _launch(config_file, opts, resume, *places, trainer=None)
 
 
 def _launch(
@@ -100,8 +102,9 @@ def _launch(
     machine_rank: int,
     dist_url: str,
     *,
-    eval_only: bool,
+    trainer: type[Trainer] | None,
 ) -> dict[str, Any] | None:
+    eval_only = trainer is None
     # a model that is scored gets all of its weights from its checkpoint
     fixed = ["MODEL.TIMM.PRETRAINED", False] if eval_only else []
     args = argparse.Namespace(  # as Detectron2's `default_setup` takes them
@@ -114,7 +117,7 @@ def _launch(
         machine_rank=machine_rank,
         dist_url=dist_url,
         on_gpu=_config(args).MODEL.DEVICE.startswith("cuda"),
-        args=(args,),
+        args=(args, (), trainer or Trainer),
     )
 
 
@@ -124,12 +127,17 @@ def _config(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
-def in_process(args: argparse.Namespace, hooks: Sequence[HookBase] = ()) -> dict[str, Any]:
+def in_process(
+    args: argparse.Namespace,
+    hooks: Sequence[HookBase] = (),
+    trainer: type[Trainer] = Trainer,
+) -> dict[str, Any]:
     """What one process does; returns the results of the last evaluation.
 
     Args:
         args: `config_file`, `opts`, `resume` and `eval_only`.
         hooks: further ones of a training.
+        trainer: what trains.
     """
     # for authors of libraries; the last of them of processes that share gradients
     for text in ("TypedStorage is deprecated", "Grad strides do not"):
@@ -148,14 +156,10 @@ def in_process(args: argparse.Namespace, hooks: Sequence[HookBase] = ()) -> dict
         register_data_sets(cfg)
         if args.eval_only:
             return _evaluate(cfg, args.resume)
-        return _train(cfg, args.resume, hooks)
-
-
-def _train(cfg: CfgNode, resume: bool, hooks: Sequence[HookBase]) -> dict[str, Any]:
-    trainer = Trainer(cfg)
-    trainer.register_hooks(hooks)
-    trainer.resume_or_load(resume=resume)
-    return trainer.train()
+        training = trainer(cfg)
+        training.register_hooks(hooks)
+        training.resume_or_load(resume=args.resume)
+        return training.train()
 
 
 def _evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:

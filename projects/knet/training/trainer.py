@@ -44,6 +44,8 @@ from knet.training.stop import Stopped, StopSignals, folder_lock, spare_workers,
 from knet.training.trackers import Tracker, build_trackers
 from knet.tta import KNetWithTTA
 
+__all__ = ["Trainer"]
+
 logger = logging.getLogger(__name__)
 
 
