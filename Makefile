@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # constraints.txt holds versions for Python 3.11 and newer; older ones use the ranges of setup.py.
 CONSTRAINTS = $$($(BIN)/python -c 'import sys; print("-c constraints.txt" * (sys.version_info >= (3, 11)))')
 
-.PHONY: help install demo test test-quick lint
+.PHONY: help install demo test test-quick lint docs package
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -22,8 +22,10 @@ help:
 	@echo "make test      install, then run the tests"
 	@echo "make test-quick   the same without those that take seconds, a browser or an export"
 	@echo "make lint      install, then ruff and mypy"
+	@echo "make docs      install, then build the documentation site in build/docs"
+	@echo "make package   install, then build wheel and source archive in dist and try them"
 	@echo ""
-	@echo "PYTHON=python3.12 make install   uses another interpreter (3.9 or newer)"
+	@echo "PYTHON=python3.12 make install   uses another interpreter (3.10 or newer)"
 	@echo "PIP_ARGS=...                     is handed to every 'pip install'"
 	@echo "You have Detectron2 already? Then no make is needed: pip install -e ."
 
@@ -39,6 +41,14 @@ test: $(STAMP)
 test-quick: $(STAMP)
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "not slow and not browser and not export" tests
 
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+	@echo "open build/docs/index.html"
+
+# the wheel and the source archive, each tried from an empty folder
+package: $(STAMP)
+	$(BIN)/python tools/check_wheel.py --out dist
+
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -48,8 +58,8 @@ lint: $(STAMP)
 $(STAMP): setup.py constraints.txt tools/build_detectron2_wheel.py
 	@command -v $(PYTHON) >/dev/null || { \
 	  echo "error: '$(PYTHON)' is not there; name an interpreter: make install PYTHON=..."; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 9))' || { \
-	  echo "error: Python 3.9 or newer is needed, this is `$(PYTHON) -V 2>&1`; see PYTHON in 'make help'"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "error: Python 3.10 or newer is needed, this is `$(PYTHON) -V 2>&1`; see PYTHON in 'make help'"; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
 	  echo "error: $(PYTHON) lacks venv and pip (on Debian and Ubuntu: the package python3-venv)"; exit 1; }
 	@echo "Setting up $(VENV): this downloads PyTorch and takes some minutes and 6 GB of disk."

@@ -1,6 +1,6 @@
 """The command ``knet``: finds the sub-command, whose flags and work are in ``knet.cli``.
 
-It stands beside the package because importing anything of ``knet`` imports PyTorch, which takes
+It stands beside the package because importing a module of ``knet`` imports PyTorch, which takes
 seconds: the list of the commands, or a slip of the pen, is answered at once.
 """
 

@@ -32,7 +32,7 @@ def _commands():
     return [line for line in joined.splitlines() if line.strip()]
 
 
-def _some_nuclei(folder, **counts):
+def some_nuclei(folder, **counts):
     """The first images of `datasets/nuclei` of each part, with their objects."""
     source = ROOT / "datasets" / "nuclei"
     for part, count in counts.items():
@@ -54,7 +54,7 @@ def test_the_commands_work_one_after_the_other(tmp_path, monkeypatch, capfd):
     monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
     monkeypatch.chdir(tmp_path)  # a folder that looks like a checkout
     Path("configs").symlink_to(ROOT / "configs")
-    _some_nuclei(Path("datasets/nuclei"), train=6, val=2)
+    some_nuclei(Path("datasets/nuclei"), train=6, val=2)
     yaml = _blocks("yaml")[0]
     Path("my_data.yaml").write_text(yaml, encoding="utf-8")
     commands = _commands()

@@ -13,6 +13,8 @@ from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
 from knet.errors import first_of
 
+__all__ = ["ClassIds"]
+
 _SHOWN = 10  # classes that a message names
 
 

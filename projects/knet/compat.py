@@ -1,8 +1,8 @@
 """What Detectron2 v0.6 needs on current libraries, each shim only where the thing is missing.
 
-:func:`apply_shims` comes before any other import of ``detectron2.*``. An official build, v0.6 or
-the main branch, on libraries it was made for is left alone. Nothing heavy is imported with this
-module.
+:func:`fit_detectron2` has :func:`apply_shims` come with the first import of ``detectron2``, before
+any of its modules. An official build, v0.6 or the main branch, on libraries it was made for is left
+alone. Nothing heavy is imported with this module.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ import pkgutil
 import random
 import sys
 import types
+import warnings
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from typing import Any, NoReturn
 
@@ -36,6 +39,59 @@ def require_detectron2() -> None:
     """Raise an ImportError that says what to run if Detectron2 is missing."""
     if not detectron2_installed():
         raise ImportError(MISSING_DETECTRON2, name="detectron2")
+
+
+def fit_detectron2() -> None:
+    """Have `apply_shims` called when Detectron2 is first imported; now, if it is there already."""
+    if "detectron2" in sys.modules:
+        if detectron2_installed():
+            _apply_quietly()
+    elif not any(isinstance(finder, _BeforeDetectron2) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _BeforeDetectron2())
+
+
+class _BeforeDetectron2(MetaPathFinder):
+    """Finds Detectron2 as the other finders do, with a loader that applies the shims."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != "detectron2":
+            return None
+        for finder in [finder for finder in sys.meta_path if finder is not self]:
+            spec = finder.find_spec(fullname, path, target)
+            if spec is not None:
+                # a folder of that name without a package has no place
+                if spec.loader is not None and spec.has_location:
+                    spec.loader = _FittingLoader(spec.loader, self)
+                return spec
+        return None
+
+
+class _FittingLoader(Loader):
+    """Loads Detectron2 by its own loader, which the module then has, and applies the shims."""
+
+    def __init__(self, loader: Loader, finder: MetaPathFinder) -> None:
+        self._loader, self._finder = loader, finder
+
+    def create_module(self, spec: ModuleSpec) -> types.ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        if self._finder in sys.meta_path:
+            sys.meta_path.remove(self._finder)
+        module.__loader__ = self._loader
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader
+        self._loader.exec_module(module)
+        _apply_quietly()
+
+
+def _apply_quietly() -> None:
+    with warnings.catch_warnings():
+        # of decorators in Detectron2 and fvcore, for their authors
+        warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated")
+        apply_shims()
 
 
 def apply_shims() -> None:

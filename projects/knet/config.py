@@ -16,11 +16,15 @@ from knet.config_file import check_pairs, merge_content, merge_pairs, read_confi
 from knet.data.config import add_data_config
 from knet.zoo.models import config_path, find_model
 
+__all__ = ["add_knet_config", "get_cfg_from_file"]
+
 logger = logging.getLogger(__name__)
 
 
 def add_knet_config(cfg: CN) -> None:
-    """Add every key of K-Net to a Detectron2 config, in place."""
+    """Add every key of K-Net to a Detectron2 config, in place, and register the model of them."""
+    import knet.modeling.knet  # noqa: F401  (which reads configs, as this module does)
+
     add_data_config(cfg)
     _add_model_config(cfg)
     _add_solver_config(cfg)

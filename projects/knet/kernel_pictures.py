@@ -26,6 +26,8 @@ from knet.data.images import read_picture, save_image
 from knet.kernel_trace import KernelAverages, KernelTrace, average_masks, trace_kernels
 from knet.predictor import KNetPredictor
 
+__all__ = ["draw_kernel_rounds"]
+
 _DPI = 110
 _COLORS = "viridis"
 _MAX_CLASSES = 12

@@ -22,6 +22,8 @@ from knet.modeling.predictions import MaskPredictions, PixelPredictions
 from knet.predictor import KNetPredictor
 from knet.visualization import DRAWN_SCORE
 
+__all__ = ["trace_kernels"]
+
 Predictions = Union[MaskPredictions, PixelPredictions]
 
 _UNSURE = (0.1, 0.9)  # a pixel between these probabilities is unsure

@@ -2,10 +2,12 @@
 
     knet run model.onnx --input photo.jpg 'more/*.png' folder --output results
     python -m knet_run model.xml --input folder --output results
+    knet run model.onnx --input city.tif --output results --tiles 1024
 
-The second form needs the folder knet_run alone, wherever it is copied to. Writes for every picture
-an overlay and, as the model gives them, panoptic PNGs with panoptic.json (COCO's formats),
-instances.json (COCO results), and semantic PNGs of class ids.
+The second form needs the folder knet_run alone, wherever it is copied to. Writes for every
+picture an overlay and, as the model gives them, panoptic PNGs with panoptic.json (COCO's formats),
+instances.json (COCO results), and semantic PNGs of class ids. With --tiles, which needs rasterio
+and tqdm, pictures may have any size: it writes a label TIFF, COCO's JSON, a table and a drawing.
 
 Exit status: 0 if every picture went through, 1 if some did not (the others are kept), 2 if nothing
 could be done, 130 after Ctrl-C (what is finished is kept). Files are written whole or not at all.
@@ -19,6 +21,9 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
 
 from knet_run.model import Model
 from knet_run.pictures import MAX_PIXELS, find_pictures, image_ids, read_picture
@@ -38,6 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-pixels", type=int, default=MAX_PIXELS, help="larger pictures are left out")
     add("--devices", nargs="+", metavar="NAME", help="providers of onnxruntime, such as "
         "CUDAExecutionProvider, or a device of OpenVINO, such as GPU")  # fmt: skip
+    add("--tiles", type=int, metavar="N", help="cut pictures into tiles of N pixels a side")
+    add("--overlap", type=int, metavar="N", help="pixels that neighbours share (tiles / 8)")
     add("--threads", type=int, metavar="N", help="on the CPU; by default the runtime's choice")
 
 
@@ -57,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
     try:
         pictures = find_pictures(args.input)
         model = Model(args.model, args.devices, threads=args.threads, max_pixels=args.max_pixels)
+        if args.tiles is not None:
+            return _run_tiles(args, model, pictures)
         writer = Writer(args.output, model, args.confidence_threshold)
         try:
             for path, image_id in zip(pictures, image_ids(pictures)):
@@ -76,6 +85,28 @@ def run(args: argparse.Namespace) -> int:
         return 1 if done else 2
     print(f"results of {done} pictures in {args.output}")
     return int(failed > 0)
+
+
+def _run_tiles(args: argparse.Namespace, model: Model, pictures: Sequence[Path]) -> int:
+    from knet_run.tiles.exported import segmenter_of
+    from knet_run.tiles.pictures import segment_pictures  # needs rasterio
+
+    folder = Path(args.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    done = segment_pictures(
+        lambda: segmenter_of(model, model.info, args.confidence_threshold),
+        pictures,
+        ids=image_ids(pictures),
+        folder=folder,
+        tile=args.tiles,
+        overlap=args.overlap,
+        read=lambda path: np.asarray(read_picture(path, model.max_pixels)),
+        say=lambda text: print(f"knet run: {text}", file=sys.stderr),
+    )
+    for path, found in done.found.items():
+        print(f"{path.name}: {found}")
+    print(f"results of {len(done.found)} pictures in {args.output}")
+    return int(bool(done.problems))
 
 
 def _tell(problem: object) -> None:

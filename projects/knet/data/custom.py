@@ -25,17 +25,16 @@ from knet.data.register import (
     register_coco_panoptic,
     register_sem_seg,
 )
-from knet.data.shapes.scene import THING_NAMES
+from knet.data.shapes.drawing import THING_NAMES
 from knet.data.shapes.writer import is_current, write_shapes
 from knet.data.shard_set import register_shards
+from knet.data.toy import toy_data
 from knet.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 SHAPES_SCENES = {"train": 1600, "val": 200}
 SHAPES_THINGS = {"shapes": THING_NAMES, "shapes3": THING_NAMES[:3]}
-_PHOTOS = Path(__file__).parents[3] / "datasets" / "coco_photos"
-
 
 _FORMATS: dict[str, Callable[..., None]] = {
     "coco_panoptic": register_coco_panoptic,
@@ -170,7 +169,7 @@ def register_builtin(names: Iterable[str]) -> None:
     `photos_{train,val}` are the COCO photographs of the test suite.
 
     Raises:
-        FileNotFoundError: the photographs are missing from the checkout.
+        FileNotFoundError: the photographs are missing from the installation.
     """
     for name in names:
         if name in DatasetCatalog:
@@ -186,15 +185,30 @@ def register_builtin(names: Iterable[str]) -> None:
             comm.synchronize()
             register_shapes(root, splits=[split], prefix=kind)
         elif kind == "photos" and rest in ("train", "val"):
-            annotations = _PHOTOS / "annotations"
+            photos = toy_data("coco_photos")
+            annotations = photos / "annotations"
             register_coco_panoptic(
                 name,
-                image_root=_PHOTOS / "images" / rest,
+                image_root=photos / "images" / rest,
                 panoptic_root=annotations / f"panoptic_{rest}",
                 panoptic_json=annotations / f"panoptic_{rest}.json",
                 instances_json=annotations / f"instances_{rest}.json",
                 sem_seg_root=annotations / f"semantic_{rest}",
             )
+
+
+def register_data_sets(cfg: CfgNode, further: Iterable[str] = ()) -> None:
+    """Register all that a config names: its own data sets, then those that come with the project.
+
+    Args:
+        cfg: its DATASETS.
+        further: names of built-in data sets beside those of TRAIN and TEST.
+
+    Raises: as `register_custom` and `register_builtin`.
+    """
+    register_custom(cfg)  # first: one's own may be called as a built-in one
+    register_builtin([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST, *further])
+    keep_records(cfg)
 
 
 def require_registered(name: str) -> None:

@@ -30,6 +30,8 @@ from knet.export.records import Records
 from knet.predict.files import writable_folder
 from knet.predictor import KNetPredictor
 
+__all__ = ["export_model"]
+
 # form: how its file ends
 FORMS = {"onnx": ".onnx", "openvino": ".xml", "torch_export": ".pt2", "aot_inductor": ".pt2"}
 PRECISIONS = ("float32", "float16", "int8")

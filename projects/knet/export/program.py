@@ -18,6 +18,8 @@ from knet.export.lowering import constant_padding, plain_attention
 from knet.export.metadata import METADATA_KEY
 from knet.files import whole_file
 
+__all__ = ["load_program"]
+
 DYNAMIC = ("batch", "height", "width")
 
 

@@ -13,6 +13,8 @@ from torch import nn
 from knet.modeling.bifpn import BiFPNNeck
 from knet.modeling.neck import SemanticFPNNeck
 
+__all__ = ["KNET_NECK_REGISTRY"]
+
 KNET_NECK_REGISTRY = Registry("KNET_NECK")
 KNET_NECK_REGISTRY.__doc__ = """
 Callables `(cfg, input_shape: dict[str, ShapeSpec]) -> nn.Module`. The module maps the list of

@@ -17,6 +17,8 @@ from knet.modeling.outputs import InitialKernels, KernelGroup, RoundOutput
 from knet.modeling.peaks import centre_focal_sum, centre_targets
 from knet.modeling.targets import BatchTargets, Rows
 
+__all__ = ["KNetCriterion", "LossWeights"]
+
 
 @dataclass(frozen=True)
 class LossWeights:

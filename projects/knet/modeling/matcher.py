@@ -16,6 +16,8 @@ from torch import Tensor
 from knet.modeling.layers import at_least_float32
 from knet.modeling.losses import Overlaps
 
+__all__ = ["MaskMatcher"]
+
 logger = logging.getLogger(__name__)
 
 # larger than any true cost by far, and safe to add up over thousands of rows in float64

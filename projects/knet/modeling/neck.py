@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from knet.modeling.layers import ConvNormReLU, NormFactory, group_norm, init_convs
 from knet.modeling.positions import SinePositionEncoding
 
+__all__ = ["SemanticFPNNeck"]
+
 
 class PyramidNeck(nn.Module, abc.ABC):
     """What necks have in common: a position encoding before they fuse, two 1x1 blocks behind.

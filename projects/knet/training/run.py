@@ -18,8 +18,9 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 from knet.checkpoint.checkpointer import KNetCheckpointer
+from knet.checkpoint.newest import note_run, noted_run
 from knet.config import get_cfg_from_file
-from knet.data.custom import register_builtin, register_custom, require_registered
+from knet.data.custom import register_data_sets, require_registered
 from knet.errors import UserError
 from knet.evaluation.calibrate import Calibration, calibrate
 from knet.evaluation.of_results import evaluate_shards
@@ -27,7 +28,7 @@ from knet.predictor import KNetPredictor
 from knet.training.console import set_up
 from knet.training.group import require_shared
 from knet.training.launch import launch
-from knet.training.places import was_restarted
+from knet.training.places import job_name, was_restarted
 from knet.training.stop import folder_lock
 from knet.training.trainer import Trainer
 
@@ -50,6 +51,7 @@ def train(
     num_machines: int = 1,
     machine_rank: int = 0,
     dist_url: str = "auto",
+    trainer: type[Trainer] = Trainer,
 ) -> dict[str, Any] | None:
     """Train a model and score it; everything is written to OUTPUT_DIR.
 
@@ -60,6 +62,7 @@ def train(
             SLURM has started anew, whatever this says.
         num_gpus: processes on this machine; with MODEL.DEVICE cpu they use no GPU.
         num_machines, machine_rank, dist_url: see `knet.training.launch.launch`.
+        trainer: a subclass with parts of its own, such as another `build_model`.
 
     Returns:
         The scores of the last evaluation by task; None where other processes have done the work.
@@ -69,7 +72,7 @@ def train(
         SystemExit: after a signal, see `launch`.
     """
     places = (num_gpus, num_machines, machine_rank, dist_url)
-    return _launch(config_file, opts, resume or was_restarted(), *places, eval_only=False)
+    return _launch(config_file, opts, resume, *places, trainer=trainer)
 
 
 def evaluate(
@@ -87,7 +90,7 @@ def evaluate(
     Arguments, result and errors are those of :func:`train`.
     """
     places = (num_gpus, num_machines, machine_rank, dist_url)
-    return _launch(config_file, opts, resume, *places, eval_only=True)
+    return _launch(config_file, opts, resume, *places, trainer=None)
 
 
 def _launch(
@@ -99,8 +102,9 @@ def _launch(
     machine_rank: int,
     dist_url: str,
     *,
-    eval_only: bool,
+    trainer: type[Trainer] | None,
 ) -> dict[str, Any] | None:
+    eval_only = trainer is None
     # a model that is scored gets all of its weights from its checkpoint
     fixed = ["MODEL.TIMM.PRETRAINED", False] if eval_only else []
     args = argparse.Namespace(  # as Detectron2's `default_setup` takes them
@@ -113,7 +117,7 @@ def _launch(
         machine_rank=machine_rank,
         dist_url=dist_url,
         on_gpu=_config(args).MODEL.DEVICE.startswith("cuda"),
-        args=(args,),
+        args=(args, (), trainer or Trainer),
     )
 
 
@@ -123,12 +127,17 @@ def _config(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
-def in_process(args: argparse.Namespace, hooks: Sequence[HookBase] = ()) -> dict[str, Any]:
+def in_process(
+    args: argparse.Namespace,
+    hooks: Sequence[HookBase] = (),
+    trainer: type[Trainer] = Trainer,
+) -> dict[str, Any]:
     """What one process does; returns the results of the last evaluation.
 
     Args:
         args: `config_file`, `opts`, `resume` and `eval_only`.
         hooks: further ones of a training.
+        trainer: what trains.
     """
     # for authors of libraries; the last of them of processes that share gradients
     for text in ("TypedStorage is deprecated", "Grad strides do not"):
@@ -138,20 +147,19 @@ def in_process(args: argparse.Namespace, hooks: Sequence[HookBase] = ()) -> dict
     # beside a training is all right: its results are written whole, at the end
     alone = comm.is_main_process() and not args.eval_only
     with folder_lock(cfg.OUTPUT_DIR) if alone else contextlib.nullcontext():
+        # but a job that goes on with what it has begun
+        if alone and not (was_restarted() and noted_run(cfg.OUTPUT_DIR).job == job_name()):
+            trust = cfg.MODEL.KNET.UNSAFE_WEIGHTS
+            note_run(cfg.OUTPUT_DIR, fresh=not args.resume, job=job_name(), trust=trust)
         require_shared(cfg.OUTPUT_DIR)
         set_up(cfg, args)
-        register_builtin([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
-        register_custom(cfg)
+        register_data_sets(cfg)
         if args.eval_only:
             return _evaluate(cfg, args.resume)
-        return _train(cfg, args.resume, hooks)
-
-
-def _train(cfg: CfgNode, resume: bool, hooks: Sequence[HookBase]) -> dict[str, Any]:
-    trainer = Trainer(cfg)
-    trainer.register_hooks(hooks)
-    trainer.resume_or_load(resume=resume)
-    return trainer.train()
+        training = trainer(cfg)
+        training.register_hooks(hooks)
+        training.resume_or_load(resume=args.resume)
+        return training.train()
 
 
 def _evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:
@@ -226,8 +234,7 @@ def _scored(cfg: CfgNode, datasets: Sequence[str]) -> CfgNode:
     cfg.DATASETS.TEST = tuple(datasets) or cfg.DATASETS.TEST
     if not cfg.DATASETS.TEST:
         raise UserError("the model's config names no data set: name one with --dataset")
-    register_builtin(cfg.DATASETS.TEST)
-    register_custom(cfg)
+    register_data_sets(cfg)
     for name in cfg.DATASETS.TEST:
         require_registered(name)
     return cfg

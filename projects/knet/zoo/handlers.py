@@ -57,7 +57,7 @@ def package_file(name: str) -> str:
         raise ValueError(f"package://{name}: no such package; there are {nearest(name, PACKAGES)}")
     package = PACKAGES[name]
     found = importlib.util.find_spec(package.module)
-    mend = f"pip install {package.pip_name}"
+    mend = f"pip install {package.pip_name} timm"
     if found is None or found.origin is None:
         raise FileNotFoundError(f"package://{name}: the package with it is missing: {mend}")
     file = Path(found.origin).parent / package.file

@@ -22,6 +22,8 @@ from knet.data.progress import Progress
 from knet.errors import UserError
 from knet.visualization import draw_annotations
 
+__all__ = ["check_data"]
+
 
 def check_data(
     cfg: CfgNode | None = None,

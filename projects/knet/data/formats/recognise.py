@@ -12,6 +12,8 @@ from knet.data.formats.found import Found
 from knet.data.formats.tree import Tree
 from knet.errors import UserError
 
+__all__ = ["recognise"]
+
 TASKS = ("instance", "panoptic", "semantic")
 _Find = Callable[[Tree, Optional[str]], Optional[Found]]
 # told by their folders, whatever else lies there: converted annotations, say

@@ -169,6 +169,9 @@ class TimmBackbone(Backbone):
                 f"MODEL.TIMM.GRADIENT_CHECKPOINTING: {self._name} does not offer it; set it to "
                 "False"
             ) from error
+        for module in target.modules():
+            if hasattr(module, "inplace"):  # many versions of timm hand these a leaf, which breaks
+                module.inplace = False
 
     def _freeze(self, freeze_at: int, in_channels: int) -> None:
         name = f"res{freeze_at}"
