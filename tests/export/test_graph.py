@@ -100,7 +100,7 @@ def test_onnx_equals_pytorch_on_photographs(exported, name):
 _OPERATORS = {
     *("Add", "And", "ArgMax", "AveragePool", "Cast", "Ceil", "Clip", "Concat", "ConstantOfShape"),
     *("Conv", "Cos", "CumSum", "Div", "Equal", "Exp", "Expand", "EyeLike", "Floor", "Gather"),
-    *("GatherND", "Gemm", "Greater", "GreaterOrEqual", "InstanceNormalization"),
+    *("GatherElements", "GatherND", "Gemm", "Greater", "GreaterOrEqual", "InstanceNormalization"),
     *("LayerNormalization", "Less", "LessOrEqual", "LogSoftmax", "MatMul", "Max", "MaxPool", "Min"),
     *("Mod", "Mul", "Neg", "NonZero", "Not", "Or", "Pad", "Pow", "Range", "Reciprocal"),
     *(

@@ -26,7 +26,6 @@ from knet_run.model import Model, _read_metadata
 from knet_run.results import Writer, encode_rle
 
 from ..data.breaking import deep_colours
-from ..export.conftest import *  # noqa: F403
 
 _PLACE = Path(knet_run.__file__).parents[1]
 
