@@ -13,8 +13,9 @@ import numpy as np
 
 from knet.data.images import MAX_PIXELS, read_picture
 from knet.errors import UserError
+from knet.predict.drawers import possible_task, richest_task
 from knet.predict.files import find_pictures, require_unique_stems, writable_folder
-from knet.predict.run import Model, Predicted, possible_task, richest_task, tell
+from knet.predict.run import Model, Predicted, tell
 from knet.predictor import KNetPredictor
 from knet.results.coco_files import image_ids
 from knet.visualization import DRAWN_SCORE, TASKS, with_colors
