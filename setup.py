@@ -81,8 +81,17 @@ setup(
         ],
         # For weights on the Hugging Face Hub.
         "hub": ["huggingface_hub>=0.23"],
-        # For `knet export`; tools/run_onnx.py needs onnxruntime, numpy and Pillow alone.
+        # For `knet export`; `knet run` needs onnxruntime or openvino, numpy and Pillow alone.
         "export": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"],
+        # For `knet export --format openvino`, with NNCF for eight bits.
+        "openvino": [
+            "onnx>=1.17",
+            "onnxscript>=0.5",
+            "openvino>=2025.0; python_version >= '3.10'",
+            "nncf>=2.15; python_version >= '3.10'",
+        ],
+        # For pictures of any size, `knet predict --tiles`.
+        "tiles": ["rasterio>=1.3"],
         # For the page of `knet.app`, which asks nothing of other hosts with this gradio. It needs a
         # Pillow below 13.
         "app": ["gradio>=6.31,<7"],
@@ -107,7 +116,10 @@ setup(
             "onnx>=1.17",
             "onnxruntime>=1.20",
             "onnxscript>=0.5",
+            "openvino>=2025.0; python_version >= '3.10'",
+            "nncf>=2.15; python_version >= '3.10'",
             "pyarrow>=15",
+            "rasterio>=1.3",
             "ray[data,train]>=2.51",
             # for the tests of benchmarks/mask2former.py and of gpu.py
             "transformers>=5",

@@ -54,6 +54,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what the table lacks, or make the page."""
     args = parse(arguments)
+    args.output = args.output.resolve()  # paths of data sets count from another folder
     if args.page:
         text = PAGE.read_text(encoding="utf-8")
         write_text(PAGE, with_tables(text, read_rows(args.table), VARIANTS))

@@ -24,7 +24,7 @@ from detectron2.config import CfgNode
 from detectron2.utils.events import EventStorage
 
 from knet.config import get_cfg_from_file
-from knet.data.custom import register_builtin, register_custom
+from knet.data.custom import register_data_sets
 from knet.files import whole_file
 from knet.training.average import averaged
 from knet.training.console import only_errors
@@ -139,8 +139,7 @@ def _config(job: Run, variant: Variant, folder: Path) -> CfgNode:
     with only_errors():
         cfg = get_cfg_from_file(config, [*opts, "SEED", job.seed, "OUTPUT_DIR", str(where)])
         cfg.freeze()
-        register_builtin([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
-        register_custom(cfg)
+        register_data_sets(cfg)
     return cfg
 
 

@@ -33,7 +33,7 @@ from PIL import Image
 
 from knet.config import get_cfg_from_file
 from knet.data import write_shapes
-from knet.data.custom import register_builtin
+from knet.data.custom import register_data_sets
 from knet.predictor import KNetPredictor
 from knet.results.parquet import find_shards, read_rows
 
@@ -184,7 +184,7 @@ class Machines:
 def _write_model(folder: Path) -> None:
     torch.manual_seed(0)
     cfg = get_cfg_from_file("configs/shapes/panoptic.yaml", _SMALL)
-    register_builtin([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+    register_data_sets(cfg)
     metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
     KNetPredictor(cfg, build_model(cfg), metadata).save_pretrained(folder)
 

@@ -280,7 +280,7 @@ def with_ray(folder: Path) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    outputs = {name: folder / name for name in ("whole", "lost")}
+    outputs = {name: folder / f"ray_{name}" for name in ("whole", "lost")}
     ray.init(num_cpus=2, include_dashboard=False, object_store_memory=10**8)
 
     def loop(config: dict[str, Any]) -> None:

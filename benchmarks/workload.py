@@ -29,10 +29,9 @@ from knet.config import get_cfg_from_file
 from knet.data import (
     panoptic_to_instances,
     register_coco_panoptic,
-    register_custom,
     write_panoptic_png,
 )
-from knet.data.custom import register_builtin
+from knet.data.custom import register_data_sets
 from knet.files import write_json
 from knet.training.optimizer import build_optimizer
 from knet.training.step import TrainStep
@@ -65,8 +64,7 @@ def make_config(work: Workload, *opts: Any) -> CfgNode:
         ValueError: a semantic model, whose decoder the reference does not have.
     """
     cfg = get_cfg_from_file(work.config_file, ["MODEL.DEVICE", work.device, *work.opts, *opts])
-    register_builtin([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
-    register_custom(cfg)
+    register_data_sets(cfg)
     if cfg.MODEL.KNET.KERNEL_HEAD != "learned":
         raise ValueError(f"{work.config_file}: a semantic model; measured are those of objects")
     panoptic, test = bool(class_ids_from_config(cfg).stuff), cfg.MODEL.KNET.TEST
@@ -286,12 +284,13 @@ def peak_memory(run: Callable[[], Any], device: str) -> float:
         return float(torch.cuda.max_memory_allocated() - before)
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
-    before = _resident("VmRSS")
+    before = resident_memory()
     run()
-    return _resident("VmHWM") - before
+    return resident_memory("VmHWM") - before
 
 
-def _resident(field: str) -> float:
+def resident_memory(field: str = "VmRSS") -> float:
+    """Bytes of this process that are resident, or by another field of Linux."""
     status = Path("/proc/self/status")
     for line in status.read_text(encoding="utf-8").splitlines():
         if line.startswith(f"{field}:"):

@@ -21,6 +21,7 @@ shift
 # A task is a process; srun tells each its place, so that nothing is spawned. When one is lost, the
 # others end by themselves within a minute. OUTPUT_DIR is on storage that all machines have; --resume
 # goes on from the newest checkpoint there, and starts if there is none.
+export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # which newer versions do not hand on
 trap : TERM USR1 # this script goes on when srun has ended
 srun --kill-on-bad-exit=0 --wait=120 \
   python train_net.py --config-file "$config" --resume "$@"

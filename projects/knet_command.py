@@ -19,7 +19,8 @@ COMMANDS = {
     "check": "read every picture and label of a data set, and name what is wrong",
     "convert-data": "a data set as tar shards, for millions of pictures",
     "report": "an evaluation on one page for the browser",
-    "export": "one ONNX or torch.export graph from the image to the results",
+    "export": "one graph from the picture to the results: ONNX, OpenVINO, torch.export",
+    "run": "an exported model on pictures, without PyTorch",
     "convert": "checkpoints between OpenMMLab's layout and this project's",
     "kernels": "draw what each kernel does, round by round",
     "benchmark": "speed, memory and operations of a model on this machine",
@@ -65,7 +66,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         mean = f"; did you mean {near[0]}?" if near else f": there are {', '.join(COMMANDS)}"
         print(f"knet: error: there is no command {name}{mean}", file=sys.stderr)
         return 2
+    if name == "run":
+        return importlib.import_module(module_of(name)).main(words[1:])
     return importlib.import_module("knet.cli.parser").run(name, words[1:])
+
+
+def module_of(name: str) -> str:
+    """The module of a command; `run` is a program of its own, which needs no PyTorch."""
+    return "knet_run.__main__" if name == "run" else f"knet.cli.{name.replace('-', '_')}"
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import knet  # noqa: F401  (before Detectron2)
 import logging
 import shutil
 import signal
+import struct
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,25 @@ def new_page(browser):
     yield opened
     for context in contexts:
         context.close()
+
+
+@pytest.fixture
+def break_frames():
+    """Overwrites frames of an AVI file, by their numbers from 1 on, with zeros."""
+
+    def broken(path, numbers):
+        data = bytearray(path.read_bytes())
+        place, places = data.find(b"movi") + 4, []
+        while data[place : place + 4] == b"00dc":
+            (size,) = struct.unpack("<I", data[place + 4 : place + 8])
+            places.append((place + 8, size))
+            place += 8 + size + size % 2
+        for number in numbers:
+            start, size = places[number - 1]
+            data[start : start + size] = bytes(size)
+        path.write_bytes(data)
+
+    return broken
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import knet_command
 
 def test_every_command_has_flags_and_an_example():
     for name in knet_command.COMMANDS:
-        module = importlib.import_module(f"knet.cli.{name.replace('-', '_')}")
+        module = importlib.import_module(knet_command.module_of(name))
         assert callable(module.run) and callable(module.add_arguments)
         assert f"    knet {name}" in module.__doc__, name
 

@@ -5,13 +5,13 @@ from pathlib import Path
 TESTS = Path(__file__).parent
 PACKAGE = TESTS.parent / "projects" / "knet"
 # folders of tests of what stands beside the package
-OTHERS = {"benchmarks", "datasets", "examples", "fuzz", "parity", "tools"}
+OTHERS = {"benchmarks", "datasets", "examples", "fuzz", "knet_run", "parity", "tools"}
 # of a script, a page, the whole program, or one question to many modules
 WHOLE = {
     "app/test_browser.py", "checkpoint/test_damaged.py", "checkpoint/test_full_size.py",
     "data/shapes/test_shapes.py",
     "data/test_fuzz.py", "demo/test_demo.py", "demo/test_run_demo.py",
-    "export/test_run_onnx.py", "modeling/test_imports.py",
+    "export/test_cpp.py", "modeling/test_imports.py",
     "report/test_browser.py", "report/test_report_errors.py", "test_blocks.py",
     "test_build_detectron2_wheel.py",
     "test_configs.py", "test_custom_data_page.py", "test_knet_command.py", "test_layout.py",

@@ -14,6 +14,7 @@ from detectron2.config import get_cfg
 
 from knet.cli.parser import Parser
 from knet.config import add_knet_config
+from knet_command import module_of
 
 ROOT = Path(__file__).parents[1]
 FILES = [*ROOT.glob("*.md"), ROOT / "datasets/README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -32,7 +33,7 @@ def test_commands_take_these_flags_and_keys(page):
     for words in (shlex.split(line, comments=True) for line in lines):
         if words[:1] != ["knet"]:
             continue
-        module = importlib.import_module(f"knet.cli.{words[1].replace('-', '_')}")
+        module = importlib.import_module(module_of(words[1]))
         parser = Parser(words[1], module.__doc__)
         module.add_arguments(parser)
         opts = parser.parse(words[2:]).opts  # ends the test if a flag is wrong

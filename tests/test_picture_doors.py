@@ -111,7 +111,12 @@ def test_every_door_feeds_what_evaluation_feeds(opts, tmp_path, monkeypatch):
 
     # exported: the picture in the channel order that the metadata name, resized by Pillow
     order = describe(
-        cfg, predictor.metadata, size_divisibility=32, raw=True, half=False, input_dtype="uint8"
+        cfg,
+        predictor.metadata,
+        size_divisibility=32,
+        raw=True,
+        precision="float32",
+        input_dtype="uint8",
     )["input"]["channel_order"]
     size = expected.shape[:0:-1]
     pixels = np.array(Image.open(picture).convert(order).resize(size, Image.Resampling.BILINEAR))

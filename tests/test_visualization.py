@@ -17,7 +17,7 @@ from PIL import Image
 from knet.evaluation.panoptic_quality import id2rgb
 from knet.predict.sheets import write_sheets
 from knet.predictor import KNetPredictor
-from knet.visualization import DRAWN_SCORE, TASKS, draw_result, draw_sheet
+from knet.visualization import DRAWN_SCORE, TASKS, draw_objects, draw_result, draw_sheet
 
 RED, BLUE = (250, 20, 20), (20, 20, 250)
 CLASSES = {
@@ -141,13 +141,12 @@ def test_missing_output_names_the_switch(records):
 def test_all_doors_draw_from_one_score_on():
     import inspect
 
-    import run_onnx
-
     from knet.kernel_trace import average_masks
     from knet.predict.describe import describe_result
     from knet.predict.run import predict_pictures, predict_video
     from knet.report.collect import ReportCollector
     from knet.report.make import make_report
+    from knet_run.__main__ import get_parser
 
     for function in (
         *(draw_result, draw_sheet, write_sheets, average_masks, ReportCollector, make_report),
@@ -155,7 +154,7 @@ def test_all_doors_draw_from_one_score_on():
     ):
         default = inspect.signature(function).parameters["score_threshold"].default
         assert default == DRAWN_SCORE, function
-    assert run_onnx.get_parser().get_default("confidence_threshold") == DRAWN_SCORE
+    assert get_parser().get_default("confidence_threshold") == DRAWN_SCORE
 
 
 def test_write_sheets(records, tiny_cfg, tmp_path):
@@ -188,3 +187,25 @@ def test_data_of_semantic_classes_only_are_drawn():
     scores[0, :20], scores[2, 20:] = 1, 1
     drawn = draw_result(np.zeros((40, 40, 3), np.uint8), scores, metadata, task="semantic")
     assert len({tuple(c) for c in drawn.reshape(-1, 3)}) > 2
+
+
+def test_objects_have_the_colour_of_their_id_in_every_frame():
+    photo = np.full((H, W, 3), 128, np.uint8)
+
+    def frame(left, key):
+        ids = np.full((H, W), 3, np.int32)
+        ids[10:30, left : left + 20] = key
+        segments = [
+            {"id": key, "category_id": 0, "isthing": True, "score": 0.9},
+            {"id": 3, "category_id": 1, "isthing": False, "score": 0.9},
+        ]
+        drawn = draw_objects(photo, (ids, segments), METADATA, min_side=1)
+        assert drawn.shape == photo.shape
+        inside = drawn[12:28, left + 2 : left + 18].reshape(-1, 3)
+        return np.median(inside, axis=0), np.median(drawn[:5].reshape(-1, 3), axis=0)
+
+    first, wall = frame(5, 7)
+    moved, same_wall = frame(30, 7)
+    other, _ = frame(5, 8)
+    assert np.abs(first - moved).max() < 3 < 30 < np.abs(first - other).max()
+    assert (wall == same_wall).all() and wall.argmax() == 2  # stuff has its class's colour

@@ -23,7 +23,7 @@ from detectron2.modeling import build_model
 from fvcore.nn import flop_count_table, parameter_count
 
 from knet.analysis import Count, activation_analysis, flop_analysis
-from knet.data.custom import register_builtin, register_custom
+from knet.data.custom import register_data_sets
 from knet.data.images import read_picture
 from knet.errors import UserError
 from knet.free_memory import peak_memory
@@ -48,8 +48,7 @@ def random_predictor(cfg: CfgNode) -> KNetPredictor:
     cfg.defrost()
     cfg.MODEL.WEIGHTS, cfg.MODEL.TIMM.PRETRAINED = "", False
     names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
-    register_builtin(names)
-    register_custom(cfg)
+    register_data_sets(cfg)
     metadata = MetadataCatalog.get(names[0] if names else "benchmark")
     return KNetPredictor(cfg, build_model(cfg), metadata)
 

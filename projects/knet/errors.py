@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import logging
 import os
 import re
@@ -31,6 +32,11 @@ _NO_MEMORY = (
     *("allocate memory", "out of memory", "enough memory", "bad_alloc", "bad allocation"),
     "could not create a primitive",
 )
+# of the system, about the one file that was asked for; a picture that is broken has no number
+_OF_THE_FILE = (
+    *(None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.ENXIO),
+)
 _ASKED = re.compile(r"allocate (\d[\d.]* \w+)")
 
 
@@ -38,6 +44,18 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether a library could not get memory, on the machine or its GPU."""
     told = isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)
     return told or isinstance(error, MemoryError)
+
+
+def system_fault(error: BaseException | None) -> OSError | None:
+    """The error of the system behind an error, if it is no fault of the file that was read.
+
+    A file system that has gone, too many open files, a disk that fails: another try may succeed.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno not in _OF_THE_FILE:
+            return error
+        error = error.__cause__
+    return None
 
 
 def is_meant(error: BaseException | None) -> bool:

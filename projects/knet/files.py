@@ -83,8 +83,10 @@ def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     fresh.mkdir(parents=True)
     try:
         yield fresh
-        for written in (*fresh.rglob("*"), fresh):
-            (_flush_folder if written.is_dir() else _flush)(written)
+        for folder, _, files in os.walk(fresh, topdown=False):
+            for file in files:
+                _flush(Path(folder, file))
+            _flush_folder(Path(folder))
         with contextlib.suppress(FileNotFoundError):
             os.replace(target, old)
         os.replace(fresh, target)

@@ -43,9 +43,8 @@ from knet.classes import (
 )
 from knet.config import get_cfg_from_file, get_cfg_of_model
 from knet.config_file import inference_kernels
-from knet.data import register_custom
 from knet.data.augmentation import build_knet_augmentation
-from knet.data.custom import register_builtin
+from knet.data.custom import register_data_sets
 from knet.data.images import (
     in_format,
 )
@@ -64,6 +63,7 @@ from knet.model_folder import (
     write_classes,
 )
 from knet.modeling.build import is_semantic
+from knet.modeling.outputs import CarriedKernels
 from knet.modeling.postprocess import InferenceOptions
 from knet.modeling.predictions import MaskPredictions, PixelPredictions
 from knet.pictures import Picture, read_any
@@ -84,6 +84,10 @@ class Prediction:
 
     found: MaskPredictions | PixelPredictions | PixelViews
     size: tuple[int, int]
+
+
+class ResultsTooLargeError(ValueError):
+    """Results of a picture that the machine has no memory for."""
 
 
 class KNetPredictor:
@@ -110,8 +114,7 @@ class KNetPredictor:
 
         Class names are those of the first data set in DATASETS.TEST or TRAIN.
         """
-        register_builtin([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
-        register_custom(cfg)
+        register_data_sets(cfg)
         names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
         if not names:
             raise ValueError("DATASETS names no data set, whose class names a predictor needs")
@@ -239,11 +242,17 @@ class KNetPredictor:
         return self.model([prepared])[0]
 
     @torch.no_grad()
-    def predict(self, image: Picture) -> Prediction:
-        """Run the network on one image; arguments and errors as above."""
+    def predict(self, image: Picture, *, carried: CarriedKernels | None = None) -> Prediction:
+        """Run the network on one image; arguments and errors as above.
+
+        Args:
+            image: see above.
+            carried: kernels of another picture to start from, of an instance or panoptic model
+                without TEST.AUG.
+        """
         model: Any = self.model
         prepared = self.prepare(image)
-        (found,) = model.predict([prepared])
+        (found,) = model.predict([prepared], *(() if carried is None else (carried,)))
         return Prediction(found, (prepared["height"], prepared["width"]))
 
     @torch.no_grad()
@@ -318,7 +327,7 @@ class KNetPredictor:
         needed, there = sum(parts.values()) * height * width, free_memory()
         if needed > there:
             text = ", ".join(f"{key} {count}" for key, count in parts.items())
-            raise ValueError(
+            raise ResultsTooLargeError(
                 f"results of a picture of {width}x{height} pixels take {needed / 2**30:.1f} GB, "
                 f"and {there / 2**30:.1f} GB of memory are free: scale it down or cut it, "
                 f"or turn off results under MODEL.KNET.TEST (bytes a pixel: {text})"

@@ -100,6 +100,40 @@ def draw_result(
     return visualizer.output.get_image()
 
 
+def draw_objects(
+    image: np.ndarray,
+    result: tuple[Any, Sequence[Mapping[str, Any]]],
+    metadata: Metadata,
+    *,
+    min_side: int = _MIN_SIDE,
+) -> np.ndarray:
+    """Draw a frame of a video whose objects have ids: a colour and a label for each id.
+
+    Args:
+        image: ``(H, W, 3)`` RGB uint8.
+        result: as `knet.tracking.ObjectFollower` gives it: ids (H, W) and records.
+        metadata, min_side: as for :func:`draw_result`.
+
+    Returns:
+        As :func:`draw_result`. Stuff has the colours of its classes.
+    """
+    factor = _factor(image, min_side)
+    visualizer = _ClassColorVisualizer(_enlarge(image, factor), metadata)
+    ids, segments = result
+    ids = np.asarray(ids).repeat(factor, axis=0).repeat(factor, axis=1)
+    stuff = [dict(segment) for segment in segments if not segment["isthing"]]
+    of_stuff = np.where(np.isin(ids, [segment["id"] for segment in stuff]), ids, 0)
+    visualizer.draw_panoptic_seg(torch.as_tensor(of_stuff), stuff, 0, _ALPHA)
+    things = [segment for segment in segments if segment["isthing"]]
+    names = metadata.get("thing_classes")
+    visualizer.overlay_objects(
+        [(ids == thing["id"]).astype(np.uint8) for thing in things],
+        [f"{names[thing['category_id']]} {thing['id']}" for thing in things],
+        [tuple(c / 255 for c in _color(thing["id"])) for thing in things],
+    )
+    return visualizer.output.get_image()
+
+
 class _ClassColorVisualizer(Visualizer):
     """Detectron2's Visualizer with one colour a class, or one an object where there is one class.
 
@@ -138,12 +172,18 @@ class _ClassColorVisualizer(Visualizer):
         masks = [m.mask if isinstance(m, GenericMask) else np.asarray(m, np.uint8) for m in masks]
         if len(self.metadata.get("thing_classes") or []) == 1:  # colours tell objects apart
             assigned_colors = [tuple(c / 255 for c in color) for color in _palette(len(masks))]
+        return self.overlay_objects(masks, labels, assigned_colors)
+
+    def overlay_objects(
+        self, masks: Sequence[np.ndarray], labels: Sequence[str], colors: Sequence[Any]
+    ) -> Any:
+        """Draw masks (H, W), uint8, from the largest to the smallest."""
         small = (_LABELLED * self._default_font_size) ** 2
         hidden = [len(masks) > _MOST_LABELS or mask.sum() < small for mask in masks]
         for k in sorted(range(len(masks)), key=lambda k: -int(masks[k].sum())):
             self.draw_binary_mask(
                 masks[k],
-                assigned_colors[k],
+                colors[k],
                 edge_color=_EDGE,
                 text=None if hidden[k] else labels[k],
                 alpha=_ALPHA,
@@ -181,9 +221,13 @@ def with_colors(metadata: Metadata) -> Metadata:
 
 
 def _palette(count: int) -> list[tuple[int, ...]]:
-    """Colours that differ: hues a golden section apart, three brightnesses."""
-    hsv = [(k * 0.618034 % 1.0, 0.85 - 0.25 * (k % 2), 1.0 - 0.2 * (k % 3)) for k in range(count)]
-    return [tuple(round(255 * c) for c in colorsys.hsv_to_rgb(*color)) for color in hsv]
+    return [_color(k) for k in range(count)]
+
+
+def _color(k: int) -> tuple[int, ...]:
+    """The k-th of colours that differ: hues a golden section apart, three brightnesses."""
+    hsv = (k * 0.618034 % 1.0, 0.85 - 0.25 * (k % 2), 1.0 - 0.2 * (k % 3))
+    return tuple(round(255 * c) for c in colorsys.hsv_to_rgb(*hsv))
 
 
 def draw_sheet(

@@ -1,13 +1,24 @@
 """What inputs stand for, and the table of them."""
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from knet.data import register_sem_seg
+from knet.data.tar_shards import read_member
+from knet.data.write_shards import write_shards
 from knet.errors import UserError
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 
-from knet.batch.inputs import find_inputs, read_inputs, write_inputs  # noqa: E402
+from knet.batch.inputs import (  # noqa: E402
+    Input,
+    find_inputs,
+    read_inputs,
+    require_unique_stems,
+    write_inputs,
+)
 from knet.results.coco_files import image_ids  # noqa: E402
 from knet.results.parquet import read_about  # noqa: E402
 
@@ -34,7 +45,7 @@ def test_folders_lists_tables_and_tars(tmp_path):
         ("./b.png", "b.png"), ("/far/z.png", "z.png"), ("./b.png", "b.png"),
     ]  # fmt: skip
     assert tar.read_bytes()[found[4].offset :][: found[4].size] == b"345"
-    assert "sample x/2 has not one picture among its members (json)" in found[3].error
+    assert "sample x/2: no picture among its members (json)" in found[3].error
     assert said == [f"{tmp_path}: 1 .mp4 left out: videos are given one by one"]
 
 
@@ -77,7 +88,85 @@ def test_shards_of_the_table_and_ids(tmp_path):
     assert [len(part) for part in parts] == [2, 2, 1]
     assert [row["image_id"] for part in parts for row in part] == image_ids(names)
     assert parts[2][0]["path"] == str(tmp_path / "dog.png")
-    assert read_about(tmp_path / "inputs.parquet") == {"model": "m", "images": 5}
+    assert read_about(tmp_path / "inputs.parquet") == {"model": "m", "shard_size": 2, "images": 5}
     with pytest.raises(UserError, match="name no picture"):
         write_inputs(tmp_path / "none.parquet", iter([]), shard_size=2, about={})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["inputs.parquet", "list.txt"]
+
+
+def test_photos_of_converted_data_are_found_beside_their_labels(tmp_path):
+    suffixes = ("png", "jpg", "jpeg", "tif", "bmp", "webp", "gif")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "labels").mkdir()
+    for suffix in suffixes:
+        photo, labels = np.full((9, 8, 3), 200, np.uint8), np.zeros((9, 8), np.uint8)
+        Image.fromarray(photo).save(tmp_path / "photos" / f"{suffix}.{suffix}")
+        Image.fromarray(labels).save(tmp_path / "labels" / f"{suffix}.png")
+    folders = {"image_root": tmp_path / "photos", "sem_seg_root": tmp_path / "labels"}
+    register_sem_seg("all", **folders, classes=["a", "b"])
+    (tar,) = write_shards("all", tmp_path / "shards", shard_bytes=10**9)
+    found = {one.file_name: one for one in find_inputs([str(tar)])}
+    assert set(found) == {f"{suffix}.{suffix}" for suffix in suffixes}
+    for path in (tmp_path / "photos").iterdir():
+        one = found[path.name]
+        assert read_member(one.path, one.offset, one.size) == path.read_bytes()
+
+
+def test_tars_of_other_programs(tmp_path):
+    members = ["k.depth.png", "k.jpg", "k.json", "scan_1.5mm.jpg", "scan_2.5mm.jpg"]
+    members += ["o.a.png", "o.b.png"]
+    tar = write_tar(tmp_path / "s.tar", [(name, b"x") for name in members])
+    k, first, second, odd = find_inputs([str(tar)])
+    names = [one.file_name for one in (k, first, second)]
+    assert names == ["k.jpg", "scan_1.5mm.jpg", "scan_2.5mm.jpg"]
+    assert odd.file_name == "o" and "any of its members a.png, b.png may be" in odd.error
+
+
+def test_working_directory_and_lists_of_globs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "g").mkdir()
+    for name in ("a.jpg", "b.mp4", "s.tar"):
+        (tmp_path / "g" / name).write_bytes(bytes(10240))
+    (tmp_path / "g" / "classes.txt").write_text("cat\ndog\n")
+    said = []
+    found = list(find_inputs(["g/*", "g/../g/a.jpg"], said.append))
+    assert [one.path for one in found] == [f"{tmp_path}/g/a.jpg"] * 2
+    assert said == [f"{tmp_path}/g/*: 1 .mp4 left out: videos are given one by one"]
+    # of a suffix that the glob names
+    lines = list(find_inputs(["g/*.txt"]))
+    assert [one.path for one in lines] == [f"{tmp_path}/g/cat", f"{tmp_path}/g/dog"]
+    with pytest.raises(UserError, match=r"g/c\*: no file matches"):
+        list(find_inputs(["g/c*"]))
+
+
+def test_what_comes_twice_is_taken_once(tmp_path):
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).touch()
+    tar = write_tar(tmp_path / "s.tar", [("x/a.jpg", b"1"), ("y/a.png", b"2"), ("z/b", b"3")])
+    said, table = [], tmp_path / "t.parquet"
+    inputs = [str(tmp_path / "b.jpg"), str(tmp_path), str(tar)]
+    write_inputs(table, find_inputs(inputs), shard_size=2, about={}, say=said.append)
+    parts = [read_inputs(table, k).to_pylist() for k in range(2)]
+    names = ["b.jpg", "a.jpg", "x/a.jpg", "y/a.png"]
+    assert [row["file_name"] for part in parts for row in part] == names
+    assert [row["image_id"] for part in parts for row in part] == image_ids(names)
+    assert said == ["named once more and left out: 3 pictures"]
+    with pytest.raises(UserError, match=rf"{tmp_path}/a.jpg and {tar}/x/a.jpg would have one name"):
+        require_unique_stems(table)
+    other = tmp_path / "u.parquet"
+    inputs = [Input("p", "a.jpg"), Input("q", "a.jpg", error="is gone"), Input("q", "b.jpg")]
+    write_inputs(other, inputs, shard_size=9, about={})
+    require_unique_stems(other)
+
+
+@pytest.mark.parametrize("count, given, size", [
+    (2500, 700, 700), (2000, 1000, 1000), (1001, 5000, 5000), (20, None, 8), (1281, None, 11),
+])  # fmt: skip
+def test_shards_of_any_size(tmp_path, count, given, size):
+    table = tmp_path / "t.parquet"
+    write_inputs(table, (Input(f"{k}", "x.jpg") for k in range(count)), shard_size=given, about={})
+    assert read_about(table) == {"shard_size": size, "images": count}
+    parts = [read_inputs(table, k).to_pydict() for k in range(-(-count // size))]
+    assert [len(part["path"]) for part in parts[:-1]] == [size] * (len(parts) - 1)
+    assert [int(path) for part in parts for path in part["path"]] == list(range(count))
+    assert [one for part in parts for one in part["image_id"]] == list(range(1, count + 1))

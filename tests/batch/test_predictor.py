@@ -1,6 +1,8 @@
 """Batches in, tables out: the same for any form and size of the batches."""
 
+import errno
 import io
+import os
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -76,21 +78,77 @@ def test_frames_of_pandas(predictor, pictures):
     assert found[1]["rles"][0].tolist() == batch(frames[1].to_dict("list"))["rles"][0].as_py()
 
 
-def test_errors_that_are_no_pictures_end_the_run(predictor, pictures, monkeypatch):
-    batch = BatchPredictor(predictor)
-    rows = {"path": [str(pictures[0])]}
+@pytest.fixture
+def failing(predictor, monkeypatch):
+    """Makes the model raise errors, one a call; then it does its work. A list of the calls."""
 
-    def fail(error):
+    def fail(*errors):
+        left, calls = list(errors), []
+
         def call(self, image):
-            raise error
+            calls.append(image.shape)
+            if left:
+                raise left.pop(0)
+            return original(self, image)
 
         monkeypatch.setattr("knet.predictor.KNetPredictor.__call__", call)
+        return calls
 
-    fail(RuntimeError("shapes do not fit"))
-    with pytest.raises(RuntimeError, match="shapes"):
-        batch(rows)
-    fail(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB"))
+    original = type(predictor).__call__
+    return fail
+
+
+def test_errors_of_the_model_end_the_run(predictor, pictures, failing):
+    batch = BatchPredictor(predictor)
+    for error in (RuntimeError("shapes do not fit"), ValueError("SCORE_THRESH is wrong")):
+        failing(error)
+        with pytest.raises(type(error), match=rf"000001\.png: {error}"):
+            batch({"path": [str(pictures[0])]})
+
+
+def test_want_of_memory_is_tried_once_more(predictor, pictures, failing, monkeypatch):
+    batch = BatchPredictor(predictor)
+    rows = {"path": [str(pictures[0])]}
+    expected = batch(rows)
+    full = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB")
+    assert len(failing(full)) == 0 and batch(rows) == expected
+    calls = failing(full, full)
     assert "out of memory (3.00 GiB more were asked for)" in batch(rows)["error"][0].as_py()
+    assert len(calls) == 2
+    assert batch(rows) == expected  # of decoding, and what is known before, too
+    monkeypatch.setattr("knet.predictor.free_memory", lambda: 1000)
+    assert "and 0.0 GB of memory are free" in batch(rows)["error"][0].as_py()
+    monkeypatch.undo()
+    monkeypatch.setattr("knet.data.images.upright_rgb", fail_with(MemoryError()))
+    assert "MemoryError" in batch(rows)["error"][0].as_py()
+
+
+def fail_with(error):
+    def fail(*args, **kwargs):
+        raise error
+
+    return fail
+
+
+def test_a_file_system_that_fails_is_no_broken_picture(predictor, pictures, tmp_path, monkeypatch):
+    batch = BatchPredictor(predictor)
+    picture, tar = str(pictures[0]), str(tmp_path / "gone.tar")
+    member = {"path": [tar], "file_name": ["a.png"], "offset": [512], "size": [99]}
+    assert batch(member)["error"].to_pylist() == [f"no picture at {tar}/a.png"]
+    for number in (errno.ESTALE, errno.EIO, errno.EMFILE, errno.ETIMEDOUT):
+        with monkeypatch.context() as patch:
+            fault = OSError(number, os.strerror(number))
+            patch.setattr("knet.data.images.open", fail_with(fault), raising=False)
+            patch.setattr("knet.data.tar_shards.open", fail_with(fault), raising=False)
+            for rows, name in (({"path": [picture]}, picture), (member, f"{tar}/a.png")):
+                with pytest.raises(OSError, match="no fault of the picture") as caught:
+                    batch(rows)
+                assert (caught.value.errno, caught.value.filename) == (number, name)
+    for number in (errno.EACCES, errno.ENAMETOOLONG):
+        with monkeypatch.context() as patch:
+            fault = OSError(number, os.strerror(number))
+            patch.setattr("knet.data.images.open", fail_with(fault), raising=False)
+            assert os.strerror(number) in batch({"path": [picture]})["error"][0].as_py()
 
 
 def test_tasks_of_a_semantic_model(semantic_cfg):

@@ -10,6 +10,7 @@ from detectron2.checkpoint import PeriodicCheckpointer
 from torch import nn
 
 from knet.checkpoint.checkpointer import KNetCheckpointer
+from knet.checkpoint.newest import note_run, noted_run
 from knet.checkpoint.read_file import read_file
 from knet.files import UNFINISHED
 from knet.training.step import TrainStep
@@ -256,3 +257,24 @@ def test_old_checkpoints_go_after_new_ones_are_whole(tmp_path):
     names = {path.name for path in tmp_path.iterdir()}
     kept = {"model_0000002.pth", "model_0000003.pth", "model_final.pth", "last_checkpoint"}
     assert names == kept and resume(tmp_path)[0] == "model_final.pth"
+
+
+def test_a_launcher_goes_on_with_the_training_that_it_has_started(run):
+    folder, _ = run
+    note_run(folder, fresh=True)  # a second one, which is lost before its first checkpoint
+    checkpointer, model, training = start(folder)
+    before = state_of(model)
+    checkpointer.resume_or_load("", resume=False, restarted=True)
+    assert checkpointer.resumed == "" and same(state_of(model), before)
+    second = advance(checkpointer, training, 0)
+    checkpointer, model, _ = start(folder)
+    checkpointer.resume_or_load("", resume=False, restarted=True)
+    assert same(state_of(model), second)
+
+    note_run(folder, fresh=False, job="7")  # somebody has gone on with the newest there is
+    assert noted_run(folder) == (None, "7")
+    note_run(folder, fresh=True)
+    assert noted_run(folder) == (3, "")
+    (folder / ".training.run").write_text("x")
+    with pytest.raises(ValueError, match=r"\.training\.run is damaged .*: remove it"):
+        checkpointer.resume_or_load("", restarted=True)

@@ -12,6 +12,7 @@ from PIL import Image
 
 from knet.config import get_cfg_from_file
 from knet.data import register_custom
+from knet.data.custom import register_data_sets
 
 
 @pytest.fixture
@@ -68,6 +69,14 @@ def test_no_custom_data_by_default():
     cfg = get_cfg_from_file("configs/shapes/panoptic.yaml", [])
     assert cfg.DATASETS.CUSTOM == []
     register_custom(cfg)
+
+
+def test_a_data_set_of_ones_own_may_be_called_as_a_built_in_one(data_root):
+    cfg = make_cfg(data_root, {**SEMANTIC, "NAME": "photos_train"})
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("photos_train",), ("photos_val",)
+    register_data_sets(cfg)
+    assert MetadataCatalog.get("photos_train").stuff_classes == ["background", "leaf"]
+    assert len(DatasetCatalog.get("photos_val")) == 3
 
 
 def test_each_format(data_root):

@@ -130,6 +130,43 @@ def test_data_sets_of_others_are_kept_with_their_metadata(tmp_path):
     assert len(load_records(cfg, ["theirs"], filter_empty=True)) == 3
 
 
+def test_another_reader_is_asked_again(tmp_path):
+    entry = make_good("coco_instances", tmp_path / "set")
+    cfg = make_cfg({**entry, "NAME": "theirs"})
+    cfg.DATASETS.CUSTOM, cfg.OUTPUT_DIR = [], str(tmp_path / "out")
+
+    def read(reader):
+        DatasetCatalog.register("theirs", reader)
+        MetadataCatalog.get("theirs").set(json_file=entry["JSON_FILE"])
+        found = load_records(cfg, ["theirs"], filter_empty=False)
+        DatasetCatalog.remove("theirs")
+        MetadataCatalog.remove("theirs")
+        return found
+
+    def number(value):
+        return lambda: [{"image_id": value}]
+
+    for value in (1, 2):
+        found = read(number(value))
+        assert list(found) == [{"image_id": value}] and isinstance(found, Records)
+    assert len(files(tmp_path)) == 1
+    # whose code cannot be known
+    found = read(eval("lambda: [{'image_id': 3}]"))
+    assert found == [{"image_id": 3}]
+
+
+def test_the_records_of_before_are_removed(tmp_path):
+    entry = make_good("semantic", tmp_path / "set")
+    for k in range(2):
+        configure(entry, tmp_path)
+        assert len(DatasetCatalog.get(entry["NAME"])) == 3 + k
+        assert len(files(tmp_path)) == 1
+        DatasetCatalog.remove(entry["NAME"])
+        for root in (entry["IMAGE_ROOT"], entry["SEM_SEG_ROOT"]):
+            found = min(Path(root).iterdir())
+            (found.parent / f"0{found.name}").write_bytes(found.read_bytes())
+
+
 def test_what_cannot_be_kept_is_read_and_said(tmp_path, caplog):
     found = Scan(records=[{"x": object()}])
     file = tmp_path / "a.json"

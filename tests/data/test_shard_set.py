@@ -216,3 +216,26 @@ def test_damaged_samples_are_named(shards, name):
         samples(entry)
     where = "image 5, annotation 12" if name == "mask" else ".tar"
     assert text in str(caught.value) and where in str(caught.value)
+
+
+@pytest.mark.parametrize("shards", ["coco_instances"], indirect=True)
+def test_the_picture_is_not_just_the_first_member(shards):
+    folder, _, entry = shards
+    before = samples(entry)
+    photos = {}
+    for path in folder.glob("*.tar"):
+        with tarfile.open(path) as tar:
+            photos.update({m.name: tar.extractfile(m).read() for m in tar})
+    members = [(f"{k}.depth.png", b"depth") for k in "abc"]
+    members += [(f"{k}.image.png", photos[f"{k}.png"]) for k in "abc"]
+    members += [(f"{k}.json", photos[f"{k}.json"]) for k in "abc"]
+    about = json.loads((folder / "dataset.json").read_text())
+    write_json(folder / "dataset.json", {k: v for k, v in about.items() if k != "shards"})
+    for path in folder.glob("*.tar"):
+        path.unlink()
+    write_tar(folder / "s.tar", sorted(members))
+    entry = {**entry, "NAME": "other"}
+    assert samples(entry) == before
+    write_tar(folder / "s.tar", sorted(members + [("b.depth2.png", b""), ("b.image.jpg", b"")]))
+    with pytest.raises(DataError, match=r"sample b: any of its members .* may be the picture"):
+        samples({**entry, "NAME": "odd"})

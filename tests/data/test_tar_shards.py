@@ -6,7 +6,7 @@ import tarfile
 import pytest
 
 from knet.data.defects import DataError
-from knet.data.tar_shards import read_index, read_member, split_name
+from knet.data.tar_shards import photo_suffix, picture_of, read_index, read_member, split_name
 
 
 def write_tar(path, members, **options):
@@ -87,3 +87,34 @@ def test_samples_that_are_torn_apart_are_named(tmp_path):
 def test_names():
     assert split_name("a.b/c.seg.PNG") == ("a.b/c", "seg.png")
     assert split_name("a/.x.jpg")[1] == split_name("a/b")[1] == ""
+
+
+@pytest.mark.parametrize("members, picture", [
+    ("jpg json png", "jpg"), ("depth.png jpg json", "jpg"), ("jpeg tif", "jpeg"),
+    ("png image.png", "image.png"), ("mask.png image.raw", "image.raw"),
+    ("png json tif", "tif"), ("webp png", "webp"), ("png json", "png"), ("txt heic png", "heic"),
+    ("5mm.jpg", "5mm.jpg"), ("json seg.webp", "seg.webp"),
+    ("json", "no picture among its members (json)"),
+    ("json seg.png png", "any of its members seg.png, png may be"), ("bmp tif", "bmp, tif may be"),
+    ("tif depth.png", "tif, depth.png may be"), ("jpg image.png", "jpg, image.png may be"),
+])  # fmt: skip
+def test_which_member_is_the_picture(members, picture):
+    for suffixes in (members.split(), members.split()[::-1]):
+        if " " not in picture:
+            name = "k." + picture.replace("image.", "")
+            assert picture_of("s.tar", "k", suffixes) == (picture, name)
+            continue
+        with pytest.raises(DataError) as caught:
+            picture_of("s.tar", "k", suffixes)
+        problem = caught.value.defect.problem
+        words = set(problem.replace(",", "").split())
+        assert set(picture.replace(",", "").split()) <= words
+        assert "s.tar: sample k" in str(caught.value) and "as k.jpg or, of" in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "jpeg", "tiff", "gif", "psd", ""])
+@pytest.mark.parametrize("labels", [["png"], []])
+def test_pictures_are_named_so_that_they_are_found(suffix, labels):
+    named = photo_suffix(suffix, labels=bool(labels))
+    assert picture_of("s.tar", "k", [*labels, named, "json"])[0] == named
+    assert (named == suffix) == (suffix not in ("psd", "") and [suffix] != labels)

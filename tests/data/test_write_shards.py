@@ -4,6 +4,7 @@ import pytest
 from detectron2.data import DatasetCatalog
 
 from knet.data import register_custom
+from knet.data import write_shards as module
 from knet.data.defects import DataError
 from knet.data.write_shards import write_shards
 from knet.errors import UserError
@@ -30,3 +31,20 @@ def test_what_cannot_be_written_is_said(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"b\.png"):
         write_shards(good["NAME"], tmp_path / "out", shard_bytes=10**6)
     assert not (tmp_path / "out").exists()
+
+
+def test_keys_of_pictures_of_one_name(monkeypatch):
+    class Counted(dict):
+        asked = 0
+
+        def __contains__(self, key):
+            Counted.asked += 1
+            return super().__contains__(key)
+
+    keys, count = Counted(), 300
+    monkeypatch.setattr(module, "find_member", lambda path: None)
+    names = ["x/rgb_3.png", *(f"{k}/rgb.png" for k in range(count)), "y/rgb_3.png", "z/a.b.png"]
+    found = [module._key({"file_name": name}, keys) for name in names]
+    numbers = [2, *range(4, count + 2)]
+    assert found == ["rgb_3", "rgb", *(f"rgb_{k}" for k in numbers), "rgb_3_2", "a_b"]
+    assert Counted.asked < 3 * count  # not once for each picture before

@@ -14,7 +14,7 @@ from ..report import results as drawn
 from ..results.test_read_shards import rows_of, write_shards
 
 
-def test_scores_are_those_of_the_outputs(tiny_cfg, tmp_path, capsys, tiny_opts):
+def test_scores_are_those_of_the_outputs(tiny_cfg, tmp_path, capsys, tiny_opts, model_folder):
     folder = write_shards(tmp_path / "s", rows_of())
     records = DatasetCatalog.get("tiny_val")
     evaluator = build_evaluator(tiny_cfg, "tiny_val", str(tmp_path / "e"))
@@ -30,6 +30,11 @@ def test_scores_are_those_of_the_outputs(tiny_cfg, tmp_path, capsys, tiny_opts):
     assert f"{expected['panoptic_seg']['PQ']:.1f}" in said.out and "4/4" in said.err
     assert main([*words, "--calibrate"]) == 2
     assert "--results goes without --resume" in capsys.readouterr().err
+
+    (model_folder / "model.safetensors").write_bytes(b"")  # they are not read
+    words = ["eval", "--model", str(model_folder), "--results", str(folder)]
+    assert not main([*words, "--dataset", "tiny_val"])
+    assert f"{expected['panoptic_seg']['PQ']:.1f}" in capsys.readouterr().out
 
     write_shards(tmp_path / "part", rows_of()[:3])
     with pytest.raises(UserError, match=r"part lacks 1 of the data set's 4 images: 000001\.png"):

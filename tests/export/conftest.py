@@ -63,7 +63,7 @@ def _export(task: str, folder: Path) -> Exported:
     program = trace(graph, example_size=(61, 83))
     metadata = describe(
         cfg, predictor.metadata, size_divisibility=predictor.model.size_divisibility,
-        raw=False, half=False, input_dtype="uint8",
+        raw=False, precision="float32", input_dtype="uint8",
     )  # fmt: skip
     save_onnx(program, folder / "model.onnx", metadata)
     save_program(program, folder / "model.pt2", metadata)

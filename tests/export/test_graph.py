@@ -96,6 +96,39 @@ def test_onnx_equals_pytorch_on_photographs(exported, name):
     assert_onnx_equals_pytorch(exported, session, image, size, covered=0.001)
 
 
+# every runtime has them; GridSample and deformable attention, for one, are not among them
+_OPERATORS = {
+    *("Add", "And", "ArgMax", "AveragePool", "Cast", "Ceil", "Clip", "Concat", "ConstantOfShape"),
+    *("Conv", "Cos", "CumSum", "Div", "Equal", "Exp", "Expand", "EyeLike", "Floor", "Gather"),
+    *("GatherND", "Gemm", "Greater", "GreaterOrEqual", "InstanceNormalization"),
+    *("LayerNormalization", "Less", "LessOrEqual", "LogSoftmax", "MatMul", "Max", "MaxPool", "Min"),
+    *("Mod", "Mul", "Neg", "NonZero", "Not", "Or", "Pad", "Pow", "Range", "Reciprocal"),
+    *(
+        "ReduceMax",
+        "ReduceMean",
+        "ReduceMin",
+        "ReduceSum",
+        "Relu",
+        "Reshape",
+        "Resize",
+        "ScatterND",
+    ),
+    *("ScatterElements", "Shape", "Sigmoid", "Sin", "Slice", "Softmax", "Split", "Sqrt", "Squeeze"),
+    *("Sub", "Sum", "Tile", "TopK", "Transpose", "Unsqueeze", "Where"),
+}
+
+
+def test_every_operator_is_a_usual_one(exported):
+    model = onnx.load(exported.onnx)
+    assert [(opset.domain, opset.version) for opset in model.opset_import if not opset.domain] == [
+        ("", 18)
+    ]
+    assert not model.functions  # and nothing is hidden in one
+    assert {node.domain for node in model.graph.node} == {""}
+    used = {node.op_type for node in model.graph.node}
+    assert used <= _OPERATORS and "Conv" in used
+
+
 def test_saved_program_equals_onnx(exported):
     program, metadata = exported.loaded
     session = onnxruntime.InferenceSession(exported.onnx)

@@ -8,21 +8,31 @@ import pytest
 import torch
 from torch import nn
 
+from knet.errors import UserError
 from knet.export import onnx_file
+from knet.export.check import TOLERANCES
+from knet.export.compare import LOGITS
+from knet.export.make import Choices, export_model
 from knet.export.program import load_program, save_program
 from knet_command import main
 
 from .models import scene, small_cfg, small_predictor
 
 
-def test_exports_a_predictor_folder(tmp_path, capsys):
+def test_exports_a_predictor_folder(tmp_path, capsys, monkeypatch):
     predictor = small_predictor(small_cfg("instance"), "instance")
     predictor.save_pretrained(tmp_path / "folder")
     out = tmp_path / "sub" / "model.pt2"
+    monkeypatch.setitem(TOLERANCES["float32"], LOGITS, 0.0)
     arguments = ["export", "--model", tmp_path / "folder", "--format", "torch_export", "--raw",
                  "--size", "64", "72", "--output", out]  # fmt: skip
-    assert main([*map(str, arguments), "TEST.DETECTIONS_PER_IMAGE", "7"]) == 0
-    assert "mask_logits, class_logits" in capsys.readouterr().out
+    status = main([*map(str, arguments), "TEST.DETECTIONS_PER_IMAGE", "7"])
+    told = capsys.readouterr().out
+    assert "outputs: mask_logits, class_logits" in told
+    assert "checking on 4 drawn scenes" in told
+    assert f"{LOGITS.name}  " in told and "time of a picture, ms" in told
+    # not the last bit may differ: whether it does is the processor's business
+    assert status == ("beyond" in told)
     program, metadata = load_program(out)
     assert metadata["results"] == ["raw"]
     assert [c["name"] for c in metadata["classes"]] == ["disc", "square", "ring", "star"]
@@ -56,6 +66,26 @@ def test_wrong_calls_end_with_a_message(tmp_path, capsys):
     assert "file" in message("--model", folder, "--output", blocked / "model.onnx")
     assert blocked.read_text() == "{}"
     assert "is a folder" in message("--model", folder, "--output", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("choices", "opts", "told"),
+    [
+        ({"form": "openvino"}, [], "a file of openvino ends with .xml"),
+        ({"form": "torch_export", "precision": "int8"}, [], "torch_export cannot be int8: choose"),
+        ({"form": "aot_inductor", "takes_picture": True}, [], "aot_inductor cannot be with the"),
+        ({"takes_picture": True, "raw": True}, [], "--resize goes without --raw"),
+        ({"takes_picture": True}, ["INPUT.CONTRAST_CUTOFF", "1.0"], "INPUT.CONTRAST_CUTOFF"),
+        ({"precision": "int8"}, [], "int8 takes its ranges from pictures: name some"),
+    ],
+)
+def test_what_cannot_be_exported_is_told_before_the_work(choices, opts, told, tmp_path):
+    predictor = small_predictor(small_cfg("instance", *opts), "instance")
+    choices = Choices(**choices)
+    ending = ".onnx" if choices.form in ("onnx", "openvino") else ".pt2"
+    with pytest.raises(UserError, match=told.replace(".", r"\.")):
+        export_model(predictor, tmp_path / f"model{ending}", choices)
+    assert not list(tmp_path.iterdir())
 
 
 class Sums(nn.Module):

@@ -68,7 +68,7 @@ class Base:
         self.picture = folder / "picture.png"
         Image.fromarray(_models.scene(48, 64, 0)).save(self.picture)
         self.metadata = describe(
-            self.cfg, self.predictor.metadata, size_divisibility=32, raw=False, half=False,
+            self.cfg, self.predictor.metadata, size_divisibility=32, raw=False, precision="float32",
             input_dtype="uint8",
         )  # fmt: skip
         self.metadata["results"] = ["semantic"]

@@ -17,7 +17,7 @@ import torch
 import yaml
 from data_doors import DATA_DOORS
 from detectron2.modeling import build_model
-from door import Base, Door, import_file
+from door import Base, Door
 from mutations import damage_bytes, damage_file, damage_json, damage_yaml, pick
 from PIL import Image
 
@@ -25,14 +25,13 @@ from knet.config import get_cfg_from_file
 from knet.data import KNetDatasetMapper
 from knet.predictor import KNetPredictor
 from knet.training.optimizer import build_lr_scheduler, build_optimizer
+from knet_run.__main__ import main as run_exported
 
 __all__ = ["DOORS", "Base", "Door", "shares"]
 
 _KEY = re.compile(r"\b[A-Z][A-Z0-9_]*(?:\.[A-Z0-9_]+)*\b")
 # sections of Detectron2 that no model of ours reads
 _UNUSED = re.compile(r"RPN|ROI_|RETINANET|ANCHOR|PROPOSAL|KEYPOINT|PANOPTIC_FPN|LOAD_PROPOSALS")
-
-run_onnx = import_file("tools/run_onnx.py")
 
 
 class Yaml(Door):
@@ -120,7 +119,7 @@ class _Onnx(Door):
         words = [str(path), "--input", str(self.base.picture), "--output", str(folder / "out")]
         error = io.StringIO()
         with contextlib.redirect_stderr(error), contextlib.redirect_stdout(io.StringIO()):
-            status = run_onnx.main([*words, "--max-pixels", "1000000"])
+            status = run_exported([*words, "--max-pixels", "1000000"])
         if status:
             raise ValueError(error.getvalue())
         return None

@@ -199,6 +199,18 @@ def test_published_results():
     assert areas(result) == {0: 20, 1: 20, 2: 40}
 
 
+def test_results_name_the_kernels_that_found_them():
+    result = run()
+    assert [(s.label, s.kernel) for s in result.panoptic[1]] == [(0, 0), (1, 1), (2, 3)]
+    assert result.instances.kernels.tolist() == [0, 1, 2, 1, 0, 2]
+    # the order changes with the scores
+    found = run(mask_scores=True, min_area=10).instances
+    assert found.kernels.tolist() == [0, 1, 1, 0]
+    for mask, kernel in zip(found.masks, found.kernels.tolist()):
+        top, bottom, left, right = BOXES[kernel]
+        assert mask[top:bottom, left:right].all() and mask.sum() == 20
+
+
 def test_score_threshold_and_top_k():
     assert pairs(run(score_threshold=0.6)) == [(0.9, 0), (0.8, 1), (0.6, 0)]
     assert pairs(run(top_k=2)) == [(0.9, 0), (0.8, 1)]

@@ -45,6 +45,50 @@ def test_a_full_disk_is_told(tmp_path, name):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
+def test_frames_that_cannot_be_decoded_are_numbered(tmp_path, break_frames):
+    path = tmp_path / "v.avi"
+    write(path, [(8 * k, 90, 120) for k in range(20)])
+    break_frames(path, (5, 6, 7, 12))
+    lost, numbers, reds = {}, [], []
+    with VideoReader(str(path)) as reader:
+        for frame in reader:
+            numbers.append(reader.number)
+            reds.append(frame[..., 0].mean())
+            if reader.lost:
+                lost[reader.number] = reader.lost
+    assert lost == {8: (5, 7), 13: (12, 12)}
+    assert numbers == [n for n in range(1, 21) if n not in (5, 6, 7, 12)]
+    assert np.abs(np.array(reds) - 8 * (np.array(numbers) - 1)).max() < 12  # the right pictures
+
+
+def test_a_camera_may_fail_for_a_moment(monkeypatch):
+    answers = [1, 2, None, None, 3, None]  # then it is gone
+
+    class Camera:
+        def __init__(self, source):
+            self.calls = 0
+
+        def isOpened(self):
+            return True
+
+        def get(self, key):
+            return 0.0
+
+        def read(self):
+            self.calls += 1
+            shade = answers[self.calls - 1] if self.calls <= len(answers) else None
+            frame = None if shade is None else np.full((2, 2, 3), shade, np.uint8)
+            return frame is not None, frame
+
+        def release(self):
+            pass
+
+    monkeypatch.setattr("cv2.VideoCapture", Camera)
+    with VideoReader(0) as reader:
+        seen = [(reader.number, reader.lost, int(frame[0, 0, 0])) for frame in reader]
+    assert seen == [(1, None, 1), (2, None, 2), (5, (3, 4), 3)]
+
+
 def test_odd_sizes_lose_a_row_or_column(tmp_path):
     write(tmp_path / "v.mp4", [100], size=(49, 65))
     with VideoReader(str(tmp_path / "v.mp4")) as reader:

@@ -51,7 +51,7 @@ def test_results_are_what_was_written(tiny_shapes, tmp_path):
     records = DatasetCatalog.get("tiny_val")
     assert found.missing(records) == [] and found.tasks == TASKS
     ordered = found.in_order(records)
-    assert ordered == records[::-1]
+    assert list(ordered) == records[::-1]
     for record in ordered:
         output, expected = found.output_of(record), drawn.output_of(record)
         assert (output["panoptic_seg"][0] == expected["panoptic_seg"][0]).all()
@@ -70,6 +70,21 @@ def test_missing_and_broken_pictures_are_named(tiny_shapes, tmp_path):
     found = ShardPredictions(folder, categories=categories())
     records = DatasetCatalog.get("tiny_val")
     assert found.missing(records) == ["000001.png", "000003.png (it was cut)"]
+
+
+def test_pictures_of_one_name_are_told_by_their_folders(tiny_shapes, tmp_path):
+    rows = rows_of()[:2]
+    for row, place in zip(rows, ("/clips/a/1.png", "clips/b.tar")):
+        row.update(path=place, file_name="1.png")
+    records = [{"file_name": "data/a/1.jpg"}, {"file_name": "data/b.tar/1.png"}]
+    found = ShardPredictions(write_shards(tmp_path / "s", rows), categories=categories())
+    assert found.missing(records) == []
+    assert [found.output_of(r)["sem_seg"].shape for r in found.in_order(records[::-1])]
+    assert list(found.in_order(records[::-1])) == records
+    found = ShardPredictions(write_shards(tmp_path / "t", rows[1:]), categories=categories())
+    assert found.missing(records) == ["1.jpg"]
+    with pytest.raises(ValueError, match="two records of the picture data/a/1"):
+        found.missing([records[0]] * 2)
 
 
 def test_shards_that_do_not_fit(tiny_shapes, tmp_path):

@@ -93,9 +93,15 @@ def test_no_more_workers_than_cores(monkeypatch, caplog):
         assert [loader.usable_workers(n) for n in (0, 3, 8, 8)] == [0, 3, 3, 3]
         (record,) = caplog.records
         assert record.getMessage() == "DATALOADER.NUM_WORKERS: 3 in place of 8, on 3 cores"
-        monkeypatch.setattr(loader.comm, "get_local_size", lambda: 2)
+    # two processes that share them, one that has its own, and one of another machine
+    shares = {"here": [[0, 1, 2], [0, 1, 2], [3, 4]], "there": [[0, 1]]}
+    told = [(host, cores) for host, masks in shares.items() for cores in masks]
+    monkeypatch.setattr(loader.socket, "gethostname", lambda: "here")
+    monkeypatch.setattr(loader.comm, "all_gather", lambda _: told)
+    for own, expected in (({0, 1, 2}, 1), ({3, 4}, 2)):
+        monkeypatch.setattr(loader.os, "sched_getaffinity", lambda _, own=own: own, raising=False)
         loader.usable_workers.cache_clear()
-        assert loader.usable_workers(8) == 1
+        assert loader.usable_workers(8) == expected
 
 
 def test_scores_are_tables():

@@ -1,6 +1,7 @@
 """Trainings in the workers of Ray Train."""
 
 import importlib
+import importlib.util
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -86,3 +87,16 @@ def test_storage_that_is_no_folder(fake):
     fake.storage.storage_filesystem.type_name = "s3"
     with pytest.raises(UserError, match=r"storage is of kind s3.* OUTPUT_DIR to an absolute path"):
         ray_train.train({"config_file": "configs/shapes/panoptic.yaml"})
+
+
+def test_workers_of_the_example_share_what_there_is():
+    path = Path(__file__).parents[2] / "examples" / "train_with_ray.py"
+    spec = importlib.util.spec_from_file_location("train_with_ray", path)
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    assert example.share({"CPU": 2.0}, 2, use_gpu=False) == 1
+    assert example.share({"CPU": 64.0, "GPU": 8.0}, 8, use_gpu=True) == 4
+    with pytest.raises(UserError, match=r"4 workers take a CPU each, .* has 2: lower --workers$"):
+        example.share({"CPU": 2.0}, 4, use_gpu=False)
+    with pytest.raises(UserError, match=r"GPU each, and the Ray cluster has 0: .*: --cpu$"):
+        example.share({"CPU": 9.0}, 2, use_gpu=True)

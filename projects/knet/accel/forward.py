@@ -13,7 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from knet.accel.graphs import Graphs
 from knet.modeling.knet import KNet
-from knet.modeling.outputs import RoundOutput
+from knet.modeling.outputs import CarriedKernels, RoundOutput
 from knet.modeling.positions import PlaceEncoding
 
 
@@ -52,19 +52,24 @@ class InferenceForward:
         if self.graphs is not None:
             self.graphs.clear()
 
-    def __call__(self, images: Tensor) -> RoundOutput:
-        """(B, 3, H, W) -> the last round, up to rounding."""
+    def __call__(self, images: Tensor, carried: CarriedKernels | None = None) -> RoundOutput:
+        """(B, 3, H, W) -> the last round, up to rounding; without graphs if kernels are carried."""
         # tensors made in inference mode could not be used outside of it
         with torch.inference_mode(False), torch.no_grad():
             self._follow_weights()
             images = images if self.dtype == torch.float32 else images.to(self.dtype)
-            return self._forward(images) if self.graphs is None else self.graphs(images)
+            if self.graphs is None or carried is not None:
+                return self._forward(images, carried)
+            return self.graphs(images)
 
-    def _forward(self, images: Tensor) -> RoundOutput:
+    def _forward(self, images: Tensor, carried: CarriedKernels | None = None) -> RoundOutput:
         assert self._copy is not None
         backbone, heads = self._copy
         features = backbone(images)
-        return heads([features[name] for name in self._model.in_features])[1][-1]
+        maps = [features[name] for name in self._model.in_features]
+        if carried is not None:  # semantic heads take none
+            return heads(maps, carried=carried)[1][-1]
+        return heads(maps)[1][-1]
 
     def _follow_weights(self) -> None:
         backbone, heads = self._model.backbone, self._model.heads

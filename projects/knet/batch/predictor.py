@@ -11,20 +11,25 @@
 
     table = BatchPredictor("FOLDER")({"path": ["a.jpg", "b.jpg"]})
 
-Results do not depend on the batches: the network sees one picture at a time.
+Results do not depend on the batches: the network sees one picture at a time. A row without results
+says why; only what is wrong with the picture is such an error, all else is raised.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Union
 
-from knet.data.images import read_picture
+import torch
+
+from knet.data.defects import DataError, data_error
+from knet.data.images import read_picture, unreadable
 from knet.data.tar_shards import read_member
-from knet.errors import is_out_of_memory
+from knet.errors import is_out_of_memory, system_fault
 from knet.predict.describe import describe_problem
-from knet.predictor import KNetPredictor
+from knet.predictor import KNetPredictor, ResultsTooLargeError
 from knet.results.encode import ResultEncoder
 from knet.results.parquet import encode_row, error_row, pa, result_schema
 
@@ -81,6 +86,8 @@ class BatchPredictor:
 
         Raises:
             KeyError: there is no ``path``.
+            OSError: files cannot be read now, such as on a file system that has gone.
+            ValueError, RuntimeError: of the model; naming the picture.
         """
         if isinstance(batch, (pa.Table, pa.RecordBatch)):
             columns: Mapping[str, Any] = batch.to_pydict()
@@ -88,10 +95,7 @@ class BatchPredictor:
             columns = batch
         if "path" not in columns:
             raise KeyError(f"a batch needs the column path; its columns are {', '.join(columns)}")
-        rows = []
-        for values in zip(*columns.values()):
-            given = {name: value for name, value in zip(columns, values) if _is_given(value)}
-            rows.append(self._row(given))
+        rows = [self.row(dict(zip(columns, values))) for values in zip(*columns.values())]
         return pa.Table.from_pylist(rows, self.schema)
 
     def map_pandas(self, frames: Iterable[Any]) -> Iterator[Any]:
@@ -99,7 +103,9 @@ class BatchPredictor:
         for frame in frames:
             yield self(frame.to_dict("list")).to_pandas()
 
-    def _row(self, given: Mapping[str, Any]) -> dict[str, Any]:
+    def row(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The row of one picture; arguments and errors as above, with a value for each column."""
+        given = {name: value for name, value in given.items() if _is_given(value)}
         path = str(given["path"])
         name = str(given.get("file_name", os.path.basename(path)))
         number = int(given["image_id"]) if "image_id" in given else None
@@ -108,19 +114,50 @@ class BatchPredictor:
             return error_row(image, str(given["error"]))
         # what is wrong is told of the member of a tar
         place = f"{path}/{name}" if "offset" in given else path
+        for again in (True, False):
+            try:
+                return encode_row(image, self._encode(self._results(given, place), name))
+            except Exception as error:
+                problem = _problem(place, error)
+                if not (again and _is_for_memory(error)):
+                    break
+            # outside, where the error does not hold what it was raised over
+            gc.collect()
+            torch.cuda.empty_cache()
+        return error_row(image, problem)
+
+    def _results(self, given: Mapping[str, Any], place: str) -> dict[str, Any]:
         try:
             data = given.get("bytes")
             if "offset" in given:
-                data = read_member(path, int(given["offset"]), int(given["size"]))
+                data = read_member(given["path"], int(given["offset"]), int(given["size"]))
             limit = self.predictor.cfg.INPUT.MAX_PIXELS
             record = {"file_name": place, "data": data}
-            results = self.predictor(read_picture(record, image_format="RGB", max_pixels=limit))
-        except Exception as error:
-            # of reading, and of pictures whose results are too large; all else is no picture's
-            if not isinstance(error, (OSError, ValueError)) and not is_out_of_memory(error):
+            image = read_picture(record, image_format="RGB", max_pixels=limit)
+        except OSError as error:
+            if isinstance(error, DataError):
                 raise
-            return error_row(image, describe_problem(place, error))
-        return encode_row(image, self._encode(results, name))
+            raise data_error(unreadable(error, place, "")) from error
+        return self.predictor(image)
+
+
+def _problem(place: str, error: Exception) -> str:
+    """What is wrong with a picture; errors that are none of its own end the run, and are raised."""
+    fault = system_fault(error)
+    if fault is not None:
+        text = f"{fault.strerror} (no fault of the picture: try again when it can be read)"
+        raise OSError(fault.errno, text, place) from error
+    if isinstance(error, DataError) or _is_for_memory(error):
+        return describe_problem(place, error)
+    kind = ValueError if isinstance(error, ValueError) else RuntimeError
+    raise kind(f"{place}: {error}") from error
+
+
+def _is_for_memory(error: BaseException) -> bool:
+    found = (error, error.__cause__)  # of reading it is the cause
+    return isinstance(error, ResultsTooLargeError) or any(
+        map(is_out_of_memory, filter(None, found))
+    )
 
 
 def _is_given(value: Any) -> bool:

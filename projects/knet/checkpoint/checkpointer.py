@@ -176,22 +176,31 @@ class KNetCheckpointer(DetectionCheckpointer):
         saved = read_file(local, name=path, trust=self.trust)
         return self._take(path, saved, checkpointables, strict=self.strict)
 
-    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+    def resume_or_load(
+        self, path: str, *, resume: bool = True, restarted: bool = False
+    ) -> dict[str, Any]:
         """Load the newest whole checkpoint in the folder, or `path` if there is none.
 
         A checkpoint that is resumed must fit entirely.
+
+        Args:
+            path: of weights; empty for none.
+            resume: whether to look into the folder.
+            restarted: go on with the training that has last begun there alone, see `newest`.
 
         Raises:
             ValueError: the folder has checkpoints, but none is whole; or as `load`.
         """
         found = Newest()
-        if resume:
-            found = find_newest(self.save_dir, self.checkpointables, trust=self.trust)
+        if resume or restarted:
+            found = find_newest(
+                self.save_dir, self.checkpointables, trust=self.trust, noted=restarted
+            )
         for reason in found.passed_over:
             logger.warning("passed over: %s", reason)
         self.resumed = found.path
         if not found.path:
-            if resume:
+            if resume or restarted:
                 logger.info(
                     "no checkpoint in %s to resume from: starting from MODEL.WEIGHTS %r",
                     self.save_dir,

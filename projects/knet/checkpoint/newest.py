@@ -3,13 +3,16 @@
 `last_checkpoint`, which Detectron2 goes by, may be missing or older than the checkpoints after a
 kill. So each checkpoint tells itself where it belongs: `run` counts the trainings that were
 started in the folder (a resumed one keeps its number), `iteration` its steps. Hence a training
-that starts afresh among the files of an earlier, longer one does not go on with those.
+that starts afresh among the files of an earlier, longer one does not go on with those. Its number
+is noted when it starts: if it is lost before its first checkpoint, its launcher, which starts it
+anew, does not go on with the earlier one.
 
 And what must hold of a training's state before it is saved or gone on with.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,9 +22,10 @@ from detectron2.utils import comm
 from torch import Tensor
 
 from knet.checkpoint.read_file import peek, read_file
-from knet.files import UNFINISHED
+from knet.files import UNFINISHED, write_json
 
 LAST = "last_checkpoint"
+_RUN = ".training.run"  # what was begun last
 
 
 class Newest(NamedTuple):
@@ -40,7 +44,9 @@ class Newest(NamedTuple):
     error: str = ""
 
 
-def find_newest(folder: str | Path, parts: Collection[str], *, trust: bool = False) -> Newest:
+def find_newest(
+    folder: str | Path, parts: Collection[str], *, trust: bool = False, noted: bool = False
+) -> Newest:
     """Find the newest checkpoint and check that it is as it was written.
 
     The main process does so, for all of them.
@@ -49,18 +55,22 @@ def find_newest(folder: str | Path, parts: Collection[str], *, trust: bool = Fal
         folder: of a training.
         parts: entries that it must have, such as the state of the trainer.
         trust: as of `read_file`.
+        noted: look at checkpoints of the training alone that `note_run` has noted, if one is.
 
     Raises:
         ValueError: the folder has checkpoints, but none is whole.
     """
-    found = _find(folder, parts, trust) if comm.is_main_process() else Newest()
+    found = Newest()
+    if comm.is_main_process():
+        only = noted_run(folder).run if noted else None
+        found = _find(folder, parts, trust, only)
     shared = comm.all_gather(found._replace(saved=None))[0]
     if shared.error:
         raise ValueError(shared.error)
     return shared._replace(saved=found.saved)
 
 
-def _find(folder: str | Path, parts: Collection[str], trust: bool) -> Newest:
+def _find(folder: str | Path, parts: Collection[str], trust: bool, only: int | None) -> Newest:
     candidates, passed_over = [], []
     last = _last(folder)
     for path in _files(folder):
@@ -75,6 +85,8 @@ def _find(folder: str | Path, parts: Collection[str], trust: bool) -> Newest:
         run, iteration = _place(saved)
         if iteration is None and run is None:
             continue  # weights alone
+        if only is not None and run != only:
+            continue
         # without a number of a training, what was tagged is the newest
         tagged = run is None and path.name == last
         final = path.name == "model_final.pth"
@@ -94,7 +106,7 @@ def _find(folder: str | Path, parts: Collection[str], trust: bool) -> Newest:
             error=f"{folder}: no checkpoint there is whole, so there is nothing to resume from: "
             f"{'; '.join(passed_over)}. Put a whole one there, or move these away to start anew"
         )
-    if last is not None:
+    if last is not None and only is None:
         return Newest(
             error=f"{folder}: {LAST} is there ({last!r}), but no checkpoint of a training: put it "
             f"back, or remove {LAST} to start anew"
@@ -111,6 +123,43 @@ def last_run(folder: str | Path, *, trust: bool = False) -> int:
         except Exception:  # a damaged file, which can fail in any way, is of no training
             continue
     return max(runs)
+
+
+def note_run(folder: str | Path, *, fresh: bool, job: str = "", trust: bool = False) -> None:
+    """Note that a job of a launcher starts a new training in a folder, or goes on with the newest.
+
+    Args:
+        folder: of the training.
+        fresh: whether it is a new one.
+        job: the launcher's name for it; empty without one.
+        trust: as of `read_file`.
+    """
+    run = last_run(folder, trust=trust) + 1 if fresh else None
+    write_json(Path(folder, _RUN), {"run": run, "job": job})
+
+
+class Noted(NamedTuple):
+    """What `note_run` has noted: the number of a new training, None: the newest; and the job."""
+
+    run: int | None = None
+    job: str | None = None
+
+
+def noted_run(folder: str | Path) -> Noted:
+    """What was noted last; nothing if nothing was.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    path = Path(folder, _RUN)
+    if not path.is_file():
+        return Noted()
+    try:
+        content = json.loads(path.read_bytes())
+        run = content["run"]
+        return Noted(None if run is None else int(run), str(content["job"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}): remove it") from error
 
 
 def holds_training(folder: str | Path, *, trust: bool = False) -> bool:

@@ -17,7 +17,7 @@ from detectron2.config import CfgNode, get_cfg
 
 from knet.cli.parser import Parser, show_news
 from knet.config import add_knet_config, get_cfg_from_file
-from knet.data.custom import register_builtin, register_custom, require_registered
+from knet.data.custom import register_data_sets, require_registered
 from knet.data.formats import recognise
 from knet.data.write_shards import write_shards
 from knet.errors import UserError
@@ -62,8 +62,7 @@ def run(args: argparse.Namespace) -> None:
     names = list(dict.fromkeys(args.dataset or (*train, *test)))
     if not names:
         raise UserError(f"the config names no data set for --part {args.part}")
-    register_custom(cfg)  # first: a folder may be called as a built-in data set is
-    register_builtin(names)
+    register_data_sets(cfg, names)
     for name in names:
         require_registered(name)
         folder = Path(args.output, name.replace("/", "_"))

@@ -20,7 +20,7 @@ import argparse
 
 from detectron2.utils.logger import setup_logger
 
-from knet.cli.model_arguments import add_model_arguments, load_config, load_predictor, model_opts
+from knet.cli.model_arguments import add_model_arguments, load_predictor, model_opts, read_config
 from knet.cli.parser import Parser
 from knet.errors import UserError
 from knet.training.console import quiet_terminal
@@ -61,8 +61,7 @@ def run(args: argparse.Namespace) -> None:
         if args.resume or args.num_gpus > 1 or args.calibrate:
             raise UserError("--results goes without --resume, --num-gpus and --calibrate")
         quiet_terminal([setup_logger(name="knet")])
-        cfg = load_config(args)
-        evaluate_results(load_predictor(args).cfg if cfg is None else cfg, args.results, names)
+        evaluate_results(read_config(args), args.results, names)
         return
     if args.calibrate:
         if args.resume or args.num_gpus > 1:

@@ -1,9 +1,12 @@
-"""Export a model to ONNX or torch.export: image tensor in, final results out, in one graph.
+"""Export a model: pixels in, final results out, in one graph; and compare it with the model.
 
-    knet export --model output/demo/model --output model.onnx
-    knet export --model FOLDER --format torch_export --output model.pt2
+    knet export --model output/demo/model --output model.onnx --data nuclei_val
+    knet export --model FOLDER --format openvino --precision int8 --pictures photos --output m.xml
+    knet export --model FOLDER --format aot_inductor --output model.pt2
 
-docs/DEPLOY.md describes inputs, outputs and limits; tools/run_onnx.py runs the file.
+The exit status is 1 if the file's results are further from the model's than the table says that
+they may be; the file is kept. docs/DEPLOY.md describes inputs, outputs and limits; `knet run` runs
+ONNX and OpenVINO files, without PyTorch.
 """
 
 from __future__ import annotations
@@ -12,16 +15,24 @@ import argparse
 
 from knet.cli.model_arguments import add_model_arguments, load_predictor, model_opts
 from knet.cli.parser import Parser, show_news
-from knet.export.make import export_model
+from knet.errors import UserError
+from knet.export.make import FORMS, PRECISIONS, Choices, export_model
 from knet.export.program import DYNAMIC
 
 
 def add_arguments(parser: Parser) -> None:
     """The flags."""
     add_model_arguments(parser)
-    parser.add_argument("--format", choices=["onnx", "torch_export"], default="onnx")
+    parser.add_argument("--format", choices=list(FORMS), default="onnx")
     parser.add_argument(
-        "--output", required=True, metavar="FILE", help="to write, model.onnx or model.pt2"
+        "--output", required=True, metavar="FILE", help="to write, .onnx, .xml or .pt2"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="float32",
+        help="float16 but for sums and results; int8 for the convolutions of backbone and neck, "
+        "with ranges of --pictures or --data (%(default)s)",
     )
     parser.add_argument("--raw", action="store_true", help="class and mask logits, no results")
     parser.add_argument(
@@ -44,27 +55,54 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument("--input-dtype", choices=["uint8", "float32"], default="uint8")
     parser.add_argument(
-        "--half",
+        "--resize",
         action="store_true",
-        help="float16 but for sums and results; ONNX files become half as large, those of "
-        "torch_export keep float32 weights",
+        help="the graph takes a whole picture (height, width, 3) and resizes it itself",
+    )
+    test = parser.add_argument_group("pictures, and the check")
+    test.add_argument(
+        "--pictures", nargs="+", default=[], metavar="PATH", help="files, folders, globs"
+    )
+    test.add_argument(
+        "--data", default="", metavar="NAME", help="a data set that file and model are scored on"
+    )
+    test.add_argument(
+        "--check",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="compare the file with the model (default)",
     )
 
 
-def run(args: argparse.Namespace) -> None:
-    """Load the model and write its file."""
+def run(args: argparse.Namespace) -> int:
+    """Load the model, write its file, check it; returns the exit status."""
     show_news()
+    if args.data and not args.check:
+        raise UserError("--data is to be scored on, which --no-check leaves out")
     # a file for any runtime is traced on the CPU
-    device = ["MODEL.DEVICE", "cpu"] if args.format == "onnx" else []
-    export_model(
-        load_predictor(args, [*model_opts(args), *device]),
-        args.output,
+    device = ["MODEL.DEVICE", "cpu"] if args.format in ("onnx", "openvino") else []
+    choices = Choices(
         form=args.format,
+        precision=args.precision,
         size=args.size,
         dynamic=args.dynamic,
         input_dtype=args.input_dtype,
-        half=args.half,
         raw=args.raw,
         probabilities=args.probabilities,
+        takes_picture=args.resize,
+    )
+    path, report = export_model(
+        load_predictor(args, [*model_opts(args), *device]),
+        args.output,
+        choices,
+        pictures=args.pictures,
+        data=args.data,
+        checked=args.check,
         say=lambda text: print(text, flush=True),
     )
+    if report is None:
+        return 0
+    print(f"\n{report.table()}")
+    if report.failed:
+        print(f"\n{path} is not as the model: {'; '.join(report.failed)}")
+    return int(bool(report.failed))

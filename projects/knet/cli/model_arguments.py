@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 
 from knet.config import get_cfg_from_file, get_cfg_of_model
 from knet.errors import UserError, one_line
+from knet.model_folder import CONFIG, find_folder
 from knet.predictor import KNetPredictor
 from knet.zoo import MODELS
 
@@ -50,6 +51,15 @@ def load_config(args: argparse.Namespace) -> CfgNode | None:
     if args.config_file:
         return get_cfg_from_file(args.config_file, model_opts(args))
     return get_cfg_of_model(args.model, model_opts(args)) if args.model in MODELS else None
+
+
+def read_config(args: argparse.Namespace) -> CfgNode:
+    """The config of the arguments, of any of them; the weights are not read."""
+    cfg = load_config(args)
+    if cfg is None:
+        file = find_folder(args.model, None) / CONFIG
+        cfg = get_cfg_from_file(file, model_opts(args), allow_base=False)
+    return cfg
 
 
 def load_predictor(args: argparse.Namespace, opts: Sequence[Any] | None = None) -> KNetPredictor:

@@ -2,15 +2,18 @@
 
     knet predict photo.jpg --model panoptic_r50_3x
     knet predict photos 'more/*.png' --config-file my.yaml --weights model_final.pth --results found
+    knet predict --video street.mp4 --model panoptic_r50_3x --results found
+    knet predict city.tif --tiles 1024 --overlap 128 --model FOLDER
     knet predict --dataset coco_2017_val_panoptic --images 139 285 --model FOLDER
     knet predict --input 'shards/*.tar' --output found --engine ray --workers 8 --model FOLDER
 
-The third form draws photo, ground truth and prediction side by side. The last one is for any number
-of pictures: it draws nothing, and writes Parquet shards; the same call goes on where it stopped.
+--video follows the objects of a video: each keeps its id and colour. With --tiles pictures may have
+any size, and results are files. --dataset draws photo, ground truth and prediction side by side.
+--input is for any number of pictures: it draws nothing, and writes Parquet shards; the same call
+goes on where it stopped.
 
-The exit status is 1 if a
-picture could not be read, 2 if what was asked for cannot be done or written, 130 after Ctrl-C;
-what was finished until then is kept.
+The exit status is 1 if a picture could not be read, 2 if what was asked for cannot be done or
+written, 130 after Ctrl-C; what was finished until then is kept.
 """
 
 from __future__ import annotations
@@ -28,12 +31,12 @@ from knet.cli.parser import Parser, show_news
 from knet.data.custom import register_builtin, require_registered
 from knet.data.folders import is_read
 from knet.errors import UserError
+from knet.predict.drawers import richest_task
 from knet.predict.run import (
     Predicted,
     predict_pictures,
     predict_video,
     prediction_opts,
-    richest_task,
     tell,
 )
 from knet.predict.sheets import write_sheets
@@ -42,7 +45,6 @@ from knet.predictor import KNetPredictor
 from knet.visualization import DRAWN_SCORE, TASKS
 
 _SHOWN = 8  # pictures whose contents are told
-_SHARD_SIZE = 1000
 
 
 def add_arguments(parser: Parser) -> None:
@@ -52,6 +54,18 @@ def add_arguments(parser: Parser) -> None:
     add_prediction_arguments(parser, output="predictions")
     parser.add_argument("--webcam", action="store_true", help="the first camera, in a window")
     parser.add_argument(
+        "--video",
+        action="store_true",
+        help="the input is one video (or --webcam), whose objects keep their ids and colours from "
+        "frame to frame; --results then has panoptic PNGs of these ids and tracks.json",
+    )
+    parser.add_argument(
+        "--carry-kernels",
+        action="store_true",
+        help="with --video, each frame starts from the kernels that found the objects of the one "
+        "before",
+    )
+    parser.add_argument(
         "--dataset", metavar="NAME", help="draw pictures of a data set beside their ground truth"
     )
     which = parser.add_mutually_exclusive_group()
@@ -60,6 +74,17 @@ def add_arguments(parser: Parser) -> None:
     )
     which.add_argument(
         "--num", type=int, metavar="N", help="pictures from the start of the data set (8)"
+    )
+    large = parser.add_argument_group("pictures of any size")
+    large.add_argument(
+        "--tiles",
+        type=int,
+        metavar="N",
+        help="cut pictures into tiles of N pixels a side; --output gets a label TIFF, COCO's JSON, "
+        "a table and a small drawing of each",
+    )
+    large.add_argument(
+        "--overlap", type=int, metavar="N", help="pixels that neighbouring tiles share (tiles / 8)"
     )
     many = parser.add_argument_group("any number of pictures")
     many.add_argument(
@@ -77,7 +102,13 @@ def add_arguments(parser: Parser) -> None:
         "--gpus-per-worker", type=float, metavar="N", help="with Ray; 0.5: two share one"
     )
     many.add_argument(
-        "--shard-size", type=int, metavar="N", help=f"pictures a file of results ({_SHARD_SIZE})"
+        "--shard-size",
+        type=int,
+        metavar="N",
+        help="pictures a file of results (8 to 1,000, so that there are some hundred files)",
+    )
+    many.add_argument(
+        "--retry-errors", action="store_true", help="do shards that have errors once more"
     )
 
 
@@ -140,15 +171,26 @@ def run(args: argparse.Namespace) -> int:
     show_news()
     if sum(map(bool, (args.inputs, args.webcam, args.dataset, args.input))) != 1:
         raise UserError("name pictures or a video, --webcam, --dataset or --input, one of them")
+    if args.video and (args.dataset or args.input):
+        raise UserError("--video goes with the name of a video, or with --webcam")
+    if args.carry_kernels and not args.video:
+        raise UserError("--carry-kernels goes with --video")
     if args.input:
         return _predict_batch(args)
-    if args.engine or args.workers or args.gpus_per_worker is not None or args.shard_size:
-        raise UserError("--engine, --workers, --gpus-per-worker and --shard-size go with --input")
+    batch_flags = ("engine", "workers", "gpus_per_worker", "shard_size", "retry_errors")
+    for name in batch_flags:
+        if getattr(args, name) not in (None, False):
+            raise UserError(f"--{name.replace('_', '-')} goes with --input")
     if args.dataset:
         return _draw_dataset(args)
     if args.images or args.num:
         raise UserError("--images and --num are of a --dataset: name pictures without a flag")
-    videos = [name for name in args.inputs if _is_video(name)]
+    if args.overlap is not None and args.tiles is None:
+        raise UserError("--overlap goes with --tiles")
+    if args.tiles is not None:
+        return _predict_tiles(args)
+    # with the flag whatever its name is
+    videos = [name for name in args.inputs if args.video or _is_video(name)]
     if videos and len(args.inputs) > 1:
         raise UserError(f"{videos[0]} is a video: it is an input by itself")
     options = {
@@ -158,9 +200,32 @@ def run(args: argparse.Namespace) -> int:
         "say": _say,
     }
     if videos or args.webcam:
-        done = predict_video(loader(args), videos[0] if videos else 0, **options)
+        source = videos[0] if videos else 0
+        follow = {"follow": args.video, "carry_kernels": args.carry_kernels}
+        done = predict_video(loader(args), source, **follow, **options)
     else:
         done = predict_pictures(loader(args), args.inputs, **options)
+    _tell(done, args)
+    return 1 if done.problems else 0
+
+
+def _predict_tiles(args: argparse.Namespace) -> int:
+    from knet.predict.tiles import predict_tiles  # needs rasterio
+
+    if args.webcam or args.video or any(map(_is_video, args.inputs)):
+        raise UserError("--tiles are of pictures, not of videos")
+    if args.results:
+        raise UserError("with --tiles all results go to --output: leave --results out")
+    done = predict_tiles(
+        functools.partial(load_predictor, args, _opts(args)),
+        args.inputs,
+        tile=args.tiles,
+        overlap=args.overlap,
+        output=args.output,
+        task=args.task,
+        score_threshold=drawn_score(args),
+        say=_say,
+    )
     _tell(done, args)
     return 1 if done.problems else 0
 
@@ -168,20 +233,25 @@ def run(args: argparse.Namespace) -> int:
 def _predict_batch(args: argparse.Namespace) -> int:
     from knet.batch.run import predict_batch  # needs pyarrow
 
-    if args.images or args.num:
-        raise UserError("--images and --num are of a --dataset")
+    if args.images or args.num or args.tiles:
+        raise UserError("--images and --num are of a --dataset, --tiles of single pictures")
     engine = args.engine or "plain"
     if engine != "ray" and (args.workers is not None or args.gpus_per_worker is not None):
         raise UserError("--workers and --gpus-per-worker go with --engine ray")
+    opts, gpus = _opts(args), args.gpus_per_worker
+    if gpus is None and dict(zip(opts[::2], opts[1::2])).get("MODEL.DEVICE") == "cpu":
+        gpus = 0.0
     done = predict_batch(
-        functools.partial(load_predictor, args, _opts(args)),
+        functools.partial(load_predictor, args, opts),
         args.input,
         output=args.output,
         engine=engine,
         workers=args.workers,
-        gpus_per_worker=args.gpus_per_worker,
-        shard_size=_SHARD_SIZE if args.shard_size is None else args.shard_size,
+        gpus_per_worker=gpus,
+        shard_size=args.shard_size,
         results=args.results,
+        retry_errors=args.retry_errors,
+        load_on_cpu=functools.partial(load_predictor, args, [*opts, "MODEL.DEVICE", "cpu"]),
         say=_say,
     )
     places = " and ".join(filter(None, (args.output, args.results)))

@@ -32,7 +32,8 @@ from knet.data.register import (
     register_coco_panoptic,
     register_sem_seg,
 )
-from knet.data.shapes.scene import STUFF_NAMES, THING_NAMES, Scene, draw_scene
+from knet.data.shapes.drawing import STUFF_NAMES, THING_NAMES
+from knet.data.shapes.scene import Scene, draw_scene
 from knet.data.shapes.writer import SHAPES_CATEGORIES, write_shapes
 from knet.data.shard_set import register_shards
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -80,15 +82,18 @@ def records_folder(cfg: CfgNode) -> str:
 def read_records(name: str, folder: str) -> Sequence[dict[str, Any]]:
     """The records of a data set, whoever registered it, those of a large one kept in the folder.
 
-    Of a data set that this package did not register, the annotations that its metadata name tell
-    whether it is the same; it is taken as its own reader gives it, its metadata too.
+    Of a data set that this package did not register, the annotations that its metadata name and the
+    code of its own reader tell whether it is the same; it is taken as that gives it, its metadata
+    too.
     """
-    if own_data_set(name) is not None:
+    reader = _code_of(DatasetCatalog.data.get(name))
+    if own_data_set(name) is not None or reader is None:
         return DatasetCatalog.get(name)
     meta = MetadataCatalog.get(name)
     paths = [meta.get(key) for key in ("json_file", "panoptic_json") if meta.get(key)]
     files = [PathManager.get_local_path(path) for path in paths]
-    source = Source(files, settings=[name, meta.get("image_root"), meta.get("panoptic_root")])
+    roots = [meta.get("image_root"), meta.get("panoptic_root")]
+    source = Source(files, listed=[reader], settings=[name, *roots])
     if not source.is_large:
         return DatasetCatalog.get(name)
 
@@ -101,6 +106,19 @@ def read_records(name: str, folder: str) -> Sequence[dict[str, Any]]:
     kept = kept_scan(name, source, folder, scan)
     meta.set(**kept.metadata)
     return kept.records
+
+
+def _code_of(reader: Any) -> str | None:
+    """A reader's name, code and what it was given, as a text; None if that cannot be told."""
+    if isinstance(reader, functools.partial):
+        inner = _code_of(reader.func)
+        return inner and f"{inner} {reader.args!r} {sorted(reader.keywords.items())!r}"
+    try:
+        given = inspect.getclosurevars(reader).nonlocals
+        text = f"{reader.__module__}.{reader.__qualname__} {inspect.getsource(reader)} {given!r}"
+    except (AttributeError, OSError, TypeError, ValueError):  # no function, or typed at a prompt
+        return None
+    return None if " at 0x" in text else text  # an object that tells its address, not its content
 
 
 def is_registered(name: str, arguments: dict[str, Any], on_error: str) -> bool:

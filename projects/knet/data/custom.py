@@ -25,7 +25,7 @@ from knet.data.register import (
     register_coco_panoptic,
     register_sem_seg,
 )
-from knet.data.shapes.scene import THING_NAMES
+from knet.data.shapes.drawing import THING_NAMES
 from knet.data.shapes.writer import is_current, write_shapes
 from knet.data.shard_set import register_shards
 from knet.data.toy import toy_data
@@ -195,6 +195,20 @@ def register_builtin(names: Iterable[str]) -> None:
                 instances_json=annotations / f"instances_{rest}.json",
                 sem_seg_root=annotations / f"semantic_{rest}",
             )
+
+
+def register_data_sets(cfg: CfgNode, further: Iterable[str] = ()) -> None:
+    """Register all that a config names: its own data sets, then those that come with the project.
+
+    Args:
+        cfg: its DATASETS.
+        further: names of built-in data sets beside those of TRAIN and TEST.
+
+    Raises: as `register_custom` and `register_builtin`.
+    """
+    register_custom(cfg)  # first: one's own may be called as a built-in one
+    register_builtin([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST, *further])
+    keep_records(cfg)
 
 
 def require_registered(name: str) -> None:

@@ -13,6 +13,8 @@ import gc
 import logging
 import os
 import random
+import socket
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -177,15 +179,22 @@ def _identity(batch: list[Record]) -> list[Record]:
 def usable_workers(asked: int) -> int:
     """How many loader processes this process should start: no more than its share of the cores.
 
+    All processes of a group must ask at the same time.
+
     Args:
         asked: DATALOADER.NUM_WORKERS.
     """
     # not all cores of the machine, in a container or under a scheduler
     affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    most = max(1, cores // comm.get_local_size())
+    cores = affinity(0) if affinity else set(range(os.cpu_count() or 1))
+    here = socket.gethostname()
+    # some launchers bind a process to cores of its own, with others it shares them
+    told = comm.all_gather((here, sorted(cores)))
+    users = Counter(core for host, theirs in told if host == here for core in theirs)
+    most = max(1, int(sum(1 / users[core] for core in cores) + 1e-6))
     if asked > most:
-        logger.info("DATALOADER.NUM_WORKERS: %d in place of %d, on %d cores", most, asked, cores)
+        text = "DATALOADER.NUM_WORKERS: %d in place of %d, on %d cores"
+        logger.info(text, most, asked, len(cores))
     return min(asked, most)
 
 

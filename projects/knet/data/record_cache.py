@@ -43,11 +43,13 @@ class Source:
     Attributes:
         files: annotations, whose content is sampled.
         opened: further files that are opened to read the records; size and time are looked at.
-        settings: everything else, as JSON can hold it.
+        listed: names that were found in folders and stand in the records.
+        settings: what the data set was registered with, as JSON can hold it.
     """
 
     files: Sequence[str] = ()
     opened: Sequence[str] = ()
+    listed: Sequence[str] = ()
     settings: Any = None
 
     @property
@@ -59,12 +61,13 @@ class Source:
     def digests(self) -> tuple[str, str]:
         """Of what the source is, and of the state that it is in; hexadecimal."""
         paths = [os.path.abspath(file) for file in self.files]
-        place = _digest([paths, self.settings, len(self.opened)], 8)
-        states = [[*_state(file), _sample(file)] for file in paths]
+        states = [[file, *_state(file), _sample(file)] for file in paths]
         opened = hashlib.sha256()
         for file in self.opened:
             opened.update(repr((file, _state(file))).encode())
-        return place, _digest([_VERSION, states, opened.hexdigest()], 16)
+        for name in self.listed:
+            opened.update(repr(name).encode())
+        return _digest(self.settings, 8), _digest([_VERSION, states, opened.hexdigest()], 16)
 
 
 def kept_scan(

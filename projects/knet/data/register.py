@@ -208,7 +208,7 @@ def register_sem_seg(
         return scan_sem_seg(pairing, max_images)
 
     opened = [str(image) for _, image, _ in pairing.pairs[:max_images]]
-    source = Source(opened=opened, settings=[arguments, [*map(str, pairing.pairs)]])
+    source = Source(opened=opened, listed=[*map(str, pairing.pairs)], settings=arguments)
     register(name, arguments, scan, source, on_error, {**meta, "evaluator_type": "sem_seg"})
 
 

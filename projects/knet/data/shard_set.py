@@ -28,13 +28,12 @@ from knet.data.coco_file import load_json
 from knet.data.coco_instances import scan_coco_instances
 from knet.data.coco_panoptic import scan_coco_panoptic
 from knet.data.defects import DataError, Defect, failure, make_defect
-from knet.data.folders import is_read
 from knet.data.on_error import Scan
 from knet.data.progress import progressing
 from knet.data.record_cache import Source
 from knet.data.register import PathLike, existing_folder
 from knet.data.semantic_folders import Pairing, scan_sem_seg
-from knet.data.tar_shards import member_path, read_index, read_member
+from knet.data.tar_shards import member_path, picture_of, read_index, read_member
 from knet.modeling.targets import IGNORE_LABEL
 
 DESCRIPTION = "dataset.json"
@@ -131,13 +130,16 @@ def _scan(
     defects: list[Defect] = []
     for shard, key, members in _samples(shards):
         label = members.pop("png", None) if form != "coco_instances" else None
-        picture = next((suffix for suffix in members if is_read(f"x.{suffix}")), None)
-        problem = _lacks(form, picture, label, members)
-        if problem or picture is None:
-            kind = "image-missing" if picture is None else "png-missing"
-            defects.append(make_defect(kind, shard, f"sample {key}", problem))
+        try:
+            picture, name = picture_of(shard, key, members)
+        except DataError as error:
+            defects += error.defects
             continue
-        image = member_path(shard, members[picture], f"{key}.{picture}")
+        problem = _lacks(form, label, members)
+        if problem:
+            defects.append(make_defect("png-missing", shard, f"sample {key}", problem))
+            continue
+        image = member_path(shard, members[picture], name)
         png = "" if label is None else member_path(shard, label, f"{key}.png")
         if form == "semantic":
             pairs.append((key, Path(image), Path(png)))
@@ -177,9 +179,7 @@ def _samples(shards: list[str]) -> Iterator[tuple[str, str, dict[str, Member]]]:
             yield shard, key, members
 
 
-def _lacks(form: str, picture: str | None, label: Member | None, members: Mapping[str, Any]) -> str:
-    if picture is None:
-        return "no picture among its members"
+def _lacks(form: str, label: Member | None, members: Mapping[str, Any]) -> str:
     if form != "coco_instances" and label is None:
         return "no .png with its labels"
     return "no .json with its annotations" if form != "semantic" and "json" not in members else ""

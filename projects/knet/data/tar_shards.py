@@ -9,13 +9,16 @@ from __future__ import annotations
 import os
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from detectron2.utils.file_io import PathManager
 
 from knet.data.defects import DataError, failure
+from knet.data.folders import SUFFIXES
 
 _BLOCK = tarfile.BLOCKSIZE
+# before the suffix of a photo that says that it is none of the labels
+_PHOTO = "image."
 _MEMBER = re.compile(r"(.+\.tar)#(\d+)\+(\d+)/", re.DOTALL)
 
 # key, and offset and size in bytes of each member by its suffix without the first dot
@@ -53,6 +56,48 @@ def read_index(path: str | os.PathLike[str]) -> list[Sample]:
             raise failure("shard-order", file, f"sample {key}", f"has two members .{suffix}")
         samples[-1][1][suffix] = (offset, size)
     return samples
+
+
+def picture_of(shard: str, key: str, suffixes: Iterable[str]) -> tuple[str, str]:
+    """Which member of a sample is its picture.
+
+    It is the JPEG or what has ``image.`` before its suffix (``image.png``); else the only one with
+    a suffix of pictures, where of a PNG and one of another format the PNG has the labels. The order
+    of the members does not matter.
+
+    Args:
+        shard, key: for the message.
+        suffixes: of the members, as :func:`read_index` gives them.
+
+    Returns:
+        Its suffix, and its name, without ``image.``: photos keep one name with labels and without.
+
+    Raises:
+        DataError: there is none, or it cannot be told which.
+    """
+    there = list(suffixes)
+    found = [one for one in there if one in ("jpg", "jpeg") or one.startswith(_PHOTO)]
+    found = found or [one for one in there if f".{one.rpartition('.')[2]}" in SUFFIXES]
+    if len(found) == 2 and "png" in found and not any("." in one for one in found):
+        found = [one for one in found if one != "png"]
+    if len(found) == 1:
+        return found[0], f"{key}.{found[0].removeprefix(_PHOTO)}"
+    problem = f"no picture among its members ({', '.join(there)})"
+    if found:
+        problem = f"any of its members {', '.join(found)} may be the picture"
+    mend = f"write the picture as {key}.jpg or, of another format, {key}.{_PHOTO}png"
+    raise failure("image-missing", shard, f"sample {key}", problem, mend=mend)
+
+
+def photo_suffix(suffix: str, *, labels: bool) -> str:
+    """The suffix of a sample's picture that `picture_of` will find.
+
+    Args:
+        suffix: of its file, in lower case without the dot.
+        labels: whether a PNG of labels lies beside it.
+    """
+    plain = f".{suffix}" in SUFFIXES and not (labels and suffix == "png")
+    return suffix if plain else f"{_PHOTO}{suffix or 'bin'}"
 
 
 def read_member(path: str | os.PathLike[str], offset: int, size: int) -> bytes:

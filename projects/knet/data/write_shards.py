@@ -16,7 +16,7 @@ from detectron2.structures import BoxMode
 from knet.data.defects import describe
 from knet.data.progress import progressing
 from knet.data.shard_set import DESCRIPTION, EVALUATORS
-from knet.data.tar_shards import find_member, read_bytes, split_name
+from knet.data.tar_shards import find_member, photo_suffix, read_bytes, split_name
 from knet.errors import UserError
 from knet.files import whole_folder, write_json
 from knet.modeling.targets import IGNORE_LABEL
@@ -58,7 +58,7 @@ def write_shards(name: str, folder: str | os.PathLike[str], *, shard_bytes: int)
     about: dict[str, Any] = {"format": form, **coco_classes(form, meta), "shards": []}
     with whole_folder(target) as unfinished:
         writer = _Writer(unfinished, name, shard_bytes)
-        keys: set[str] = set()
+        keys: dict[str, int] = {}
         for record in progressing(records, f"{name}: writing", "records"):
             if _format(record, name) != form:
                 raise UserError(f"{describe(record)} has other labels than the first record")
@@ -114,16 +114,21 @@ def coco_classes(form: str, meta: Metadata) -> dict[str, Any]:
     }
 
 
-def _key(record: Record, keys: set[str]) -> str:
-    """A key that no other sample has: the picture's name without suffix, and without dots."""
+def _key(record: Record, keys: dict[str, int]) -> str:
+    """A key that no other sample has: the picture's name without suffix, and without dots.
+
+    `keys` has those of the samples before, with the highest number that each was given; data sets
+    with a folder for each image have one name a million times.
+    """
     path = record["file_name"]
     stem = split_name(Path(path).name)[0] if find_member(path) else Path(path).stem
     key = stem = stem.replace(".", "_") or "picture"
-    number = 1
+    number = keys.get(stem, 1)
     while key in keys:
         number += 1
         key = f"{stem}_{number}"
-    keys.add(key)
+    keys[stem] = number
+    keys.setdefault(key, 1)
     return key
 
 
@@ -131,9 +136,8 @@ def _members(
     record: Record, form: str, ids: Mapping[int, int], key: str
 ) -> list[tuple[str, bytes]]:
     """(name, content) of a sample."""
-    suffix = split_name(f"x{Path(record['file_name']).suffix}")[1]
-    if suffix == "png" and form != "coco_instances":
-        suffix = "image.png"  # the labels are the .png
+    suffix = Path(record["file_name"]).suffix[1:].lower()
+    suffix = photo_suffix(suffix, labels=form != "coco_instances")
     entry = {k: record[k] for k in ("image_id", "height", "width") if k in record}
     label = None
     if form == "coco_instances":

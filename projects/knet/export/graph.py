@@ -24,7 +24,7 @@ class MaskGraph(ImageGraph):
     """Instance and panoptic models: one image in, all results out.
 
     Args:
-        model, onnx, channel_order, half: as of `ImageGraph`.
+        model, onnx, channel_order, half, least_output: as of `ImageGraph`.
         probabilities: also give the scores of all classes at every pixel.
     """
 
@@ -37,9 +37,12 @@ class MaskGraph(ImageGraph):
         onnx: bool,
         channel_order: str,
         half: bool = False,
+        least_output: int = 1,
         probabilities: bool = False,
     ) -> None:
-        super().__init__(model, onnx=onnx, channel_order=channel_order, half=half)
+        super().__init__(
+            model, onnx=onnx, channel_order=channel_order, half=half, least_output=least_output
+        )
         self.options: InferenceOptions = self.task.options
         things, stuff = self.task.class_ids.things, self.task.class_ids.stuff
         self.num_things, self.num_stuff = len(things), len(stuff)
@@ -67,7 +70,7 @@ class MaskGraph(ImageGraph):
         predictions: MaskPredictions = self.task.predictions(last, 0, frame)
         num_kernels = predictions.masks.shape[0]
         first_stuff = num_kernels - self.num_stuff
-        size = requested_size(output_size)
+        size = requested_size(output_size, self.least_output)
         scores, labels = kernel_scores(
             predictions.class_scores, num_things=first_stuff, num_thing_classes=self.num_things
         )
@@ -165,7 +168,7 @@ class SemanticGraph(ImageGraph):
     """Semantic models: one image in, its class map out.
 
     Args:
-        model, onnx, channel_order, half: as of `ImageGraph`.
+        model, onnx, channel_order, half, least_output: as of `ImageGraph`.
         probabilities: also give the probabilities of all classes.
     """
 
@@ -176,9 +179,12 @@ class SemanticGraph(ImageGraph):
         onnx: bool,
         channel_order: str,
         half: bool = False,
+        least_output: int = 1,
         probabilities: bool = False,
     ) -> None:
-        super().__init__(model, onnx=onnx, channel_order=channel_order, half=half)
+        super().__init__(
+            model, onnx=onnx, channel_order=channel_order, half=half, least_output=least_output
+        )
         self.probabilities = probabilities
 
     def forward(self, image: Tensor, output_size: Tensor) -> dict[str, Tensor]:
@@ -193,7 +199,7 @@ class SemanticGraph(ImageGraph):
         """
         last, frame = self.last_round(image)
         logits = last.masks[0].float()
-        size = requested_size(output_size)
+        size = requested_size(output_size, self.least_output)
         chunks = resized(
             lambda chunk: logits[chunk], range(logits.shape[0]), frame, size, logits.shape[-2:]
         )

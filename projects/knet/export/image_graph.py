@@ -28,6 +28,7 @@ class ImageGraph(nn.Module):
         channel_order: the model's INPUT.FORMAT; the graph takes RGB, of a model for "L" one grey
             channel: grey after resizing would not be the model's input to the last bit.
         half: compute in float16 under autocast; sums over pixels and results stay float32.
+        least_output: sides of the results are this or more.
 
     Raises:
         ValueError: see `exportable_copy`; an unknown format.
@@ -36,7 +37,15 @@ class ImageGraph(nn.Module):
     pixel_mean: Tensor
     pixel_std: Tensor
 
-    def __init__(self, model: Any, *, onnx: bool, channel_order: str, half: bool = False) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        onnx: bool,
+        channel_order: str,
+        half: bool = False,
+        least_output: int = 1,
+    ) -> None:
         super().__init__()
         if channel_order not in FORMATS:
             raise ValueError(
@@ -51,6 +60,7 @@ class ImageGraph(nn.Module):
         self.task = model.task
         self.reverse_channels = channel_order == "BGR"
         self.half_precision = half
+        self.least_output = least_output
 
     def last_round(self, images: Tensor) -> tuple[RoundOutput, Frame]:
         """(B, C, H, W), 0 to 255 -> the last round and the sizes."""
@@ -93,11 +103,11 @@ class RawGraph(ImageGraph):
         return outputs
 
 
-def requested_size(output_size: Tensor) -> tuple[int, int]:
-    """Height and width out of the tensor that is fed."""
+def requested_size(output_size: Tensor, least: int = 1) -> tuple[int, int]:
+    """Height and width, `least` or more, out of the tensor that is fed."""
     height, width = (cast(int, side.item()) for side in (output_size[0], output_size[1]))
     for side in (height, width):
-        torch._check(side >= 1)
+        torch._check(side >= least)
     return height, width
 
 

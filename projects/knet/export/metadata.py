@@ -24,8 +24,9 @@ def describe(
     *,
     size_divisibility: int,
     raw: bool,
-    half: bool,
+    precision: str,
     input_dtype: str,
+    takes_picture: bool = False,
 ) -> dict[str, Any]:
     """The description that travels within an exported file, ready for JSON.
 
@@ -33,7 +34,8 @@ def describe(
         cfg: the model's config.
         metadata: class names and colours of its data set.
         size_divisibility: to a multiple of which the graph pads.
-        raw, half, input_dtype: what was exported.
+        raw, precision, input_dtype: what was exported.
+        takes_picture: whether the graph resizes, see `knet.export.picture_graph`.
     """
     bgr = cfg.INPUT.FORMAT == "BGR"
     mean, std = list(cfg.MODEL.PIXEL_MEAN), list(cfg.MODEL.PIXEL_STD)
@@ -48,13 +50,13 @@ def describe(
         "format": _FORMAT,
         "producer": f"knet {knet.__version__}",
         "results": ["raw"] if raw else [name for name, wanted in results.items() if wanted],
-        "precision": "float16" if half else "float32",
+        "precision": precision,
         "input": {
-            "name": "image",
+            "name": "picture" if takes_picture else "image",
             "dtype": input_dtype,
-            "layout": "NCHW",
+            "layout": "HWC" if takes_picture else "NCHW",
             # L: one channel, as Pillow's convert("L") makes it of a picture before it is resized
-            "channel_order": "L" if cfg.INPUT.FORMAT == "L" else "RGB",
+            "channel_order": "L" if cfg.INPUT.FORMAT == "L" and not takes_picture else "RGB",
             "range": [0, 255],
             # percent, of Pillow's autocontrast with preserve_tone, before the resize
             "contrast_cutoff": float(cfg.INPUT.CONTRAST_CUTOFF),
@@ -67,13 +69,17 @@ def describe(
             "size_divisibility": size_divisibility,
             "pixel_mean": mean[::-1] if bgr else mean,
             "pixel_std": std[::-1] if bgr else std,
-            "note": "the graph normalises and pads: feed pixels of 0 to 255",
+            "note": "the graph resizes, normalises and pads: feed a whole picture"
+            if takes_picture
+            else "the graph normalises and pads: feed pixels of 0 to 255",
         },
         "output_size": {
-            "name": None if raw else "output_size",
+            "name": None if raw or takes_picture else "output_size",
             "dtype": "int64",
             "order": ["height", "width"],
-            "note": "masks, maps and boxes come at this size, usually that of the original image",
+            "note": "masks, maps and boxes come at the picture's size"
+            if takes_picture
+            else "masks, maps and boxes come at this size, usually that of the original image",
         },
         "thresholds": {}
         if semantic or raw

@@ -24,24 +24,8 @@ _ONE_TYPE = ("Conv", "LayerNormalization", "InstanceNormalization", "GroupNormal
 _LARGEST = 2**31 - 2**20
 
 
-def save_onnx(
-    program: ExportedProgram,
-    path: str | os.PathLike[str],
-    metadata: Mapping[str, Any],
-    *,
-    half: bool = False,
-    progress: Callable[[str], None] = lambda step: None,
-) -> None:
-    """Write an ONNX file with the metadata as its property "knet"; `half` as it was traced.
-
-    Weights are within the file, beside it (`<path>.data`) if they take more than 2 GB. Both are
-    there whole or not at all. `progress` is told each step as it begins.
-
-    Raises:
-        ImportError: onnx or onnxscript is missing.
-        ValueError: an operator that ONNX does not have.
-        OSError: the files cannot be written.
-    """
+def require_onnx() -> None:
+    """Raise ImportError, saying what to install, if ONNX files cannot be written."""
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
@@ -50,7 +34,59 @@ def save_onnx(
             f"ONNX needs {error.name}: run `pip install -e .[export]` in the repository root",
             name=error.name,
         ) from error
+
+
+def save_onnx(
+    program: ExportedProgram,
+    path: str | os.PathLike[str],
+    metadata: Mapping[str, Any],
+    *,
+    half: bool = False,
+    before: ExportedProgram | None = None,
+    progress: Callable[[str], None] = lambda step: None,
+) -> None:
+    """Write an ONNX file with the metadata as its property "knet".
+
+    Weights are within the file, beside it (`<path>.data`) if they take more than 2 GB. Both are
+    there whole or not at all.
+
+    Args:
+        program: the traced graph.
+        path: of the file.
+        metadata: for JSON.
+        half: as it was traced.
+        before: a graph whose outputs become this one's inputs, see `knet.export.picture_graph`.
+        progress: is told each step as it begins.
+
+    Raises:
+        ImportError: onnx or onnxscript is missing.
+        ValueError: an operator that ONNX does not have.
+        OSError: the files cannot be written.
+    """
+    require_onnx()
     progress("translating to ONNX")
+    exported = _translated(program, half=half)
+    if half:
+        _store_float16(exported.model)
+    if before is not None:
+        exported.model = _joined(_translated(before).model, exported.model)
+    model = exported.model
+    model.metadata_props[METADATA_KEY] = json.dumps(metadata)
+    weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value)
+    progress(f"writing {path}")
+    _write(exported, Path(path), external_data=weights > _LARGEST)
+
+
+def write_onnx(model: Any, path: str | os.PathLike[str], metadata: Mapping[str, Any]) -> None:
+    """Write an `onnx.ModelProto` of less than 2 GB with the metadata, whole or not at all."""
+    import onnx
+
+    onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps(metadata)})
+    with whole_file(path) as unfinished:
+        onnx.save(model, unfinished)
+
+
+def _translated(program: ExportedProgram, *, half: bool = False) -> Any:
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # warns of its own guesses
     try:
         exported = torch.onnx.export(
@@ -68,13 +104,16 @@ def save_onnx(
             f"the model cannot be translated to ONNX; --format torch_export may do ({error})"
         ) from error
     assert exported is not None
-    model = exported.model
-    if half:
-        _store_float16(model)
-    model.metadata_props[METADATA_KEY] = json.dumps(metadata)
-    weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value)
-    progress(f"writing {path}")
-    _write(exported, Path(path), external_data=weights > _LARGEST)
+    return exported
+
+
+def _joined(before: Any, model: Any) -> Any:
+    """One model of both, by the names of the first one's outputs."""
+    import onnx_ir as ir
+
+    from knet.export.picture_graph import join
+
+    return ir.from_proto(join(ir.to_proto(before), ir.to_proto(model)))
 
 
 def _write(exported: Any, path: Path, *, external_data: bool) -> None:

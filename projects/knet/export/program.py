@@ -31,6 +31,7 @@ def build_graph(
     raw: bool = False,
     half: bool = False,
     probabilities: bool = False,
+    least_output: int = 1,
 ) -> ImageGraph:
     """The graph of a `KNet`, which stays as it is.
 
@@ -39,7 +40,7 @@ def build_graph(
         channel_order: INPUT.FORMAT of its config.
         onnx: whether every operator must exist in ONNX.
         raw: logits rather than results.
-        half: float16, see `ImageGraph`.
+        half, least_output: see `ImageGraph`.
         probabilities: with semantic maps, the scores of all classes.
 
     Raises:
@@ -56,7 +57,12 @@ def build_graph(
         return RawGraph(model, onnx=onnx, channel_order=channel_order, half=half).eval()
     graph = MaskGraph if hasattr(model.task, "options") else SemanticGraph
     return graph(
-        model, onnx=onnx, channel_order=channel_order, half=half, probabilities=probabilities
+        model,
+        onnx=onnx,
+        channel_order=channel_order,
+        half=half,
+        least_output=least_output,
+        probabilities=probabilities,
     ).eval()
 
 

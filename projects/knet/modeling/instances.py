@@ -20,12 +20,14 @@ class InstanceResult:
         labels: (k,) int64 in [0, T).
         masks: (k, H, W) boolean; a mask may be empty.
         boxes: (k, 4) float, x0 y0 x1 y1 around the mask in pixels; zeros if it is empty.
+        kernels: (k,) int64, which found each; one kernel may have several, of different classes.
     """
 
     scores: Tensor
     labels: Tensor
     masks: Tensor
     boxes: Tensor
+    kernels: Tensor
 
 
 def mask_boxes(masks: Tensor) -> Tensor:
@@ -134,6 +136,7 @@ class InstanceSelection:
         if score_threshold > 0:  # a product of scores is no higher
             kept = self.scores >= score_threshold
             self.scores, self.labels, kernels = self.scores[kept], self.labels[kept], kernels[kept]
+        self._found_by = kernels
         # the places of each kernel in the result
         self._slots: dict[int, list[int]] = {}
         for slot, kernel in enumerate(kernels.tolist()):
@@ -172,5 +175,11 @@ class InstanceSelection:
             min_area=self.min_area,
         )  # fmt: skip
         if order is None:
-            return InstanceResult(scores, self.labels, self._masks, self._boxes)
-        return InstanceResult(scores, self.labels[order], self._masks[order], self._boxes[order])
+            return InstanceResult(scores, self.labels, self._masks, self._boxes, self._found_by)
+        return InstanceResult(
+            scores,
+            self.labels[order],
+            self._masks[order],
+            self._boxes[order],
+            self._found_by[order],
+        )

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ from knet.modeling.grouping import (
     hard_groups,
 )
 from knet.modeling.layers import ConvNormReLU, at_least_float32, group_norm, init_convs
-from knet.modeling.outputs import InitialKernels, RoundOutput
+from knet.modeling.outputs import CarriedKernels, InitialKernels, RoundOutput
 from knet.modeling.peaks import PeakKernels
 from knet.modeling.positions import PlaceEncoding, spread_places
 from knet.modeling.targets import BatchTargets
@@ -210,7 +211,6 @@ class UpdateRound(nn.Module):
             level: (B, C, h, w), of use in a `LevelRound` alone.
             grouping: in place of the round's own.
         """
-        transform = self.feature_transform
         groups = self.gather(features, masks, level, grouping or self.grouping)
         with torch.autocast(features.device.type, enabled=False):
             # LayerNorm follows within the updater; its input sums must not pass float16
@@ -221,11 +221,16 @@ class UpdateRound(nn.Module):
         class_logits = None
         if self.class_branch is not None and self.class_predictor is not None:
             class_logits = self.class_predictor(self.class_branch(kernels))
-        mask_kernels = self.mask_predictor(self.mask_branch(kernels))
-        found = convolve(features, mask_kernels @ transform.weight, mask_kernels @ transform.bias)
+        found = self.masks_of(kernels, features)
         if self.residual_masks:
             found = masks + found
         return RoundOutput(class_logits, found, kernels)
+
+    def masks_of(self, kernels: Tensor, features: Tensor) -> Tensor:
+        """(B, N, H, W) logits of updated kernels (B, N, C) on any features (B, C, H, W)."""
+        transform = self.feature_transform
+        mask_kernels = self.mask_predictor(self.mask_branch(kernels))
+        return convolve(features, mask_kernels @ transform.weight, mask_kernels @ transform.bias)
 
     def gather(
         self, features: Tensor, masks: Tensor, level: Tensor | None, grouping: Grouping
@@ -308,13 +313,21 @@ class KNetHeads(nn.Module):
         self.training_kernels = nn.ModuleDict(training_kernels)
 
     def forward(
-        self, features: Sequence[Tensor], targets: BatchTargets | None = None
+        self,
+        features: Sequence[Tensor],
+        targets: BatchTargets | None = None,
+        carried: CarriedKernels | None = None,
     ) -> tuple[InitialKernels, list[RoundOutput]]:
         """Pyramid maps (B, C_i, H_i, W_i), finest first -> initial kernels and every round.
 
-        Only with the targets of a training step are there kernels that only training has.
+        Only with the targets of a training step are there kernels that only training has. Carried
+        kernels stand in the place of some of the first ones, with their masks on these features.
         """
         initial = self.kernel_head(*self.neck(features))
+        if carried is not None:
+            last: Any = self.rounds[-1]
+            masks = last.masks_of(carried.kernels, initial.features)
+            initial = carried.placed(initial, masks)
         rounds = self.rounds(initial.features, initial.kernels, initial.masks, initial.levels)
         if targets is not None:
             groups = [

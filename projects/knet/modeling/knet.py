@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from knet.modeling.backbones.narrow_convolutions import pick_pixels_before_narrow_convolutions
 from knet.modeling.build import model_arguments
 from knet.modeling.images import SlidingWindow, normalised_batch, padded_size, slide
-from knet.modeling.outputs import RoundOutput
+from knet.modeling.outputs import CarriedKernels, RoundOutput
 from knet.modeling.predictions import Frame, MaskPredictions, PixelPredictions
 from knet.modeling.task import Task
 
@@ -35,7 +35,7 @@ class Inference(Protocol):
     until `forget`.
     """
 
-    def __call__(self, images: Tensor) -> RoundOutput: ...
+    def __call__(self, images: Tensor, carried: CarriedKernels | None = None) -> RoundOutput: ...
 
     def forget(self) -> None: ...
 
@@ -144,13 +144,20 @@ class KNet(nn.Module):
         return results
 
     def predict(
-        self, batched_inputs: Sequence[Mapping[str, Any]]
+        self,
+        batched_inputs: Sequence[Mapping[str, Any]],
+        carried: CarriedKernels | None = None,
     ) -> list[MaskPredictions | PixelPredictions]:
-        """What the last round says of each image, before it is resized and fused."""
+        """What the last round says of each image, before it is resized and fused.
+
+        Args:
+            batched_inputs: see `forward`.
+            carried: instance and panoptic models: kernels to start from.
+        """
         if self.window is not None:
             return [self._predict_in_windows(x) for x in batched_inputs]
         images = self._images(batched_inputs)
-        last = self._last_round(images)
+        last = self._last_round(images, carried)
         return [
             self.task.predictions(last, b, Frame(images.shape[-2:], x["image"].shape[-2:]))
             for b, x in enumerate(batched_inputs)
@@ -199,16 +206,21 @@ class KNet(nn.Module):
         (image,) = normalised_batch([x["image"]], self.pixel_mean, self.pixel_std, size)
         return PixelPredictions(slide(image, predict, self.window), Frame(size, size))
 
-    def _rounds(self, images: Tensor, targets: Any = None) -> tuple[Any, list[RoundOutput]]:
+    def _rounds(
+        self, images: Tensor, targets: Any = None, carried: CarriedKernels | None = None
+    ) -> tuple[Any, list[RoundOutput]]:
         if self.inference is not None and (self.training or torch.is_grad_enabled()):
             self.inference.forget()  # weights will change
         features = self.backbone(images)
-        return self.heads([features[name] for name in self.in_features], targets)
+        maps = [features[name] for name in self.in_features]
+        if carried is not None:  # semantic heads take none
+            return self.heads(maps, targets, carried=carried)
+        return self.heads(maps, targets)
 
-    def _last_round(self, images: Tensor) -> RoundOutput:
+    def _last_round(self, images: Tensor, carried: CarriedKernels | None = None) -> RoundOutput:
         if self.inference is None or self.training or torch.is_grad_enabled():
-            return self._rounds(images)[1][-1]
-        return self.inference(images)
+            return self._rounds(images, carried=carried)[1][-1]
+        return self.inference(images, carried)
 
     def _images(self, batched_inputs: Sequence[Mapping[str, Any]]) -> Tensor:
         """(B, C, H, W), normalised and padded."""

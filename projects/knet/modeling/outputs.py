@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from knet.modeling.targets import Rows
@@ -36,6 +37,24 @@ class InitialKernels(NamedTuple):
     levels: Sequence[Tensor] = ()
     localising: Tensor | None = None
     groups: Sequence[KernelGroup] = ()
+
+
+class CarriedKernels(NamedTuple):
+    """Kernels of the last round of one picture from which another one starts.
+
+    Attributes:
+        kernels: (B, N + S, C).
+        places: (B, N + S) boolean: where they stand in the place of the first kernels.
+    """
+
+    kernels: Tensor
+    places: Tensor
+
+    def placed(self, initial: InitialKernels, masks: Tensor) -> InitialKernels:
+        """The first kernels with these among them; `masks` (B, N + S, H, W) are theirs."""
+        kernels = torch.where(self.places[..., None], self.kernels, initial.kernels)
+        masks = torch.where(self.places[..., None, None], masks, initial.masks)
+        return initial._replace(kernels=kernels, masks=masks)
 
 
 class RoundOutput(NamedTuple):

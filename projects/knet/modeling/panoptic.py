@@ -11,13 +11,17 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class PanopticSegment:
-    """One segment of a panoptic map; `area` in pixels, `label` in [0, T + S), things first."""
+    """One segment of a panoptic map.
+
+    `label` in [0, T + S), things first; `area` in pixels; `kernel` in [0, M), which found it.
+    """
 
     id: int
     label: int
     is_thing: bool
     score: float
     area: int
+    kernel: int
 
 
 def kernel_scores(
@@ -164,9 +168,14 @@ class PanopticFusion:
         scores, labels, areas, own_areas = self.decisive(winner)
         ids, kernels = self.segments(scores, labels, areas, own_areas)
         segments = [
-            PanopticSegment(number, label, label < self.num_thing_classes, score, area)
-            for number, (label, score, area) in enumerate(
-                zip(labels[kernels].tolist(), scores[kernels].tolist(), areas[kernels].tolist()),
+            PanopticSegment(number, label, label < self.num_thing_classes, score, area, kernel)
+            for number, (label, score, area, kernel) in enumerate(
+                zip(
+                    *(
+                        x.tolist()
+                        for x in (labels[kernels], scores[kernels], areas[kernels], kernels)
+                    )
+                ),
                 start=1,
             )
         ]

@@ -59,6 +59,8 @@ class MaskPredictions:
         upsample: bilinear enlargement of the masks to the grid that results are read from.
         are_logits: whether masks are logits, whose sigmoid follows the enlargement, or
             probabilities.
+        kernels: (N + S, C) of the last round, by which objects are known again in other pictures;
+            None where the masks are a mean of several looks.
     """
 
     class_scores: Tensor
@@ -66,6 +68,7 @@ class MaskPredictions:
     frame: Frame
     upsample: int = 1
     are_logits: bool = True
+    kernels: Tensor | None = None
 
     @property
     def grid_size(self) -> tuple[int, int]:

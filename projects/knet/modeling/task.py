@@ -112,11 +112,16 @@ class MaskTask:
             masks=last.masks[index],
             frame=frame,
             upsample=self.mask_upsample,
+            kernels=last.kernels[index],
         )
 
     def results(self, predictions: MaskPredictions, output_size: Sequence[int]) -> dict[str, Any]:
         """`instances`, `panoptic_seg` and `sem_seg`, with the data set's ids."""
-        result = postprocess(
+        return self.to_detectron2(self.image_result(predictions, output_size))
+
+    def image_result(self, predictions: MaskPredictions, output_size: Sequence[int]) -> ImageResult:
+        """The same with K-Net's classes, and the kernel of every object."""
+        return postprocess(
             predictions,
             num_thing_classes=len(self.class_ids.things),
             num_stuff_classes=len(self.class_ids.stuff),
@@ -124,9 +129,9 @@ class MaskTask:
             options=self.options,
             streaming=self.streaming,
         )
-        return self._to_detectron2(result)
 
-    def _to_detectron2(self, result: ImageResult) -> dict[str, Any]:
+    def to_detectron2(self, result: ImageResult) -> dict[str, Any]:
+        """An image's results with the data set's ids, in Detectron2's containers."""
         things, stuff = self.class_ids.things, self.class_ids.stuff
         labels = [*things, *stuff]
         out: dict[str, Any] = {}

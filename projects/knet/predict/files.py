@@ -52,8 +52,9 @@ def named_files(name: str, is_taken: Callable[[str], bool] = is_read) -> list[st
     """The files that a file, folder or glob stands for, sorted.
 
     Args:
-        name: a folder stands for the files in it that are taken.
-        is_taken: whether a file in a folder is, by its name.
+        name: a folder stands for the files in it that are taken, a glob for those that match; one
+            that ends with a suffix, as ``*.txt``, for all that do.
+        is_taken: whether a file that is not named is, by its name.
 
     Raises:
         UserError: it stands for none.
@@ -69,15 +70,26 @@ def named_files(name: str, is_taken: Callable[[str], bool] = is_read) -> list[st
     elif not glob.has_magic(name):
         raise UserError(f"{name}: there is no such file")
     else:
-        found = [file for file in sorted(glob.glob(name, recursive=True)) if os.path.isfile(file)]
+        suffix = path.suffix.lower()
+        found = [
+            file
+            for file in sorted(glob.glob(name, recursive=True))
+            if (is_taken(file) or (suffix and file.lower().endswith(suffix)))
+            and os.path.isfile(file)
+        ]
         if not found:
             raise UserError(f"{name}: no file matches")
     return found
 
 
 def left_out_of(name: str) -> list[str]:
-    """A message for each kind of picture or video that is not taken from a folder."""
-    return left_out(name, Path(name).iterdir()) if os.path.isdir(name) else []
+    """A message for each kind of picture or video that is not taken from a folder or glob."""
+    path = Path(name)
+    if path.is_dir():
+        return left_out(name, path.iterdir())
+    if path.exists() or not glob.has_magic(path.name) or path.suffix:
+        return []
+    return left_out(name, map(Path, glob.iglob(name, recursive=True)))
 
 
 def output_files(inputs: Sequence[Path], output: str, *, suffix: str | None = None) -> list[Path]:

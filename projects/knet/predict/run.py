@@ -14,25 +14,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Union
 
-import numpy as np
 from tqdm import tqdm
 
 from knet.data.defects import DataError
 from knet.data.images import read_picture, save_image
 from knet.errors import UserError
-from knet.predict.describe import describe_problem, describe_result
+from knet.predict.describe import describe_problem
+from knet.predict.drawers import Drawer, FollowingDrawer
 from knet.predict.files import find_pictures, output_files, require_unique_stems, writable_folder
 from knet.predict.video import VideoReader, VideoWriter, Window
 from knet.predictor import KNetPredictor
-from knet.results.coco_files import ResultFiles, image_ids
-from knet.visualization import DRAWN_SCORE, TASKS, draw_result
+from knet.results.coco_files import image_ids
+from knet.visualization import DRAWN_SCORE, TASKS
 
 __all__ = ["predict_pictures", "predict_video"]
 
 Model = Union[KNetPredictor, Callable[[], KNetPredictor]]
 
 _TITLE = "K-Net"
-_READABLE = 320  # pixels of the shorter side
 _QUALITY = {".jpg": 92, ".jpeg": 92, ".webp": 92}
 
 
@@ -60,19 +59,6 @@ class Predicted:
 def tell(text: str) -> None:
     """Print a line to the standard error, beside a progress bar."""
     tqdm.write(text, file=sys.stderr)
-
-
-def richest_task(predictor: KNetPredictor) -> str:
-    """The kind of results that says most, of those that a model gives.
-
-    Raises:
-        UserError: it gives none, or maps of classes that it does not have.
-    """
-    test = predictor.cfg.MODEL.KNET.TEST
-    given = [task for task in TASKS if test[f"{task.upper()}_ON"]]
-    if not given:
-        raise UserError("the config turns all results off: name one with --task")
-    return _possible(predictor, given[0])
 
 
 def prediction_opts(*, task: str | None = None, threshold: float | None = None) -> list[Any]:
@@ -134,7 +120,7 @@ def predict_pictures(
         window = None
         if not output and not results:
             window = stack.enter_context(Window(_TITLE))
-        drawer = _Drawer(model, task, score_threshold)
+        drawer = Drawer(_loaded(model), task, score_threshold)
         limit = drawer.predictor.cfg.INPUT.MAX_PIXELS
         files = stack.enter_context(drawer.result_files(results)) if results else None
         hidden = window is not None or len(pictures) == 1
@@ -173,6 +159,8 @@ def predict_video(
     results: str | None = None,
     task: str | None = None,
     score_threshold: float = DRAWN_SCORE,
+    follow: bool = False,
+    carry_kernels: bool = False,
     say: Callable[[str], None] = tell,
 ) -> Predicted:
     """Run a model on every frame of a video, or of a camera until its window is closed.
@@ -181,9 +169,13 @@ def predict_video(
         model: see `predict_pictures`, as all but these:
         source: a file, or the number of a camera, which is for a window.
         output: a folder, or the new video, which must not be there.
+        follow: objects keep their ids and colours from frame to frame (`ObjectFollower`); files are
+            those of panoptic scenes with these ids, and `TrackFile`'s ``tracks.json``.
+        carry_kernels: with `follow`, each frame starts from the kernels of the one before.
 
     Raises:
-        UserError: the video cannot be read, or something cannot be written.
+        UserError: the video cannot be read, something cannot be written, or the model has no
+            objects to follow.
     """
     if isinstance(source, int) and (output or results):
         raise UserError("--webcam is for a window: leave --output and --results out")
@@ -199,18 +191,29 @@ def predict_video(
             writable_folder(results, "--results")
         if not output and not results:
             window = stack.enter_context(Window(_TITLE))
-        drawer = _Drawer(model, task, score_threshold)
+        predictor = _loaded(model)
+        if follow:
+            drawer: Drawer = FollowingDrawer(
+                predictor, task, score_threshold, carry_kernels=carry_kernels
+            )
+        else:
+            drawer = Drawer(predictor, task, score_threshold)
         if results:
-            files = stack.enter_context(drawer.result_files(results))
+            files = stack.enter_context(drawer.result_files(results, stem))
         if writer is not None:
             stack.enter_context(writer)
         progress = stack.enter_context(tqdm(reader, total=reader.num_frames, unit="frame"))
         for done.count, frame in enumerate(progress, start=1):
-            given = drawer.predictor(frame)
+            if reader.lost is not None:
+                first, last = reader.lost
+                what = f"frame {first}" if first == last else f"frames {first} to {last}"
+                say(f"error: {source}: {what} cannot be decoded, and are left out")
+                done.problems += last - first + 1
+            given = drawer.results(frame, reader.number)
             if files is not None:
                 with _writing(results):
-                    name = f"{stem}_{done.count:06d}.png"
-                    files.add(given, image_id=done.count, file_name=name)
+                    name = f"{stem}_{reader.number:06d}.png"
+                    files.add(given, image_id=reader.number, file_name=name)
             if writer is not None:
                 writer.add(drawer.draw(frame, given, enlarge=False))
             if window is not None:
@@ -220,55 +223,23 @@ def predict_video(
                     break
     # headers are often wrong by a frame or two, of long videos too
     total = reader.num_frames
-    if total is not None and not stopped and done.count < total - 2:
+    if total is not None and not stopped and reader.number < total - 2:
         say(
             f"error: {source} breaks off: its header tells of {total} frames, {done.count} were "
             "read"
         )
         done.problems += 1
+    elif total is not None and not stopped and reader.number < total:
+        say(f"{source}: frame {reader.number} is the last, though its header tells of {total}")
+    if isinstance(source, int) and not stopped:
+        say(f"error: camera {source} gives no frames any more")
+        done.problems += 1
     done.codec = None if writer is None else writer.codec
     return done
 
 
-class _Drawer:
-    """Runs a model and draws one kind of its results."""
-
-    def __init__(self, model: Model, task: str | None, score_threshold: float) -> None:
-        self.predictor = model if isinstance(model, KNetPredictor) else model()
-        self.task = _possible(self.predictor, task) if task else richest_task(self.predictor)
-        self.score_threshold = score_threshold
-
-    def result_files(self, folder: str) -> ResultFiles:
-        """Files of the model's classes in a folder."""
-        return ResultFiles(folder, categories=self.predictor.categories)
-
-    def draw(self, image: np.ndarray, results: Any, *, enlarge: bool) -> np.ndarray:
-        """Small pictures may be enlarged, so that the labels are readable."""
-        return draw_result(
-            image,
-            results[TASKS[self.task]],
-            self.predictor.metadata,
-            task=self.task,
-            score_threshold=self.score_threshold,
-            min_side=_READABLE if enlarge else 1,
-        )
-
-    def describe(self, results: Any) -> str:
-        """What is found, in words."""
-        return describe_result(
-            results[TASKS[self.task]],
-            self.predictor.categories,
-            task=self.task,
-            score_threshold=self.score_threshold,
-        )
-
-
-def _possible(predictor: KNetPredictor, task: str) -> str:
-    if not predictor.cfg.MODEL.KNET.TEST[f"{task.upper()}_ON"]:
-        raise UserError(f"the config turns MODEL.KNET.TEST.{task.upper()}_ON off")
-    if task == "semantic" and not predictor.metadata.get("stuff_classes"):
-        raise UserError("this model finds objects only: take --task instance")
-    return task
+def _loaded(model: Model) -> KNetPredictor:
+    return model if isinstance(model, KNetPredictor) else model()
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -18,11 +18,14 @@ from knet.errors import UserError
 # few. AVI files take MPEG-4 under its other name.
 CODECS = ("mp4v", "avc1", "XVID")
 _FRAMES_A_SECOND = 25.0  # where a video does not say
+# frames in a row that cannot be decoded, after which nothing more is expected
+_MOST_LOST = 300
+_MOST_LOST_OF_CAMERA = 5  # each is waited for, for seconds
 _ESCAPE = 27
 
 
 class VideoReader(AbstractContextManager):
-    """The frames of a video file or camera.
+    """The frames of a video file or camera; those that cannot be decoded are left out.
 
     Args:
         source: a file, or the number of a camera.
@@ -30,6 +33,8 @@ class VideoReader(AbstractContextManager):
     Attributes:
         num_frames: as the header says, which may be wrong; None if it does not.
         frames_a_second: as the header says, else 25.
+        number: of the frame that was read last, from 1 on; frames that were left out count.
+        lost: (first, last) numbers of those left out just before it; None if there are none.
 
     Raises:
         UserError: the file is missing or no video, has no frame, or there is no such camera.
@@ -49,9 +54,12 @@ class VideoReader(AbstractContextManager):
         self.frames_a_second = rate if math.isfinite(rate) and rate > 0 else _FRAMES_A_SECOND
         count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
         self.num_frames = int(count) if math.isfinite(count) and count > 0 else None
+        self.number = 0
+        self.lost: tuple[int, int] | None = None
+        self._time = 0.0  # of the last frame, in frames
         # read here, so that nothing is begun for a video that has none
-        there, self._first = self._capture.read()
-        if not there:
+        self._first = self._read()
+        if self._first is None:
             self._capture.release()
             raise UserError(f"{source}: no frame in this video")
 
@@ -60,10 +68,38 @@ class VideoReader(AbstractContextManager):
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """(H, W, 3) uint8 RGB frames, turned as the file says; once."""
-        there, frame = True, self._first
-        while there:
+        frame = self._first
+        while frame is not None:
             yield np.ascontiguousarray(frame[..., ::-1])
+            frame = self._read()
+
+    def _read(self) -> np.ndarray | None:
+        """The next frame that can be decoded; None at the end.
+
+        OpenCV says of a broken frame what it says of the end, and goes on if it is asked again.
+        """
+        if isinstance(self.source, int):
+            most = _MOST_LOST_OF_CAMERA
+        elif self.num_frames is None:
+            most = _MOST_LOST
+        else:
+            most = min(_MOST_LOST, self.num_frames - self.number - 1)
+        failures = 0
+        there, frame = self._capture.read()
+        while not there:
+            failures += 1
+            if failures > most:
+                return None
             there, frame = self._capture.read()
+        time = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000 * self.frames_a_second
+        if failures:
+            # a decoder may drop more than it fails at: the frame's time tells how many
+            passed = round(time - self._time) if time > self._time else 0
+            failures = max(failures, passed - 1)
+        self.lost = (self.number + 1, self.number + failures) if failures else None
+        self.number += 1 + failures
+        self._time = time
+        return frame
 
 
 class VideoWriter(AbstractContextManager):
@@ -72,22 +108,31 @@ class VideoWriter(AbstractContextManager):
     Args:
         path: its suffix names the container (mp4, avi, mkv, mov).
         frames_a_second: of the video.
+        codecs: to try, in this order; `CODECS` by default.
 
     Attributes:
-        codec: the one of `CODECS` that works here; None before the first frame.
+        codec: the one of them that works here; None before the first frame.
         num_frames: written so far.
 
     Raises:
         UserError: the file is already there.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, frames_a_second: float) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        frames_a_second: float,
+        codecs: Sequence[str] | None = None,
+    ) -> None:
         self.path = Path(path)
         if self.path.exists():
             raise UserError(f"--output {self.path} exists: remove it, or name another file")
         self.codec: str | None = None
         self.num_frames = 0
         self._frames_a_second = frames_a_second
+        avi = self.path.suffix.lower() == ".avi"
+        self._codecs = codecs or sorted(CODECS, key=lambda codec: avi and codec != "XVID")
         self._size = (0, 0)
         self._writer: cv2.VideoWriter | None = None
 
@@ -130,9 +175,7 @@ class VideoWriter(AbstractContextManager):
 
     def _open(self, size: tuple[int, int]) -> cv2.VideoWriter:
         self._size = size
-        avi = self.path.suffix.lower() == ".avi"
-        codecs = sorted(CODECS, key=lambda codec: codec != "XVID") if avi else CODECS
-        for codec in codecs:
+        for codec in self._codecs:
             fourcc = cv2.VideoWriter.fourcc(*codec)
             writer = cv2.VideoWriter(str(self.path), fourcc, self._frames_a_second, size)
             if writer.isOpened():
@@ -142,7 +185,7 @@ class VideoWriter(AbstractContextManager):
             self.path.unlink(missing_ok=True)
         raise UserError(
             f"--output {self.path}: OpenCV here writes no such video (codecs tried: "
-            f"{', '.join(codecs)}); take the suffix .mp4 or .avi"
+            f"{', '.join(self._codecs)}); take the suffix .mp4 or .avi"
         )
 
 

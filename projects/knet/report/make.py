@@ -19,7 +19,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 import knet
 from knet.classes import Category, categories_of, class_ids_from_config
-from knet.data.custom import register_builtin, register_custom, require_registered
+from knet.data.custom import register_data_sets, require_registered
 from knet.data.images import read_picture
 from knet.errors import UserError
 from knet.evaluation import build_evaluator
@@ -77,8 +77,7 @@ def make_report(
     name = dataset or next(iter(cfg.DATASETS.TEST), None)
     if name is None:
         raise UserError("the config names no test data set: name one with --dataset")
-    register_builtin([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST, name])
-    register_custom(cfg)
+    register_data_sets(cfg, [name])
     require_registered(name)
     records = DatasetCatalog.get(name)
     if not records:

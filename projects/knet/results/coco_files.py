@@ -18,7 +18,7 @@ from knet.results.encode import EncodedResults, ResultEncoder
 __all__ = ["ResultFiles", "ids_of_numbers", "image_ids", "number_of"]
 
 # what may be in a folder of results
-_NAMES = ("images.json", "panoptic.json", "instances.json", "panoptic", "semantic")
+_NAMES = ("images.json", "panoptic.json", "instances.json", "tracks.json", "panoptic", "semantic")
 
 
 def image_ids(files: Sequence[str | os.PathLike[str]]) -> list[int]:
@@ -65,14 +65,23 @@ class ResultFiles:
     Args:
         folder: made if missing; it must hold no results.
         categories: of the model.
+        durable: whether each PNG is on the disk, whole, before the next one. Not in a folder that
+            is to be there whole or not at all.
 
     Raises:
         FileExistsError: the folder holds results: those of two runs would be read as one.
         OSError: the folder cannot be written.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], *, categories: Sequence[Category]) -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        categories: Sequence[Category],
+        durable: bool = True,
+    ) -> None:
         self.folder = Path(folder)
+        self._write = write_bytes if durable else Path.write_bytes
         self.folder.mkdir(parents=True, exist_ok=True)
         older = [name for name in _NAMES if (self.folder / name).exists()]
         if older:
@@ -121,7 +130,7 @@ class ResultFiles:
                 (self.folder / kind).mkdir(exist_ok=True)
                 if (self.folder / kind / name).exists():
                     raise ValueError(f"{file_name}: another picture has the same {kind}/{name}")
-                write_bytes(self.folder / kind / name, png)
+                self._write(self.folder / kind / name, png)
         if found.segments is not None:
             record = {"image_id": image_id, "file_name": name, "segments_info": found.segments}
             self._spool("panoptic").add(json.dumps(record))

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from knet.errors import UserError
 
-__all__ = ["TORCHRUN", "Place", "host_of", "place_of_launcher", "was_restarted"]
+__all__ = ["TORCHRUN", "Place", "host_of", "job_name", "place_of_launcher", "was_restarted"]
 
 TORCHRUN = "torchrun"
 _SRUN = "srun"
@@ -77,6 +77,11 @@ def was_restarted() -> bool:
     """Whether torchrun has started the processes anew, or SLURM the job: what it did goes on."""
     names = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
     return any(os.environ.get(name, "0") not in ("", "0") for name in names)
+
+
+def job_name() -> str:
+    """What SLURM or torchrun (its `--rdzv-id`) call this job; empty without them."""
+    return os.environ.get("SLURM_JOB_ID") or os.environ.get("TORCHELASTIC_RUN_ID", "")
 
 
 def host_of(url: str) -> str:

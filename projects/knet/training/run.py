@@ -18,8 +18,9 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 from knet.checkpoint.checkpointer import KNetCheckpointer
+from knet.checkpoint.newest import note_run, noted_run
 from knet.config import get_cfg_from_file
-from knet.data.custom import register_builtin, register_custom, require_registered
+from knet.data.custom import register_data_sets, require_registered
 from knet.errors import UserError
 from knet.evaluation.calibrate import Calibration, calibrate
 from knet.evaluation.of_results import evaluate_shards
@@ -27,7 +28,7 @@ from knet.predictor import KNetPredictor
 from knet.training.console import set_up
 from knet.training.group import require_shared
 from knet.training.launch import launch
-from knet.training.places import was_restarted
+from knet.training.places import job_name, was_restarted
 from knet.training.stop import folder_lock
 from knet.training.trainer import Trainer
 
@@ -71,7 +72,7 @@ def train(
         SystemExit: after a signal, see `launch`.
     """
     places = (num_gpus, num_machines, machine_rank, dist_url)
-    return _launch(config_file, opts, resume or was_restarted(), *places, trainer=trainer)
+    return _launch(config_file, opts, resume, *places, trainer=trainer)
 
 
 def evaluate(
@@ -146,10 +147,13 @@ def in_process(
     # beside a training is all right: its results are written whole, at the end
     alone = comm.is_main_process() and not args.eval_only
     with folder_lock(cfg.OUTPUT_DIR) if alone else contextlib.nullcontext():
+        # but a job that goes on with what it has begun
+        if alone and not (was_restarted() and noted_run(cfg.OUTPUT_DIR).job == job_name()):
+            trust = cfg.MODEL.KNET.UNSAFE_WEIGHTS
+            note_run(cfg.OUTPUT_DIR, fresh=not args.resume, job=job_name(), trust=trust)
         require_shared(cfg.OUTPUT_DIR)
         set_up(cfg, args)
-        register_builtin([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
-        register_custom(cfg)
+        register_data_sets(cfg)
         if args.eval_only:
             return _evaluate(cfg, args.resume)
         training = trainer(cfg)
@@ -230,8 +234,7 @@ def _scored(cfg: CfgNode, datasets: Sequence[str]) -> CfgNode:
     cfg.DATASETS.TEST = tuple(datasets) or cfg.DATASETS.TEST
     if not cfg.DATASETS.TEST:
         raise UserError("the model's config names no data set: name one with --dataset")
-    register_builtin(cfg.DATASETS.TEST)
-    register_custom(cfg)
+    register_data_sets(cfg)
     for name in cfg.DATASETS.TEST:
         require_registered(name)
     return cfg

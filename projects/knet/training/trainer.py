@@ -38,6 +38,7 @@ from knet.training.console import Progress, is_reported
 from knet.training.distribute import check_batch_norm, distribute
 from knet.training.evaluations import Evaluations, PatienceEnded
 from knet.training.group import name_of
+from knet.training.places import was_restarted
 from knet.training.step import TrainStep, autocast_dtype
 from knet.training.stop import Stopped, StopSignals, folder_lock, spare_workers, stop_at_once
 from knet.training.trackers import Tracker, build_trackers
@@ -186,6 +187,9 @@ class Trainer(DefaultTrainer):
     def resume_or_load(self, resume: bool = True) -> None:
         """As in Detectron2, but from the newest whole checkpoint (see `KNetCheckpointer`).
 
+        Where a launcher has started the processes anew, the training that it had begun goes on,
+        whatever `resume` is.
+
         What a killed training left half written is removed. If the checkpoint is of the last step
         but the training was killed before `model_final.pth` was whole, that is written.
 
@@ -193,19 +197,23 @@ class Trainer(DefaultTrainer):
             UserError: another training writes to OUTPUT_DIR.
             ValueError: as of the checkpointer.
         """
+        restarted = was_restarted()
         with self._alone():
             folder = self.cfg.OUTPUT_DIR
             if comm.is_main_process():
                 for place in ("", "inference*/**/", "pictures/", "bad_batches/"):
                     remove_unfinished(folder, f"{place}*{UNFINISHED}*")
-                if not resume and holds_training(folder, trust=self.checkpointer.trust):
+                if not (resume or restarted) and holds_training(
+                    folder, trust=self.checkpointer.trust
+                ):
                     logger.warning(
                         "%s holds checkpoints of an earlier training, which this one replaces. To "
                         "go on with that one, press Ctrl-C twice now and start with --resume; to "
                         "keep both, choose another OUTPUT_DIR",
                         folder,
                     )
-            self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+            weights = self.cfg.MODEL.WEIGHTS
+            self.checkpointer.resume_or_load(weights, resume=resume, restarted=restarted)
             if not self.checkpointer.resumed:
                 return
             self.start_iter = self.iter + 1

@@ -26,7 +26,8 @@ from PIL import Image
 
 from knet.data.derive import panoptic_to_instances, panoptic_to_semantic
 from knet.data.panoptic_png import write_panoptic_png
-from knet.data.shapes.scene import THING_NAMES, Scene, draw_scene
+from knet.data.shapes.drawing import THING_NAMES
+from knet.data.shapes.scene import Scene, draw_scene
 from knet.files import whole_folder, write_json
 
 logger = logging.getLogger(__name__)

@@ -19,29 +19,31 @@ from pycocotools import mask as coco_mask
 
 pytest.importorskip("onnxruntime")
 
-import run_onnx
-
+import knet_run
 from knet.results.coco_files import image_ids
+from knet_run import __main__ as command
+from knet_run.model import Model, _read_metadata
+from knet_run.results import Writer, encode_rle
 
 from ..data.breaking import deep_colours
+from ..export.conftest import *  # noqa: F403
 
-_TOOLS = Path(run_onnx.__file__).parent
+_PLACE = Path(knet_run.__file__).parents[1]
 
 # an environment with onnxruntime, numpy and Pillow alone: nothing else of ours can be imported
 _ALONE = """
 import runpy, sys
 for name in ("torch", "torchvision", "detectron2", "knet", "cv2", "scipy", "matplotlib", "onnx",
-             "onnxscript", "pycocotools", "fvcore", "timm", "tqdm", "yaml"):
+             "onnxscript", "knet_command", "pycocotools", "fvcore", "timm", "tqdm", "yaml"):
     sys.modules[name] = None
-path, *sys.argv = sys.argv[1:]
-sys.argv.insert(0, path)
-runpy.run_path(path, run_name="__main__")
+sys.path.insert(0, sys.argv.pop(1))
+runpy.run_module("knet_run", run_name="__main__")
 """
 
 
 def run_alone(*arguments: object) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-c", _ALONE, str(_TOOLS / "run_onnx.py"), *map(str, arguments)],
+        [sys.executable, "-c", _ALONE, str(_PLACE), *map(str, arguments)],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
 
@@ -76,7 +78,7 @@ def test_panoptic_files_equal_the_predictor(panoptic, pictures, tmp_path):
 def test_instances_json_holds_coco_results(export_once, pictures, tmp_path):
     exported = export_once("instance")
     out = tmp_path / "out"
-    assert run_onnx.main([str(exported.onnx), "--input", str(pictures), "--output", str(out)]) == 0
+    assert command.main([str(exported.onnx), "--input", str(pictures), "--output", str(out)]) == 0
     records = json.loads((out / "instances.json").read_text())
     for image_id in (1, 2, 3):
         found = exported.predictor(pictures / f"{image_id:03d}.png")["instances"]
@@ -96,7 +98,7 @@ def test_semantic_png_holds_class_ids(export_once, pictures, tmp_path):
     exported = export_once("semantic")
     out = tmp_path / "out"
     picture = str(pictures / "002.png")
-    assert run_onnx.main([str(exported.onnx), "--input", picture, "--output", str(out)]) == 0
+    assert command.main([str(exported.onnx), "--input", picture, "--output", str(out)]) == 0
     labels = np.asarray(Image.open(out / "002_semantic.png"))
     expected = exported.predictor(picture)["sem_seg"].argmax(dim=0).numpy()
     assert (labels == expected).mean() >= 0.999
@@ -109,7 +111,7 @@ def test_what_is_finished_is_kept(panoptic, pictures, tmp_path, capsys):
     Image.new("RGB", (300, 2)).save(pictures / "004.png")
     out = tmp_path / "out"
     missing = pictures / "missing.png"
-    status = run_onnx.main(
+    status = command.main(
         [str(panoptic.onnx), "--input", str(pictures), str(missing), "--output", str(out)]
     )
     assert status == 1
@@ -125,7 +127,7 @@ def test_what_is_finished_is_kept(panoptic, pictures, tmp_path, capsys):
 
 def test_calls_that_cannot_work_say_why(panoptic, pictures, tmp_path, capsys):
     def status(model: object, *inputs: object, output: Path = tmp_path / "out") -> int:
-        return run_onnx.main([str(model), "--input", *map(str, inputs), "--output", str(output)])
+        return command.main([str(model), "--input", *map(str, inputs), "--output", str(output)])
 
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -172,9 +174,9 @@ def test_hostile_and_deep_pictures_are_named(pictures, tmp_path, capsys, monkeyp
     Image.new("RGB", (40, 40)).save(pictures / "deep_colours.png")
     deep_colours(pictures / "deep_colours.png")
     os.mkfifo(pictures / "pipe.png")
-    monkeypatch.setattr(run_onnx, "Model", StandIn)
+    monkeypatch.setattr(command, "Model", StandIn)
     out = tmp_path / "out"
-    assert run_onnx.main(["model", "--input", str(pictures), "--output", str(out)]) == 1
+    assert command.main(["model", "--input", str(pictures), "--output", str(out)]) == 1
     errors = capsys.readouterr().err
     refused = "cannot be read as a picture: it"
     assert f"000.png: {refused} has 20000 x 20000 pixels, more than --max-pixels" in errors
@@ -189,9 +191,9 @@ def test_ids_are_numbers_and_segments_have_boxes(pictures, tmp_path, monkeypatch
     for name in ("7.png", "007.png", "cat.png"):
         (pictures / name).write_bytes((pictures / "001.png").read_bytes())
     names = ["cat.png", "7.png", "007.png", "001.png"]
-    monkeypatch.setattr(run_onnx, "Model", StandIn)
+    monkeypatch.setattr(command, "Model", StandIn)
     inputs = [str(pictures / name) for name in names]
-    assert run_onnx.main(["model", "--input", *inputs, "--output", str(tmp_path / "out")]) == 0
+    assert command.main(["model", "--input", *inputs, "--output", str(tmp_path / "out")]) == 0
     content = json.loads((tmp_path / "out" / "panoptic.json").read_text())
     ids = [image["id"] for image in content["images"]]
     assert ids == image_ids(names) == [8, 7, 9, 1]
@@ -204,7 +206,7 @@ def test_ids_are_numbers_and_segments_have_boxes(pictures, tmp_path, monkeypatch
 def test_a_full_disk_tells_whether_something_is_kept(
     pictures, tmp_path, capsys, monkeypatch, finished, status
 ):
-    add, added = run_onnx.Writer.add, []
+    add, added = Writer.add, []
 
     def full_disk(self, path, *values, **options):
         if len(added) == finished:
@@ -212,10 +214,10 @@ def test_a_full_disk_tells_whether_something_is_kept(
         added.append(path)
         add(self, path, *values, **options)
 
-    monkeypatch.setattr(run_onnx, "Model", StandIn)
-    monkeypatch.setattr(run_onnx.Writer, "add", full_disk)
+    monkeypatch.setattr(command, "Model", StandIn)
+    monkeypatch.setattr(Writer, "add", full_disk)
     words = ["model", "--input", str(pictures), "--output", str(tmp_path / "out")]
-    assert run_onnx.main(words) == status
+    assert command.main(words) == status
     assert "No space left" in capsys.readouterr().err
 
 
@@ -225,14 +227,14 @@ def test_two_pictures_of_one_name_get_two_results(panoptic, pictures, tmp_path):
     (other / "001.png").write_bytes((pictures / "001.png").read_bytes())
     out = tmp_path / "out"
     inputs = [str(pictures / "001.png"), str(other)]
-    assert run_onnx.main([str(panoptic.onnx), "--input", *inputs, "--output", str(out)]) == 0
+    assert command.main([str(panoptic.onnx), "--input", *inputs, "--output", str(out)]) == 0
     assert sorted(p.name for p in out.glob("*_panoptic.png")) == [
         "001_2_panoptic.png", "001_panoptic.png",
     ]  # fmt: skip
 
 
 def test_input_size_is_detectron2s(panoptic):
-    model = run_onnx.Model(str(panoptic.onnx))
+    model = Model(str(panoptic.onnx))
     resize = model.info["input"]["resize"]
     for short, longest in ((800, 1333), (96, 1333), (640, 700)):
         resize.update(short_side=short, max_long_side=longest)
@@ -256,7 +258,7 @@ def test_run_lengths_are_cocos(fill):
     elif fill == "large":
         mask = np.zeros((900, 1100), dtype=bool)
         mask[100:700, 90:1000] = True
-    encoded = run_onnx.encode_rle(mask)
+    encoded = encode_rle(mask)
     reference = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
     assert encoded["counts"] == reference["counts"].decode()
     assert encoded["size"] == reference["size"]
@@ -288,13 +290,13 @@ def with_metadata(source: Path, target: Path, text: str) -> Path:
 )
 def test_broken_metadata_are_named(panoptic, tmp_path, capsys, keys, value, named):
     with pytest.raises(ValueError) as raised:
-        run_onnx._read_metadata("some.onnx", _changed(panoptic, keys, value))
+        _read_metadata("some.onnx", _changed(panoptic, keys, value))
     assert "some.onnx: its metadata 'knet' cannot be used, export" in str(raised.value)
     assert named in str(raised.value)
 
 
 def _changed(panoptic, keys, value) -> str:
-    model = run_onnx.Model(str(panoptic.onnx))
+    model = Model(str(panoptic.onnx))
     info: dict = {"all": copy.deepcopy(model.info)}
     *path, last = "all", *keys
     place = info
@@ -316,17 +318,17 @@ def test_files_that_are_no_exported_model_are_named(panoptic, pictures, tmp_path
     for name, (text, named) in cases.items():
         path = with_metadata(panoptic.onnx, tmp_path / f"{name}.onnx", text)
         words = [str(path), "--input", str(pictures), "--output", str(tmp_path / "out")]
-        assert run_onnx.main(words) == 2
+        assert command.main(words) == 2
         error = capsys.readouterr().err
         assert f"{name}.onnx: {named}" in error and error.count("\n") == 1
 
 
 def test_a_class_without_a_description_is_named(panoptic, pictures, tmp_path, capsys):
-    classes = run_onnx.Model(str(panoptic.onnx)).info["classes"]
+    classes = Model(str(panoptic.onnx)).info["classes"]
     text = _changed(panoptic, ("classes",), classes[:1])
     path = with_metadata(panoptic.onnx, tmp_path / "model.onnx", text)
     words = [str(path), "--input", str(pictures), "--output", str(tmp_path / "out")]
-    assert run_onnx.main(words) == 1
+    assert command.main(words) == 1
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 3 and all("describe no classes [" in line for line in errors)
 
@@ -338,9 +340,9 @@ def test_a_failing_picture_does_not_end_the_others(pictures, tmp_path, capsys, m
                 raise MemoryError
             return super().__call__(image)
 
-    monkeypatch.setattr(run_onnx, "Model", Failing)
+    monkeypatch.setattr(command, "Model", Failing)
     out = tmp_path / "out"
-    assert run_onnx.main(["model", "--input", str(pictures), "--output", str(out)]) == 1
+    assert command.main(["model", "--input", str(pictures), "--output", str(out)]) == 1
     assert "002.png: not enough memory" in capsys.readouterr().err
     assert len(list(out.glob("*_overlay.png"))) == 2
     assert not list(out.glob("*unfinished*"))
@@ -350,9 +352,9 @@ def test_pictures_that_pillow_does_not_read_are_told(pictures, tmp_path, capsys,
     Image.new("RGB", (40, 40)).save(pictures / "new.jp2")
     for name in ("a.heic", "b.HEIC", "film.mp4", "notes.txt"):
         (pictures / name).write_bytes(b"x")
-    monkeypatch.setattr(run_onnx, "Model", StandIn)
+    monkeypatch.setattr(command, "Model", StandIn)
     monkeypatch.delitem(Image.EXTENSION, ".heic", raising=False)
-    assert run_onnx.main(["model", "--input", str(pictures), "--output", str(tmp_path)]) == 0
+    assert command.main(["model", "--input", str(pictures), "--output", str(tmp_path)]) == 0
     errors = capsys.readouterr().err.splitlines()
     assert [line.partition(": ")[2].partition(" left out")[0] for line in errors] == [
         f"{pictures}: 2 .heic", f"{pictures}: 1 .mp4",
@@ -367,9 +369,9 @@ def test_an_interrupt_keeps_what_is_finished(pictures, tmp_path, capsys, monkeyp
                 raise KeyboardInterrupt
             return super().__call__(image)
 
-    monkeypatch.setattr(run_onnx, "Model", Interrupted)
-    assert run_onnx.main(["model", "--input", str(pictures), "--output", str(tmp_path)]) == 130
-    assert capsys.readouterr().err == "run_onnx.py: interrupted\n"
+    monkeypatch.setattr(command, "Model", Interrupted)
+    assert command.main(["model", "--input", str(pictures), "--output", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "knet run: interrupted\n"
     assert len(json.loads((tmp_path / "panoptic.json").read_text())["images"]) == 1
 
 
@@ -377,25 +379,25 @@ def test_an_interrupt_keeps_what_is_finished(pictures, tmp_path, capsys, monkeyp
 def test_the_trace_is_shown_if_it_is_wanted(tmp_path, capsys, monkeypatch, wanted):
     monkeypatch.setenv("KNET_TRACEBACK", wanted)
     missing = str(tmp_path / "no.onnx")
-    assert run_onnx.main([missing, "--input", "x.png", "--output", str(tmp_path)]) == 2
+    assert command.main([missing, "--input", "x.png", "--output", str(tmp_path)]) == 2
     errors = capsys.readouterr().err
     assert ("Traceback" in errors) == (wanted == "1")
-    assert errors.endswith(f"run_onnx.py: error: {missing}: no such file\n")
+    assert errors.endswith(f"knet run: error: {missing}: no such file\n")
 
 
 def test_a_grey_model_is_fed_grey_pixels(panoptic):
     class Session:
-        def run(self, outputs, feeds):
+        def run(self, feeds):
             self.fed = feeds["image"]
-            return [results]
+            return {"semantic_classes": results}
 
-    model = run_onnx.Model(str(panoptic.onnx))
+    model = Model(str(panoptic.onnx))
     results = np.zeros((40, 30), np.int32)
-    model._outputs, model.session = ["semantic_classes"], Session()
+    model.runtime = Session()
     model.info["results"] = ["semantic"]
     model.info["input"].update(channel_order="L", resize={"short_side": 0, "max_long_side": 9})
     pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
     assert model(Image.fromarray(pixels))["semantic_classes"] is results
     expected = np.asarray(Image.fromarray(pixels).convert("L"))[None, None]
-    assert model.session.fed.dtype == np.uint8
-    np.testing.assert_array_equal(model.session.fed, expected)
+    assert model.runtime.fed.dtype == np.uint8
+    np.testing.assert_array_equal(model.runtime.fed, expected)

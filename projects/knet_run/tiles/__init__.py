@@ -1,0 +1,1 @@
+"""Pictures of any size, tile by tile: NumPy, Pillow and rasterio; no PyTorch, no Detectron2."""
