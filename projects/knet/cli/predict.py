@@ -179,7 +179,8 @@ def run(args: argparse.Namespace) -> int:
         return _predict_batch(args)
     batch_flags = ("engine", "workers", "gpus_per_worker", "shard_size", "retry_errors")
     for name in batch_flags:
-        if getattr(args, name) not in (None, False):
+        value = getattr(args, name)
+        if value is not None and value is not False:  # 0 is neither
             raise UserError(f"--{name.replace('_', '-')} goes with --input")
     if args.dataset:
         return _draw_dataset(args)
