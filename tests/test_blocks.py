@@ -14,6 +14,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import BACKBONE_REGISTRY, build_model
+from PIL import Image
 
 import knet_command
 from knet.config import get_cfg_from_file
@@ -61,6 +62,7 @@ def folder(tmp_path, monkeypatch, tiny_cfg, model_folder):
     photo = ROOT / "datasets/coco_photos/images/val/000000001993.jpg"
     for name in ("photo.jpg", "a.jpg", "b.jpg"):
         shutil.copyfile(photo, name)
+    Image.open(photo).save("city.tif")
     for place in ("folder", "output/demo/model"):
         shutil.copytree(model_folder, place)
     weights = build_model(tiny_cfg).state_dict()
