@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")  # a busy machine is slow to start
 pytest.importorskip("pyarrow")
 ray = pytest.importorskip("ray", reason="no ray: pip install -e '.[ray]'")
 
