@@ -65,6 +65,8 @@ def test_both_become_one_file(tmp_path):
     session = onnxruntime.InferenceSession(tmp_path / "both.onnx")
     assert [(v.name, len(v.shape)) for v in session.get_inputs()] == [("picture", 3)]
     assert session.get_modelmeta().custom_metadata_map == {"knet": '{"a": 1}'}
+    # a side of one graph is never taken for one of the other
+    assert all(side.startswith("resize_") for side in session.get_inputs()[0].shape[:2])
     for size in SIZES:
         picture = picture_of(*size)
         sums, found = session.run(["sums", "size"], {"picture": picture})

@@ -87,6 +87,11 @@ def join(resize: Any, graph: Any) -> Any:
     import onnx
 
     resize = onnx.compose.add_prefix(resize, "resize_", rename_inputs=False, rename_outputs=False)
+    # sides of one name are of one size to a runtime, and both graphs count their names from 0
+    for value in (*resize.graph.input, *resize.graph.output, *resize.graph.value_info):
+        for side in value.type.tensor_type.shape.dim:
+            if side.dim_param:
+                side.dim_param = f"resize_{side.dim_param}"
     del resize.metadata_props[:], graph.metadata_props[:]
     version = max(resize.ir_version, graph.ir_version)
     resize.ir_version = graph.ir_version = version
