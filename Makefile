@@ -52,7 +52,7 @@ package: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy projects/knet
+	$(BIN)/mypy projects/knet projects/knet_run
 
 # The stamp is written last: an interrupted install starts again where pip left off.
 $(STAMP): setup.py constraints.txt tools/build_detectron2_wheel.py

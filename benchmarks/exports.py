@@ -28,9 +28,11 @@ import knet  # noqa: F401  (has to come before detectron2)
 # isort: split
 import numpy as np
 import torch
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import build_model
 from tabulate import tabulate
+from workload import Workload, make_model, smooth_noise
 
-from knet.benchmark import random_predictor
 from knet.config import get_cfg_from_file
 from knet.errors import UserError, run_command
 from knet.evaluation.build import build_evaluator
@@ -54,6 +56,8 @@ FILES = {
     "OpenVINO float16": ("openvino", "float16"),
     "AOTInductor": ("aot_inductor", "float32"),
 }
+# as Detectron2 would run it, without `knet.accel.accelerate`
+PLAIN = "PyTorch, plain"
 PARTS = ("times", "odd", "layers")
 # modules in eight bits, each set with the one before it
 LAYERS = {
@@ -111,21 +115,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def load(args: argparse.Namespace) -> KNetPredictor:
-    """The model; with seeded weights its scores are as unlike each other as a trained model's."""
+    """The model; seeded weights are spread as a trained model's, see `workload.spread`."""
     opts = ["MODEL.DEVICE", "cpu", *args.opts]
     if args.model:
         return KNetPredictor.from_pretrained(args.model, device="cpu", opts=tuple(args.opts))
     if args.weights:
         cfg = get_cfg_from_file(args.config_file, [*opts, "MODEL.WEIGHTS", args.weights])
         return KNetPredictor.from_config(cfg)
-    torch.manual_seed(0)
-    predictor = random_predictor(get_cfg_from_file(args.config_file, opts))
-    for name, module in predictor.model.named_modules():
-        if name.endswith("class_predictor"):
-            module.weight.data.normal_(std=0.4)
-        if name.endswith("mask_predictor"):
-            torch.nn.init.xavier_uniform_(module.weight)
-    return predictor
+    work = Workload(args.config_file, tuple(args.opts), size=(256, 384))
+    cfg, model = make_model(work, accelerated=False)
+    cfg.defrost()
+    cfg.MODEL.KNET.ACCEL.ENABLED = True
+    return KNetPredictor(cfg, model, MetadataCatalog.get([*cfg.DATASETS.TEST, "exports"][0]))
 
 
 def export(predictor: KNetPredictor, args: argparse.Namespace, name: str) -> Artefact:
@@ -157,9 +158,8 @@ def compare_files(predictor: KNetPredictor, args: argparse.Namespace) -> list[di
     records = Records(predictor, Choices(), pictures=args.pictures, data=args.data)
     record = next(iter(records.few()))
     if args.size:
-        pixels = np.random.default_rng(0).integers(0, 256, (3, *args.size), dtype=np.uint8)
-        record = {"image": torch.from_numpy(pixels), "height": args.size[0],
-                  "width": args.size[1]}  # fmt: skip
+        pixels = (255 * smooth_noise(3, args.size, 12)).to(torch.uint8)
+        record = {"image": pixels, "height": args.size[0], "width": args.size[1]}
         record["feed"] = record["image"]
     if args.output_size:
         record["height"], record["width"] = args.output_size
@@ -174,18 +174,21 @@ def compare_files(predictor: KNetPredictor, args: argparse.Namespace) -> list[di
              "MB": weights / 1e6}]  # fmt: skip
     with torch.no_grad():
         expected = predictor.model([record])[0]
-    for name, artefact in artefacts.items():
-        ratios = [own / torchs for own, torchs in zip(seconds[name], seconds["PyTorch"])]
-        found = differences(artefact(feeds_of(artefact.info, record)), expected)
-        rows.append({
-            "": name, "ms": 1000 * statistics.median(seconds[name]),
-            "ratio": statistics.median(ratios), "MB": artefact.size / 1e6,
-            **{measure.name: value for measure, value in found},
-        })  # fmt: skip
     if args.data:
         rows[0] |= score(predictor, args, records, lambda r: predictor.model([r])[0])
-        for row, artefact in zip(rows[1:], artefacts.values()):
+    for name in (PLAIN, *artefacts):
+        ratios = [own / torchs for own, torchs in zip(seconds[name], seconds["PyTorch"])]
+        row: dict[str, Any] = {"": name, "ms": 1000 * statistics.median(seconds[name]),
+                               "ratio": statistics.median(ratios)}  # fmt: skip
+        rows.append(row)
+        if name == PLAIN:
+            continue
+        artefact = artefacts[name]
+        row["MB"] = artefact.size / 1e6
+        if args.data:
             row |= score(predictor, args, records, results_of(artefact))
+        found = differences(artefact(feeds_of(artefact.info, record)), expected)
+        row |= {measure.name: value for measure, value in found}
     show(rows)
     if args.profile:
         profile(artefacts, record)
@@ -209,7 +212,12 @@ def time_in_turns(
     rounds: int,
 ) -> dict[str, list[float]]:
     """Seconds of each, by round; the first round is not counted."""
-    works: dict[str, Callable[[], Any]] = {"PyTorch": lambda: predictor.model([record])}
+    plain = build_model(predictor.cfg).eval()
+    plain.load_state_dict(predictor.model.state_dict())
+    works: dict[str, Callable[[], Any]] = {
+        "PyTorch": lambda: predictor.model([record]),
+        PLAIN: lambda: plain([record]),
+    }
     for name, artefact in artefacts.items():
         feeds = feeds_of(artefact.info, record)
         works[name] = lambda artefact=artefact, feeds=feeds: artefact(feeds)

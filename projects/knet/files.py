@@ -83,10 +83,7 @@ def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     fresh.mkdir(parents=True)
     try:
         yield fresh
-        for folder, _, files in os.walk(fresh, topdown=False):
-            for file in files:
-                _flush(Path(folder, file))
-            _flush_folder(Path(folder))
+        _flush_below(fresh)
         with contextlib.suppress(FileNotFoundError):
             os.replace(target, old)
         os.replace(fresh, target)
@@ -219,6 +216,13 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _flush_below(folder: Path) -> None:
+    with os.scandir(folder) as entries:  # of millions, one at a time
+        for entry in entries:
+            (_flush_below if entry.is_dir() else _flush)(Path(entry.path))
+    _flush_folder(folder)
 
 
 def _flush_folder(path: Path) -> None:

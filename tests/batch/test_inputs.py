@@ -143,14 +143,15 @@ def test_what_comes_twice_is_taken_once(tmp_path):
     for name in ("a.jpg", "b.jpg"):
         (tmp_path / name).touch()
     tar = write_tar(tmp_path / "s.tar", [("x/a.jpg", b"1"), ("y/a.png", b"2"), ("z/b", b"3")])
+    (tmp_path / "list.txt").write_text("./a.jpg\nx/../a.jpg\n")
     said, table = [], tmp_path / "t.parquet"
-    inputs = [str(tmp_path / "b.jpg"), str(tmp_path), str(tar)]
+    inputs = [str(tmp_path / name) for name in ("b.jpg", ".", "s.tar", "list.txt")]
     write_inputs(table, find_inputs(inputs), shard_size=2, about={}, say=said.append)
     parts = [read_inputs(table, k).to_pylist() for k in range(2)]
     names = ["b.jpg", "a.jpg", "x/a.jpg", "y/a.png"]
     assert [row["file_name"] for part in parts for row in part] == names
     assert [row["image_id"] for part in parts for row in part] == image_ids(names)
-    assert said == ["named once more and left out: 3 pictures"]
+    assert said == ["named once more and left out: 5 pictures"]
     with pytest.raises(UserError, match=rf"{tmp_path}/a.jpg and {tar}/x/a.jpg would have one name"):
         require_unique_stems(table)
     other = tmp_path / "u.parquet"

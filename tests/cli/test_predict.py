@@ -123,6 +123,7 @@ def test_pictures_of_a_data_set_beside_their_truth(run, tmp_path, capsys):
         ([], "name pictures or a video, --webcam, --dataset or --input, one of them"),
         (["a.png", "--engine", "ray"], "--engine goes with --input"),
         (["a.png", "--retry-errors"], "--retry-errors goes with --input"),
+        (["a.png", "--gpus-per-worker", "0"], "--gpus-per-worker goes with --input"),
         (["a.png", "--overlap", "9"], "--overlap goes with --tiles"),
         (["a.mp4", "--tiles", "64"], "--tiles are of pictures, not of videos"),
         (["a.png", "--tiles", "64", "--results", "x"], "with --tiles all results go to --output"),

@@ -13,6 +13,8 @@ from knet.export.check import TOLERANCES, check
 from knet.export.make import PRECISIONS, Choices
 from knet.export.records import Records
 
+from .models import small_cfg, small_predictor
+
 pytestmark = pytest.mark.export
 
 
@@ -31,15 +33,14 @@ def reference(panoptic):
     return results
 
 
-@pytest.mark.parametrize("form", ["onnx", "torch_export"])
-def test_a_good_file(form, panoptic, records, reference):
-    artefact = Artefact(panoptic.onnx if form == "onnx" else panoptic.program, form)
+def test_a_good_file(panoptic, records, reference):
+    artefact = Artefact(panoptic.onnx, "onnx")
     report = check(panoptic.predictor, artefact, records, reference=reference)
     assert report.failed == [] and len(records) == 3
     table = report.table()
     for measure in TOLERANCES["float32"]:
         assert (measure.name in table) == (measure is not compare.LOGITS)
-    size = (panoptic.onnx if form == "onnx" else panoptic.program).stat().st_size / 1e6
+    size = panoptic.onnx.stat().st_size / 1e6
     assert f" {size:.1f}" in table.splitlines()[-1] and "beyond" not in table
 
 
@@ -86,9 +87,9 @@ def test_tolerances_widen_with_fewer_bits():
             assert (limit < TOLERANCES[before][measure]) == measure.least
 
 
-def test_pixels_are_fed_in_the_graphs_order(export_once, pictures):
-    exported = export_once("instance")  # of BGR
-    records = Records(exported.predictor, Choices(), pictures=[str(pictures)], data="")
+def test_pixels_are_fed_in_the_graphs_order(pictures):
+    predictor = small_predictor(small_cfg("instance"), "instance")  # of BGR
+    records = Records(predictor, Choices(), pictures=[str(pictures)], data="")
     record = next(records.few())
     info = {"input": {"name": "image", "dtype": "float32"}, "results": ["raw"]}
     fed = feeds_of(info, record)

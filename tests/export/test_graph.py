@@ -100,7 +100,7 @@ def test_onnx_equals_pytorch_on_photographs(exported, name):
 _OPERATORS = {
     *("Add", "And", "ArgMax", "AveragePool", "Cast", "Ceil", "Clip", "Concat", "ConstantOfShape"),
     *("Conv", "Cos", "CumSum", "Div", "Equal", "Exp", "Expand", "EyeLike", "Floor", "Gather"),
-    *("GatherND", "Gemm", "Greater", "GreaterOrEqual", "InstanceNormalization"),
+    *("GatherElements", "GatherND", "Gemm", "Greater", "GreaterOrEqual", "InstanceNormalization"),
     *("LayerNormalization", "Less", "LessOrEqual", "LogSoftmax", "MatMul", "Max", "MaxPool", "Min"),
     *("Mod", "Mul", "Neg", "NonZero", "Not", "Or", "Pad", "Pow", "Range", "Reciprocal"),
     *(
@@ -222,7 +222,13 @@ def test_raw_logits_of_all_options_together(tmp_path):
     program = trace(graph, example_size=(61, 83), dynamic=("batch", "height", "width"))
     assert output_names(program) == ["mask_logits", "class_logits"]
     save_onnx(program, tmp_path / "all.onnx", {})
-    weights = onnx.load(tmp_path / "all.onnx").graph.initializer
+    raw = onnx.load(tmp_path / "all.onnx").graph
+    weights = raw.initializer
+    # for TensorRT: usual operators, and no float64
+    assert {node.op_type for node in raw.node} <= _OPERATORS
+    casts = {node.attribute[0].i for node in raw.node if node.op_type == "Cast"}
+    kinds = casts | {weight.data_type for weight in weights}
+    assert onnx.TensorProto.DOUBLE not in kinds and onnx.TensorProto.FLOAT in kinds
     assert weights and not any("training_kernels" in weight.name for weight in weights)
     session = onnxruntime.InferenceSession(tmp_path / "all.onnx")
     for seed, (size, _) in enumerate(SIZES):

@@ -7,8 +7,10 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from knet.export import openvino_file
+from knet.export.onnx_file import save_onnx
 from knet.export.openvino_file import require_openvino, save_openvino
 from knet_run.runtimes import open_runtime
 
@@ -38,6 +40,27 @@ def test_they_are_equal_at_three_sizes(panoptic, tmp_path):
             assert found[name].shape == values.shape and found[name].dtype == values.dtype
             same = np.isclose(found[name].astype(float), values.astype(float), atol=1e-4)
             assert same.mean() >= 0.999, name
+
+
+class BothWays(torch.nn.Module):
+    """A square weight that is used as it is and turned, as that of a round's features is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.arange(64.0).reshape(8, 8))
+
+    def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"turned": image @ self.weight.T, "plain": image @ self.weight}
+
+
+def test_a_weight_that_is_used_both_ways(tmp_path):
+    pytest.importorskip("openvino")
+    image = torch.rand(3, 8)
+    save_onnx(torch.export.export(BothWays(), (), {"image": image}), tmp_path / "m.onnx", {})
+    save_openvino(tmp_path / "m.onnx", tmp_path / "m.xml", {})
+    found = open_runtime(str(tmp_path / "m.xml")).run({"image": image.numpy()})
+    for name, expected in BothWays()(image).items():
+        torch.testing.assert_close(torch.from_numpy(found[name]), expected)
 
 
 def test_what_is_missing_is_named(monkeypatch):

@@ -105,7 +105,7 @@ def find_inputs(
                 paths = _lines(file)
             elif suffix == ".parquet":
                 paths = _column(file)
-            for path in paths:
+            for path in map(os.path.abspath, paths):
                 yield from _members(path, say) if _is_tar(path) else [_file(path)]
 
 

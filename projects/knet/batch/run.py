@@ -173,10 +173,7 @@ def predict_batch(
         OSError, ValueError, RuntimeError: as `BatchPredictor.row`; likewise.
         ImportError: ray is asked for and missing.
     """
-    for flag, value in (
-        ("--shard-size", shard_size),
-        ("--workers", workers),
-    ):
+    for flag, value in (("--shard-size", shard_size), ("--workers", workers)):
         if value is not None and not 1 <= value <= _MOST:
             raise UserError(f"{flag} {value}: it is 1 to {_MOST:,}")
     if engine == "ray":

@@ -12,8 +12,8 @@ any size, and results are files. --dataset draws photo, ground truth and predict
 --input is for any number of pictures: it draws nothing, and writes Parquet shards; the same call
 goes on where it stopped.
 
-The exit status is 1 if a picture could not be read, 2 if what was asked for cannot be done or
-written, 130 after Ctrl-C; what was finished until then is kept.
+The exit status is 1 if a picture or a frame could not be read, 2 if what was asked for cannot be
+done or written, 130 after Ctrl-C; what was finished until then is kept.
 """
 
 from __future__ import annotations
@@ -179,7 +179,8 @@ def run(args: argparse.Namespace) -> int:
         return _predict_batch(args)
     batch_flags = ("engine", "workers", "gpus_per_worker", "shard_size", "retry_errors")
     for name in batch_flags:
-        if getattr(args, name) not in (None, False):
+        value = getattr(args, name)
+        if value is not None and value is not False:  # 0 is neither
             raise UserError(f"--{name.replace('_', '-')} goes with --input")
     if args.dataset:
         return _draw_dataset(args)

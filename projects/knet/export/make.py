@@ -134,7 +134,8 @@ def export_model(
     records = Records(predictor, choices, pictures=pictures, data=data)
     if choices.precision == "int8":
         records.require_given()
-    cfg, model = predictor.cfg, predictor.model
+    cfg = predictor.cfg
+    model: Any = predictor.model
     progress(
         f"tracing with {choices.size[0]} x {choices.size[1]} pixels, "
         f"for any {', '.join(choices.dynamic) or 'picture of this size'}"
@@ -159,7 +160,7 @@ def export_model(
     metadata = describe(
         cfg,
         predictor.metadata,
-        size_divisibility=int(getattr(model, "size_divisibility", 1)),
+        size_divisibility=model.size_divisibility,
         raw=choices.raw,
         precision=choices.precision,
         input_dtype=choices.input_dtype,
@@ -210,7 +211,8 @@ def _write(
     feeds = [feeds_of(metadata, record) for record in records.many()] if int8 else []
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.stem}.") as folder:
         plain = Path(folder, "float32.onnx")
-        save_onnx(program, plain, metadata, before=resize, progress=progress)
+        progress("translating to ONNX")
+        save_onnx(program, plain, metadata, before=resize)
         if choices.form == "openvino":
             save_openvino(plain, out, metadata, half=half, calibration=feeds, progress=progress)
             return
@@ -224,10 +226,12 @@ def _reference(
 ) -> Callable[[Any], Any]:
     """The model's results of a record; of raw logits those of the graph, before it was traced."""
 
+    info = {"input": {"name": "image", "dtype": choices.input_dtype}, "results": ["raw"]}
+
     def logits(record: dict[str, Any]) -> Any:
         with torch.no_grad():
-            return graph(torch.from_numpy(feeds_of({"input": {"name": "image", "dtype":
-                choices.input_dtype}, "results": ["raw"]}, record)["image"]))  # fmt: skip
+            image = torch.from_numpy(feeds_of(info, record)["image"])
+            return graph(image.to(graph.pixel_mean.device))
 
     def results(record: dict[str, Any]) -> Any:
         with torch.no_grad():

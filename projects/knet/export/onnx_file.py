@@ -68,6 +68,7 @@ def save_onnx(
     exported = _translated(program, half=half)
     if half:
         _store_float16(exported.model)
+    _fold_transposes(exported.model)
     if before is not None:
         exported.model = _joined(_translated(before).model, exported.model)
     model = exported.model
@@ -139,6 +140,40 @@ def _stable_sort(
     return op.TopK(self, op.Shape(self), axis=dim, largest=int(descending), sorted=1)
 
 
+def _fold_transposes(model: Any) -> None:
+    """Weights that are used turned are stored turned.
+
+    OpenVINO's CPU plug-in (2026.4) takes one for the other where a square weight is used both ways.
+    """
+    import onnx_ir as ir
+
+    graph = model.graph
+    for node in list(graph):
+        weight = node.inputs[0] if node.op_type == "Transpose" else None
+        if weight is None or weight.name not in graph.initializers:
+            continue
+        axes = node.attributes.get("perm")
+        values = weight.const_value.numpy()
+        turned = values.transpose(axes.as_ints() if axes is not None else None).copy()
+        name = f"{weight.name}_turned_{node.outputs[0].name}"
+        twin = ir.Value(
+            name=name,
+            const_value=ir.tensor(turned, name=name),
+            type=weight.type,
+            shape=ir.Shape(turned.shape),
+        )
+        graph.register_initializer(twin)
+        ir.convenience.replace_all_uses_with(node.outputs[0], twin)
+        graph.remove(node, safe=True)
+    _remove_unused(graph)
+
+
+def _remove_unused(graph: Any) -> None:
+    for value in list(graph.initializers.values()):
+        if not value.uses():
+            del graph.initializers[value.name]
+
+
 def _store_float16(model: Any) -> None:
     """Weights that the graph uses as float16 are stored as such."""
     import onnx_ir as ir
@@ -155,9 +190,7 @@ def _store_float16(model: Any) -> None:
             for i, value in enumerate(node.inputs):
                 if value is not None and _is_float32_weight(graph, value):
                     node.replace_input_with(i, _float16(graph, value))
-    for value in list(graph.initializers.values()):
-        if not value.uses():
-            del graph.initializers[value.name]
+    _remove_unused(graph)
 
 
 def _is_float32_weight(graph: Any, value: Any) -> bool:

@@ -87,6 +87,7 @@ def join(resize: Any, graph: Any) -> Any:
     import onnx
 
     resize = onnx.compose.add_prefix(resize, "resize_", rename_inputs=False, rename_outputs=False)
+    del resize.metadata_props[:], graph.metadata_props[:]
     version = max(resize.ir_version, graph.ir_version)
     resize.ir_version = graph.ir_version = version
     pairs = [("image", "image"), ("output_size", "output_size")]

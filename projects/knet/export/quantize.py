@@ -25,8 +25,6 @@ __all__ = ["integer_layers", "quantize_onnx", "quantize_openvino"]
 INTEGER = ("backbone", "heads.neck")
 _PRODUCTS = ("MatMul", "Gemm")
 _BETWEEN = ("Add", "Relu", "MaxPool")
-# of OpenVINO, those that NNCF would quantise
-_KINDS = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul")
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 Feeds = Mapping[str, np.ndarray]
@@ -135,9 +133,11 @@ def quantize_openvino(
     import nncf
 
     nncf.set_log_level(logging.ERROR)
-    chosen, _ = integer_layers(source)
-    keep = [op.get_friendly_name() for op in model.get_ops() if op.get_type_name() in _KINDS]
-    ignored = nncf.IgnoredScope(names=sorted(set(keep) - set(chosen)), validate=False)
+    chosen, between = integer_layers(source)
+    # a sum or a product in the rounds would become integers, too
+    wanted = {name for node in (*chosen, *between) for name in (node, f"{node}/WithoutBiases")}
+    names = {op.get_friendly_name() for op in model.get_ops()}
+    ignored = nncf.IgnoredScope(names=sorted(names - wanted), validate=False)
     quantized = nncf.quantize(
         model,
         nncf.Dataset(list(feeds), dict),

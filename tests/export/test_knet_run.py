@@ -26,7 +26,6 @@ from knet_run.model import Model, _read_metadata
 from knet_run.results import Writer, encode_rle
 
 from ..data.breaking import deep_colours
-from ..export.conftest import *  # noqa: F403
 
 _PLACE = Path(knet_run.__file__).parents[1]
 
@@ -401,3 +400,27 @@ def test_a_grey_model_is_fed_grey_pixels(panoptic):
     expected = np.asarray(Image.fromarray(pixels).convert("L"))[None, None]
     assert model.runtime.fed.dtype == np.uint8
     np.testing.assert_array_equal(model.runtime.fed, expected)
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_tiles_of_an_exported_model_are_those_of_the_model(panoptic, pictures, tmp_path, capsys):
+    rasterio = pytest.importorskip("rasterio", reason="no rasterio: pip install -e '.[tiles]'")
+    from knet.predict.tiles import predict_tiles
+
+    (pictures / "004.tif").write_bytes(b"no picture")
+    words = ["--input", str(pictures), "--output", str(tmp_path / "out"), "--tiles", "64"]
+    assert command.main([str(panoptic.onnx), *words, "--overlap", "16"]) == 1
+    said = capsys.readouterr()
+    assert said.out.splitlines()[-1] == f"results of 3 pictures in {tmp_path / 'out'}"
+    assert f"knet run: error: {pictures / '004.tif'} cannot be read as a TIFF" in said.err
+    options = {"tile": 64, "overlap": 16, "output": str(tmp_path / "expected")}
+    done = predict_tiles(panoptic.predictor, [str(pictures)], say=lambda text: None, **options)
+    assert len(done.files) == 3
+    for labels in done.files.values():
+        found = []
+        for folder in ("out", "expected"):
+            with rasterio.open(tmp_path / folder / labels.name) as file:
+                found.append(file.read(1))
+        assert (found[0] == found[1]).mean() >= 0.999 and found[0].max() > 1
+    assert command.main([str(panoptic.onnx), *words, "--overlap", "40"]) == 2
+    assert "knet run: error: --overlap 40: neighbours share" in capsys.readouterr().err

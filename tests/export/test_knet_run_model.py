@@ -13,8 +13,7 @@ from knet.export.onnx_file import save_onnx, write_onnx
 from knet.export.picture_graph import PictureResize, join, trace_resize
 from knet_run.model import Model
 
-from ..export.conftest import *  # noqa: F403
-from ..export.models import scene
+from .models import scene
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

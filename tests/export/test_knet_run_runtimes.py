@@ -8,8 +8,6 @@ import pytest
 
 from knet_run.runtimes import open_runtime
 
-from ..export.conftest import *  # noqa: F403
-
 
 @pytest.mark.parametrize(("name", "package"), [("m.onnx", "onnxruntime"), ("m.xml", "openvino")])
 def test_a_runtime_that_is_not_installed(name, package, tmp_path, monkeypatch):
