@@ -337,7 +337,7 @@ def profile(artefacts: Mapping[str, Artefact], record: Mapping[str, Any]) -> Non
             session = onnxruntime.InferenceSession(str(artefact.path), options)
             session.run(None, dict(feeds))
             trace = Path(session.end_profiling())
-            for event in json.loads(trace.read_text()):
+            for event in json.loads(trace.read_bytes()):
                 if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
                     times[event["args"]["op_name"]] += event["dur"]
             trace.unlink()

@@ -170,7 +170,7 @@ def test_configs_and_the_command_are_in_the_wheel(tmp_path, monkeypatch):
     source.mkdir()
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"):
         shutil.copy(ROOT / name, source)
-    for name in ("configs", "projects"):
+    for name in ("configs", "datasets/coco_photos", "datasets/nuclei", "projects"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("*.egg-info"))
     subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation",
