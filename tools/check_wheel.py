@@ -72,6 +72,14 @@ EXTRAS = {
     "timm": (["python", "-c", TIMM], "[timm]"),
     "hub": (["knet", "predict", "photo.jpg", "--model", "nobody/nothing"], "huggingface_hub"),
     "export": (["knet", "export", "--model", "model", "--output", "model.onnx"], "[export]"),
+    "openvino": (
+        ["knet", "export", "--model", "model", "--format", "openvino", "--output", "model.xml"],
+        "[openvino]",
+    ),
+    "tiles": (
+        ["knet", "predict", "photo.jpg", "--model", "model", "--tiles", "256", "--output", "tiles"],
+        "[tiles]",
+    ),
     "parquet": (PARQUET, "[parquet]"),
     "ray": ([*PARQUET, "--engine", "ray", "--workers", "1"], "[ray]"),
     "app": (["python", "-c", SERVE], "[app]"),
