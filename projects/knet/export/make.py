@@ -77,10 +77,10 @@ class Choices:
         if cfg.TEST.AUG.ENABLED:
             raise UserError("test-time augmentation is no part of a graph: set TEST.AUG.ENABLED "
                             "False")  # fmt: skip
+        if self.form == "openvino":  # first: its extra has ONNX, too
+            require_openvino(int8=self.precision == "int8")
         if self.form in _OF_ONNX:
             require_onnx()
-        if self.form == "openvino":
-            require_openvino(int8=self.precision == "int8")
         if self.form == "aot_inductor":
             require_compiler()
 

@@ -20,7 +20,8 @@ except ModuleNotFoundError as error:
     if error.name != "pyarrow":
         raise
     raise ImportError(
-        "results as Parquet need pyarrow: run `pip install -e .[parquet]` in the repository root",
+        "results as Parquet need pyarrow: run `pip install -e .[parquet]` in the repository root, "
+        "or .[ray] for --engine ray",
         name=error.name,
     ) from error
 
