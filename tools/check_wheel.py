@@ -58,7 +58,7 @@ from knet.zoo import config_path
 sys.exit(run("benchmark", [
     "--config-file", str(config_path("shapes/panoptic.yaml")), "--repeats", "1", "MODEL.DEVICE",
     "cpu", "MODEL.TIMM.PRETRAINED", "False",
-    "MODEL.BACKBONE.NAME", "build_timm_fpn_backbone", "MODEL.TIMM.NAME", "resnet10t",
+    "MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.NAME", "resnet10t",
 ]))
 """
 SERVE = """
