@@ -87,8 +87,8 @@ setup(
         "openvino": [
             "onnx>=1.17",
             "onnxscript>=0.5",
-            "openvino>=2025.0; python_version >= '3.10'",
-            "nncf>=2.15; python_version >= '3.10'",
+            "openvino>=2025.0",
+            "nncf>=2.15",
         ],
         # For pictures of any size, `knet predict --tiles`.
         "tiles": ["rasterio>=1.3"],
@@ -116,8 +116,8 @@ setup(
             "onnx>=1.17",
             "onnxruntime>=1.20",
             "onnxscript>=0.5",
-            "openvino>=2025.0; python_version >= '3.10'",
-            "nncf>=2.15; python_version >= '3.10'",
+            "openvino>=2025.0",
+            "nncf>=2.15",
             "pyarrow>=15",
             "rasterio>=1.3",
             "ray[data,train]>=2.51",

@@ -17,7 +17,8 @@ from PIL import Image
 from knet.evaluation.panoptic_quality import id2rgb
 from knet.predict.sheets import write_sheets
 from knet.predictor import KNetPredictor
-from knet.visualization import DRAWN_SCORE, TASKS, draw_objects, draw_result, draw_sheet
+from knet.side_by_side import draw_sheet
+from knet.visualization import DRAWN_SCORE, TASKS, draw_objects, draw_result
 
 RED, BLUE = (250, 20, 20), (20, 20, 250)
 CLASSES = {

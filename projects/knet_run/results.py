@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from knet_run.model import OUTPUTS, Model
+from knet_run.rle import encode_rle
 
 _ALPHA = 0.55
 
@@ -113,26 +114,6 @@ def _rows(results: dict[str, np.ndarray], result: str) -> Iterator[Any]:
     """What the model says of each segment or instance, in the order of `OUTPUTS`."""
     names = [name for name in OUTPUTS[result] if name != "panoptic_ids"]
     return zip(*(results[name] for name in names))
-
-
-def encode_rle(mask: np.ndarray) -> dict[str, Any]:
-    """COCO's compressed run lengths of a boolean mask (H, W)."""
-    flat = np.concatenate([[False], mask.ravel(order="F"), [False]])
-    changes = np.flatnonzero(flat[1:] != flat[:-1])
-    counts = np.diff(np.concatenate([[0], changes, [mask.size]])).tolist()
-    if len(counts) > 1 and counts[-1] == 0:
-        counts.pop()  # the mask ends with its last run of ones
-    # every count from the third on is stored as its difference to the one before the last
-    text = []
-    for i, count in enumerate(counts):
-        value = count - counts[i - 2] if i > 2 else count
-        while True:
-            bits, value = value & 31, value >> 5
-            more = value != (-1 if bits & 16 else 0)
-            text.append(chr(bits + 32 * more + 48))
-            if not more:
-                break
-    return {"size": list(mask.shape), "counts": "".join(text)}
 
 
 def _box(mask: np.ndarray) -> list[int]:

@@ -79,6 +79,14 @@ def test_a_data_set_of_ones_own_may_be_called_as_a_built_in_one(data_root):
     assert len(DatasetCatalog.get("photos_val")) == 3
 
 
+def test_built_in_data_that_are_not_named_are_not_drawn(data_root):
+    cfg = make_cfg(data_root, SEMANTIC)
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("shapes_train",), ("photos_val",)
+    register_data_sets(cfg, cfg.DATASETS.TEST)
+    assert {"photos_val", "own_semantic"} <= set(DatasetCatalog.list())
+    assert "shapes_train" not in DatasetCatalog.list()
+
+
 def test_each_format(data_root):
     cfg = make_cfg(data_root, PANOPTIC, INSTANCES, SEMANTIC)
     cfg.freeze()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+
 import pytest
 import torch
 from torch._inductor import cpp_builder
@@ -20,10 +23,10 @@ class Sums(torch.nn.Module):
 
 
 def test_a_compiled_graph_and_its_metadata(tmp_path):
-    try:
-        require_compiler()
-    except ValueError:
+    compilers = os.environ.get("CXX") or "g++", "clang++"
+    if not any(map(shutil.which, compilers)):
         pytest.skip("no C++ compiler")
+    require_compiler()
     dims = {0: torch.export.Dim.AUTO}
     program = torch.export.export(
         Sums(), (), {"image": torch.ones(5, 3)}, dynamic_shapes={"image": dims}

@@ -23,7 +23,8 @@ import knet_run
 from knet.results.coco_files import image_ids
 from knet_run import __main__ as command
 from knet_run.model import Model, _read_metadata
-from knet_run.results import Writer, encode_rle
+from knet_run.results import Writer
+from knet_run.rle import encode_rle
 
 from ..data.breaking import deep_colours
 

@@ -197,17 +197,17 @@ def register_builtin(names: Iterable[str]) -> None:
             )
 
 
-def register_data_sets(cfg: CfgNode, further: Iterable[str] = ()) -> None:
-    """Register all that a config names: its own data sets, then those that come with the project.
+def register_data_sets(cfg: CfgNode, names: Iterable[str] | None = None) -> None:
+    """Register a config's own data sets, then those of these names that come with the project.
 
     Args:
         cfg: its DATASETS.
-        further: names of built-in data sets beside those of TRAIN and TEST.
+        names: by default those of TRAIN and TEST. What is not named is not drawn.
 
     Raises: as `register_custom` and `register_builtin`.
     """
     register_custom(cfg)  # first: one's own may be called as a built-in one
-    register_builtin([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST, *further])
+    register_builtin([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST] if names is None else names)
     keep_records(cfg)
 
 

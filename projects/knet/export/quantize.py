@@ -8,6 +8,7 @@ kernels give, and all after them. docs/DEPLOY.md has what each part costs.
 from __future__ import annotations
 
 import ast
+import contextlib
 import logging
 import os
 import tempfile
@@ -97,8 +98,7 @@ def quantize_onnx(
     )
 
     convolutions, between = integer_layers(source, integer=integer, keep=keep, products=products)
-    logging.getLogger().addFilter(_no_advice)  # it logs there that a model could be prepared
-    with tempfile.TemporaryDirectory(dir=Path(source).parent) as folder:
+    with _no_advice(), tempfile.TemporaryDirectory(dir=Path(source).parent) as folder:
         written = Path(folder, "int8.onnx")
         quantize_static(
             Path(source),
@@ -158,8 +158,18 @@ class _Reader:
         return next(self._feeds, None)
 
 
-def _no_advice(record: logging.LogRecord) -> bool:
-    return "pre-processing before quantization" not in record.getMessage()
+@contextlib.contextmanager
+def _no_advice() -> Iterator[None]:
+    """Within, onnxruntime does not tell the root logger that a model could be prepared."""
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return "pre-processing before quantization" not in record.getMessage()
+
+    logging.getLogger().addFilter(wanted)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeFilter(wanted)
 
 
 def _module(node: Any) -> str:

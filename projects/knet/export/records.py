@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.data import DatasetCatalog
 
-from knet.data.custom import register_builtin, register_custom, require_registered
+from knet.data.custom import register_data_sets, require_registered
 from knet.data.images import FORMATS, read_picture
 from knet.data.shapes.scene import draw_scene
 from knet.errors import UserError
@@ -52,8 +52,7 @@ class Records:
         names = list(map(str, found.pictures))
         self.described = f"{min(len(names), _FEW)} pictures"
         if data:
-            register_builtin([data])
-            register_custom(predictor.cfg)
+            register_data_sets(predictor.cfg, [data])
             require_registered(data)
             if not names:
                 names = [record["file_name"] for record in DatasetCatalog.get(data)]

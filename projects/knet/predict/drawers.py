@@ -115,6 +115,7 @@ class FollowingDrawer(Drawer):
 
 
 def possible_task(predictor: KNetPredictor, task: str) -> str:
+    """The task, which the model gives; UserError if it does not."""
     if not predictor.cfg.MODEL.KNET.TEST[f"{task.upper()}_ON"]:
         raise UserError(f"the config turns MODEL.KNET.TEST.{task.upper()}_ON off")
     if task == "semantic" and not predictor.metadata.get("stuff_classes"):

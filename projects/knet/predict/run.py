@@ -120,7 +120,7 @@ def predict_pictures(
         window = None
         if not output and not results:
             window = stack.enter_context(Window(_TITLE))
-        drawer = Drawer(_loaded(model), task, score_threshold)
+        drawer = Drawer(loaded(model), task, score_threshold)
         limit = drawer.predictor.cfg.INPUT.MAX_PIXELS
         files = stack.enter_context(drawer.result_files(results)) if results else None
         hidden = window is not None or len(pictures) == 1
@@ -191,7 +191,7 @@ def predict_video(
             writable_folder(results, "--results")
         if not output and not results:
             window = stack.enter_context(Window(_TITLE))
-        predictor = _loaded(model)
+        predictor = loaded(model)
         if follow:
             drawer: Drawer = FollowingDrawer(
                 predictor, task, score_threshold, carry_kernels=carry_kernels
@@ -238,7 +238,8 @@ def predict_video(
     return done
 
 
-def _loaded(model: Model) -> KNetPredictor:
+def loaded(model: Model) -> KNetPredictor:
+    """The model, made now if what makes it is given."""
     return model if isinstance(model, KNetPredictor) else model()
 
 

@@ -10,7 +10,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from knet.data.images import read_picture, save_image
 from knet.predictor import KNetPredictor
-from knet.visualization import DRAWN_SCORE, draw_sheet
+from knet.side_by_side import draw_sheet
+from knet.visualization import DRAWN_SCORE
 
 
 def write_sheets(

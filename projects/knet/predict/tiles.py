@@ -15,7 +15,7 @@ from knet.data.images import MAX_PIXELS, read_picture
 from knet.errors import UserError
 from knet.predict.drawers import possible_task, richest_task
 from knet.predict.files import find_pictures, require_unique_stems, writable_folder
-from knet.predict.run import Model, Predicted, tell
+from knet.predict.run import Model, Predicted, loaded, tell
 from knet.predictor import KNetPredictor
 from knet.results.coco_files import image_ids
 from knet.visualization import DRAWN_SCORE, TASKS, with_colors
@@ -70,7 +70,7 @@ def predict_tiles(
 
     def segmenter() -> Segmenter:
         nonlocal limit
-        predictor = model if isinstance(model, KNetPredictor) else model()
+        predictor = loaded(model)
         limit = predictor.cfg.INPUT.MAX_PIXELS
         return segmenter_of(predictor, task, score_threshold)
 

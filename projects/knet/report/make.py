@@ -77,7 +77,7 @@ def make_report(
     name = dataset or next(iter(cfg.DATASETS.TEST), None)
     if name is None:
         raise UserError("the config names no test data set: name one with --dataset")
-    register_data_sets(cfg, [name])
+    register_data_sets(cfg, [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST, name])
     require_registered(name)
     records = DatasetCatalog.get(name)
     if not records:

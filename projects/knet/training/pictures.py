@@ -15,7 +15,8 @@ from torch import nn
 
 from knet.data.mapper import KNetDatasetMapper
 from knet.report.collect import has_truth
-from knet.visualization import TASKS, draw_sheet
+from knet.side_by_side import draw_sheet
+from knet.visualization import TASKS
 
 __all__ = ["ValidationPictures"]
 

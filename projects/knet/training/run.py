@@ -234,7 +234,7 @@ def _scored(cfg: CfgNode, datasets: Sequence[str]) -> CfgNode:
     cfg.DATASETS.TEST = tuple(datasets) or cfg.DATASETS.TEST
     if not cfg.DATASETS.TEST:
         raise UserError("the model's config names no data set: name one with --dataset")
-    register_data_sets(cfg)
+    register_data_sets(cfg, cfg.DATASETS.TEST)
     for name in cfg.DATASETS.TEST:
         require_registered(name)
     return cfg

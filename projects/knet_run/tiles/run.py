@@ -19,11 +19,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from knet_run.rle import compressed_counts
 from knet_run.tiles.grid import Grid
 from knet_run.tiles.join import Joined, Joiner
 from knet_run.tiles.overview import Overview
 from knet_run.tiles.raster import BLOCK, LabelWriter, Picture, open_labels
-from knet_run.tiles.runs import RunStore, bounding_box, compressed_counts
+from knet_run.tiles.runs import RunStore, bounding_box
 from knet_run.tiles.segments import Segmenter
 
 # tiles done, all tiles

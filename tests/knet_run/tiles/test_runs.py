@@ -2,8 +2,9 @@ import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 
+from knet_run.rle import compressed_counts
 from knet_run.tiles import runs
-from knet_run.tiles.runs import RunStore, bounding_box, compressed_counts
+from knet_run.tiles.runs import RunStore, bounding_box
 
 
 @pytest.mark.parametrize("loaded", [1, 10**6])
@@ -25,14 +26,3 @@ def test_runs_of_a_map_that_comes_in_columns_are_cocos(tmp_path, monkeypatch, lo
         assert counts == expected["counts"].decode()
         box = bounding_box(starts, lengths, height)
         assert box == mask_util.toBbox(expected).tolist()
-
-
-@pytest.mark.parametrize("size", [(1, 1), (3, 1), (1, 7), (1500, 1001)])
-def test_counts_of_any_length(size):
-    rng = np.random.default_rng(1)
-    for mask in (np.ones(size, bool), np.zeros(size, bool), rng.random(size) < 1e-3):
-        flat = np.concatenate([[False], mask.ravel(order="F"), [False]])
-        changes = np.flatnonzero(flat[1:] != flat[:-1])
-        starts, ends = changes[::2], changes[1::2]
-        expected = mask_util.encode(np.asfortranarray(mask, np.uint8))["counts"].decode()
-        assert compressed_counts(starts, ends - starts, mask.size) == expected

@@ -20,7 +20,7 @@ from knet.data.defects import DataError
 from knet.data.images import MAX_PIXELS, save_image
 from knet.data.progress import Progress
 from knet.errors import UserError
-from knet.visualization import draw_annotations
+from knet.side_by_side import draw_annotations
 
 __all__ = ["check_data"]
 
