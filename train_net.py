@@ -37,6 +37,7 @@ def command() -> None:
         num_machines=args.num_machines,
         machine_rank=args.machine_rank,
         dist_url=args.dist_url,
+        fork=True,
     )
 
 

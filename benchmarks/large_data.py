@@ -3,12 +3,12 @@
     python benchmarks/large_data.py --folder /tmp/large
 
 writes annotations of 120,000 pictures with 1,000,000 polygons once, then starts trainings' loaders:
-one process with one worker, and two with four each, with and without the records kept on disk
-(DATASETS.RECORDS_FOLDER). Each goes through some records; its mapper looks at every object
-and decodes no picture, so what is measured is the annotations. Memory is the sum of PSS over
-processes and workers: a page that several share counts once. `empty` is the same with a data set of
-100 pictures: what Python, PyTorch and the project take by themselves. `before` takes 5 GB a
-process: --records 30000 is a quarter.
+one process with one worker, and two with four each as `train_net.py` launches them, with and
+without the records kept on disk (DATASETS.RECORDS_FOLDER). Each goes through some records; its
+mapper looks at every object and decodes no picture, so what is measured is the annotations. Memory
+is the sum of PSS over launcher, processes and workers: a page that several share counts once.
+`empty` is the same with a data set of 100 pictures: what Python, PyTorch and the project take by
+themselves. `before` takes 5 GB a process: --records 30000 is a quarter.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import argparse
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -78,12 +79,19 @@ def look(record: dict) -> dict:
     return {"image_id": record["image_id"], "points": points}
 
 
-def load(folder: Path, kept: str, workers: int, samples: int) -> None:
-    """One process of a training: prints when it has its first batch, then goes on and waits."""
-    start = time.monotonic()
-    import torch
+def start(folder: Path, kept: str, processes: int, workers: int, samples: int) -> None:
+    """The launcher of a training."""
+    now = time.monotonic()
+    import knet.training.run  # noqa: F401  (all that a training imports)
+    from knet.training.launch import launch
 
-    torch.set_num_threads(1)
+    imports = time.monotonic() - now
+    work = (folder, kept, workers, samples, imports)
+    launch(load, processes, on_gpu=False, args=work, fork=True)
+
+
+def load(folder: Path, kept: str, workers: int, samples: int, imports: float) -> None:
+    """One process of a training: prints when it has its first batch, then goes on and waits."""
     from knet.config import get_cfg_from_file
     from knet.data import loader as module
     from knet.data import register_coco_instances
@@ -103,12 +111,12 @@ def load(folder: Path, kept: str, workers: int, samples: int) -> None:
     batches = iter(module.build_train_loader(cfg, look, seed=0, start_step=0))
     next(batches)
     now = time.monotonic()
-    times = {"imports": imported - start, "first batch": now - imported}
+    times = {"imports": imports, "first batch": now - imported}
     print(json.dumps({**times, "processor": time.process_time() - used}), flush=True)
     for _ in range(samples // 8):
         next(batches)
     print("done", flush=True)
-    sys.stdin.readline()
+    time.sleep(1e6)  # until it is ended
 
 
 def memory(process: int) -> int:
@@ -123,16 +131,16 @@ def memory(process: int) -> int:
 
 def measure(folder: Path, kept: str, processes: int, workers: int, samples: int) -> dict:
     """Start processes, let them go through samples, and add up what they hold."""
-    words = [__file__, "--folder", str(folder), "--load", str(workers), str(samples)]
-    command = [sys.executable, *words, "--kept", kept]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    started = [subprocess.Popen(command, **pipes) for _ in range(processes)]  # type: ignore
-    times = [json.loads(one.stdout.readline()) for one in started]  # type: ignore[union-attr]
-    for one in started:
-        assert one.stdout is not None and one.stdout.readline() == "done\n"
-    held = sum(memory(one.pid) for one in started)
-    for one in started:
-        one.communicate("\n")
+    numbers = [str(number) for number in (processes, workers, samples)]
+    command = [sys.executable, __file__, "--folder", str(folder), "--load", *numbers]
+    with subprocess.Popen(
+        [*command, "--kept", kept], stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as launcher:
+        assert launcher.stdout is not None
+        lines = [launcher.stdout.readline() for _ in range(2 * processes)]
+        held = memory(launcher.pid)
+        os.killpg(launcher.pid, signal.SIGKILL)
+    times = [json.loads(line) for line in lines if line != "done\n"]
     return {
         "processes": processes,
         "workers": workers,
@@ -152,11 +160,11 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=20_000, help="records of each process")
     parser.add_argument("--before-samples", type=int, default=2000, help="without the kept file")
     parser.add_argument("--runs", nargs="+", default=["empty", "after", "before"])
-    parser.add_argument("--load", nargs=2, type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--load", nargs=3, type=int, help=argparse.SUPPRESS)
     parser.add_argument("--kept", default="", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.load:
-        load(args.folder, args.kept, *args.load)
+        start(args.folder, args.kept, *args.load)
         return
     objects = OBJECTS * args.records // RECORDS
     small, large = args.folder / "small", args.folder / f"large-{args.records}"

@@ -5,7 +5,8 @@
 
 `quality` scores panoptic results of whole pictures and of the same pictures in two by two tiles.
 INPUT.MIN_SIZE_TEST at the end of the line is the size at which the network sees a picture or tile:
-0 shows it both at the picture's own scale, so that joining alone makes the difference.
+0 shows it both at the picture's own scale, so that joining alone makes the difference. Pictures
+that are larger than what the model was made for are shrunk by `--short-side` first.
 
 `memory` draws a TIFF with toy scenes, and a corner on the earth, runs `knet predict --tiles` on it
 and tells time and the most resident memory of that process.
@@ -24,6 +25,7 @@ from pathlib import Path
 import knet  # noqa: F401  (has to come before detectron2)
 
 # isort: split
+import cv2
 import numpy as np
 import rasterio
 import torch
@@ -35,7 +37,7 @@ from workload import table
 
 from knet.cli.model_arguments import add_model_arguments, load_predictor
 from knet.cli.parser import Parser
-from knet.data.custom import register_builtin
+from knet.data.custom import register_data_sets
 from knet.data.images import read_picture
 from knet.data.shapes.scene import draw_scene
 from knet.evaluation.panoptic import PanopticEvaluator
@@ -64,6 +66,7 @@ def main() -> None:
     add_model_arguments(parser)
     parser.add_argument("--dataset", default="shapes_val", help="quality: with panoptic truth")
     parser.add_argument("--overlaps", nargs="+", default=[0, 16, 32], help="quality: pixels")
+    parser.add_argument("--short-side", type=int, help="quality: shrinks pictures to these pixels")
     parser.add_argument("--side", type=int, default=20_000, help="memory: pixels")
     parser.add_argument("--tile", type=int, default=1024)
     parser.add_argument("--overlap", type=int, default=128)
@@ -79,7 +82,7 @@ def quality(args: argparse.Namespace) -> list[dict[str, object]]:
     predictor = load_predictor(args)
     segmenter = segmenter_of(predictor, "panoptic")
     labels = {(c.is_thing, c.id): c.label for c in predictor.categories}
-    register_builtin([args.dataset])
+    register_data_sets(predictor.cfg, [args.dataset])
     ways = {"whole": None, **{f"2x2, overlap {n}": n for n in map(int, args.overlaps)}}
     evaluators = {way: PanopticEvaluator(args.dataset) for way in ways}
     found = dict.fromkeys(ways, 0)
@@ -88,7 +91,8 @@ def quality(args: argparse.Namespace) -> list[dict[str, object]]:
     for record in tqdm(DatasetCatalog.get(args.dataset)):
         pixels = read_picture(record, image_format="RGB")
         for way, overlap in ways.items():
-            ids, kinds = _segments(pixels, segmenter, overlap)
+            ids, kinds = _segments(_shrunk(pixels, args.short_side), segmenter, overlap)
+            ids = cv2.resize(ids, pixels.shape[1::-1], interpolation=cv2.INTER_NEAREST_EXACT)
             segments = [
                 {"id": n, "isthing": kind.is_thing, "category_id": labels[kind.is_thing, kind.id]}
                 for n, kind in enumerate(kinds, start=1)
@@ -102,6 +106,13 @@ def quality(args: argparse.Namespace) -> list[dict[str, object]]:
         kept = {name: f"{scores[name]:.2f}" for name in ("PQ", "SQ", "RQ", "PQ_th", "PQ_st")}
         rows.append({"way": way, "segments": found[way], **kept})
     return rows
+
+
+def _shrunk(pixels: np.ndarray, short_side: int | None) -> np.ndarray:
+    height, width = pixels.shape[:2]
+    scale = min(1.0, (short_side or height) / min(height, width))
+    size = (round(width * scale), round(height * scale))
+    return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
 
 
 def _segments(

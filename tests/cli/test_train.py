@@ -44,12 +44,12 @@ def test_a_config_is_trained_as_it_says(called):
     assert main(["train", *CONFIG, "--output", "out", "--seed", "4", "SOLVER.MAX_ITER", "3"]) == 0
     assert called["train"] == (
         (CONFIG[1], ["OUTPUT_DIR", "out", "SEED", 4, "SOLVER.MAX_ITER", "3"]),
-        {"num_gpus": 1, "resume": False},
+        {"num_gpus": 1, "resume": False, "fork": True},
     )
     assert main(["eval", *CONFIG, "--weights", "x.pth", "--dataset", "a", "SEED", "4"]) == 0
     assert called["evaluate"] == (
         (CONFIG[1], ["MODEL.WEIGHTS", "x.pth", "SEED", "4", "DATASETS.TEST", ("a",)]),
-        {"num_gpus": 1, "resume": False},
+        {"num_gpus": 1, "resume": False, "fork": True},
     )
 
 

@@ -6,13 +6,11 @@ The jobs are forked from this process, so that only one has to import PyTorch.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import sys
 import time
 from pathlib import Path
-from unittest import mock
 
 import knet  # noqa: F401  (before Detectron2)
 
@@ -85,10 +83,8 @@ def start(folder: Path, second: str) -> int:
         sys.stderr = os.fdopen(2, "w")
         # as a shell starts programs in the background
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        fork = multiprocessing.get_context("fork")
-        with mock.patch.object(multiprocessing, "get_context", lambda _: fork):
-            job = (folder, second)
-            status = run_command("job", lambda: launch(work, 2, on_gpu=False, args=job))
+        job = (folder, second)
+        status = run_command("job", lambda: launch(work, 2, on_gpu=False, args=job, fork=True))
     except SystemExit as stop:
         status = stop.code
     except BaseException as error:

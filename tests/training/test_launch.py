@@ -93,7 +93,7 @@ def _session(leader):
 
 
 def test_sigterm_to_a_training_of_two_processes(tiny_opts, tiny_shapes, tmp_path):
-    """The whole of it: processes that are spawned, with loader workers of their own."""
+    """The whole of it: processes that share their imports, with loader workers of their own."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "shapes").symlink_to(tiny_shapes)
     opts = [*tiny_opts, "SOLVER.MAX_ITER", "100000", "DATASETS.TEST", "()"]
@@ -110,6 +110,8 @@ def test_sigterm_to_a_training_of_two_processes(tiny_opts, tiny_shapes, tmp_path
                 break
             time.sleep(0.2)
         assert job.poll() is None and len(_session(job.pid)) >= 3, said.read_text()
+        words = {Path(f"/proc/{pid}/cmdline").read_bytes() for pid in _session(job.pid)}
+        assert len(words) == 1  # none has started an interpreter anew
         job.send_signal(signal.SIGTERM)
         assert job.wait(timeout=60) == 143, said.read_text()
         for _ in range(50):  # loader workers and helpers of multiprocessing see it a moment later

@@ -87,7 +87,8 @@ def run(args: argparse.Namespace) -> None:
 
     opts = [*(("OUTPUT_DIR", args.output) if args.output else ())]
     opts += [] if args.seed is None else ["SEED", args.seed]
-    train(args.config_file, [*opts, *args.opts], num_gpus=args.num_gpus, resume=args.resume)
+    opts += args.opts
+    train(args.config_file, opts, num_gpus=args.num_gpus, resume=args.resume, fork=True)
 
 
 def _positive(text: str) -> float:

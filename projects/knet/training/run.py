@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.evaluation import verify_results
@@ -51,6 +52,7 @@ def train(
     num_machines: int = 1,
     machine_rank: int = 0,
     dist_url: str = "auto",
+    fork: bool = False,
     trainer: type[Trainer] = Trainer,
 ) -> dict[str, Any] | None:
     """Train a model and score it; everything is written to OUTPUT_DIR.
@@ -61,7 +63,7 @@ def train(
         resume: go on from the newest checkpoint in OUTPUT_DIR. So does a training that torchrun or
             SLURM has started anew, whatever this says.
         num_gpus: processes on this machine; with MODEL.DEVICE cpu they use no GPU.
-        num_machines, machine_rank, dist_url: see `knet.training.launch.launch`.
+        num_machines, machine_rank, dist_url, fork: see `knet.training.launch.launch`.
         trainer: a subclass with parts of its own, such as another `build_model`.
 
     Returns:
@@ -72,7 +74,7 @@ def train(
         SystemExit: after a signal, see `launch`.
     """
     places = (num_gpus, num_machines, machine_rank, dist_url)
-    return _launch(config_file, opts, resume, *places, trainer=trainer)
+    return _launch(config_file, opts, resume, *places, fork, trainer=trainer)
 
 
 def evaluate(
@@ -84,13 +86,14 @@ def evaluate(
     num_machines: int = 1,
     machine_rank: int = 0,
     dist_url: str = "auto",
+    fork: bool = False,
 ) -> dict[str, Any] | None:
     """Score the weights that MODEL.WEIGHTS names, or with `resume` the newest in OUTPUT_DIR.
 
     Arguments, result and errors are those of :func:`train`.
     """
     places = (num_gpus, num_machines, machine_rank, dist_url)
-    return _launch(config_file, opts, resume, *places, trainer=None)
+    return _launch(config_file, opts, resume, *places, fork, trainer=None)
 
 
 def _launch(
@@ -101,6 +104,7 @@ def _launch(
     num_machines: int,
     machine_rank: int,
     dist_url: str,
+    fork: bool,
     *,
     trainer: type[Trainer] | None,
 ) -> dict[str, Any] | None:
@@ -110,14 +114,20 @@ def _launch(
     args = argparse.Namespace(  # as Detectron2's `default_setup` takes them
         config_file=config_file, opts=[*opts, *fixed], resume=resume, eval_only=eval_only
     )
+    threads = torch.get_num_threads()
+    if fork:
+        torch.set_num_threads(1)  # the config is checked with models, which are made here
+    on_gpu = _config(args).MODEL.DEVICE.startswith("cuda")
+    torch.set_num_threads(threads)
     return launch(
         in_process,
         num_gpus,
         num_machines=num_machines,
         machine_rank=machine_rank,
         dist_url=dist_url,
-        on_gpu=_config(args).MODEL.DEVICE.startswith("cuda"),
+        on_gpu=on_gpu,
         args=(args, (), trainer or Trainer),
+        fork=fork,
     )
 
 
