@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if name == "run":
         return importlib.import_module(module_of(name)).main(words[1:])
-    return importlib.import_module("knet.cli.parser").run(name, words[1:])
+    return importlib.import_module("knet.cli.parser").run(name, words[1:], alone=arguments is None)
 
 
 def module_of(name: str) -> str:

@@ -121,16 +121,16 @@ def test_own_neck_and_loss_of_the_page_train(folder, tiny_cfg):
     tiny_cfg.MODEL.BACKBONE.NAME = "build_steps_backbone"
     tiny_cfg.MODEL.KNET.IN_FEATURES = ["p2", "p3", "p4", "p5"]
 
-    class Both(names["OutlineTrainer"], names["CountingTrainer"]):
+    class Both(names["TverskyTrainer"], names["CountingTrainer"]):
         pass
 
     trainer = Both(tiny_cfg)
     before = trainer.model.heads.neck.where.weight.detach().clone()
     results = trainer.train()
-    assert type(trainer.model.heads.neck) is names["FinestNeck"]
+    assert type(trainer.model.heads.neck) is names["SumNeck"]
     assert type(trainer.model.backbone) is names["Steps"]
     assert not torch.equal(before, trainer.model.heads.neck.where.weight)
-    assert "loss_outline" in trainer.storage.latest()
+    assert "loss_tversky" in trainer.storage.latest()
     assert results["count"]["instances"] > 0
     assert len(DatasetCatalog.get("my_squares")) == 1
     assert MetadataCatalog.get("my_squares").thing_classes == ["square"]

@@ -147,6 +147,11 @@ def test_drawings(trace):
         assert drawn.dtype == np.uint8 and drawn.ndim == 3 and drawn.shape[2] == 3
         assert drawn.std() > 20  # not blank
     assert (draw_kernel_rounds(image, trace) == rounds).all()
+    wide = draw_class_scores(trace, ["sky", "cat"])
+    assert draw_class_scores(trace, ["sky"]).shape[1] < wide.shape[1]
+    assert wide.shape == classes.shape and (wide != classes).any()  # the other way round
+    with pytest.raises(ValueError, match="the model has no class cow; it has cat, sky"):
+        draw_class_scores(trace, ["cat", "cow"])
     # one more kernel, one more row
     trace.masks = trace.masks[:, :1]
     trace.kernels, trace.scores, trace.labels = trace.kernels[:1], trace.scores[:, :1], trace.labels
@@ -169,7 +174,8 @@ def test_command(tiny_cfg, semantic_cfg, tmp_path, capsys):
         said = capsys.readouterr()
         return said.err if status else [Path(line) for line in said.out.splitlines()]
 
-    paths = run("model", tmp_path / "a.png", "MODEL.KNET.TEST.SEMANTIC_ON", False, "--kernels", 2)
+    paths = run("model", tmp_path / "a.png", "MODEL.KNET.TEST.SEMANTIC_ON", False, "--kernels", 2,
+                "--classes", "disc")  # fmt: skip
     assert paths == [out / "a_rounds.png", out / "a_classes.png"]
     assert run("semantic", tmp_path / "a.png", "--kernels", 2) == [out / "a_rounds.png"]
     (average,) = run("model", "--dataset", "tiny_val", "--images", 2)

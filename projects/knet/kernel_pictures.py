@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from knet.data.custom import register_builtin, require_registered
 from knet.data.images import read_picture, save_image
+from knet.errors import first_of
 from knet.kernel_trace import KernelAverages, KernelTrace, average_masks, trace_kernels
 from knet.predictor import KNetPredictor
 
@@ -31,7 +32,7 @@ __all__ = ["draw_kernel_rounds"]
 _DPI = 110
 _COLORS = "viridis"
 _MAX_CLASSES = 12
-_LEAST_SCORE = 0.05  # classes below it in every round are not listed
+_LEAST_SCORE = 0.05  # classes below it in every round are not listed, unless they are asked for
 
 
 def write_kernel_pictures(
@@ -40,6 +41,7 @@ def write_kernel_pictures(
     folder: str | os.PathLike[str],
     *,
     num_kernels: int = 8,
+    classes: Sequence[str] = (),
 ) -> list[Path]:
     """Follow the best kernels of each picture: `NAME_rounds.png` and `NAME_classes.png`.
 
@@ -48,6 +50,7 @@ def write_kernel_pictures(
         pictures: files, of different names.
         folder: for the PNGs; made if missing.
         num_kernels: how many.
+        classes: names of those to list scores of; the best ones by default.
 
     Returns:
         The files' paths.
@@ -62,7 +65,7 @@ def write_kernel_pictures(
         trace = trace_kernels(predictor, image, num_kernels=num_kernels)
         drawings = {"rounds": draw_kernel_rounds(image, trace)}
         if trace.class_scores is not None:
-            drawings["classes"] = draw_class_scores(trace)
+            drawings["classes"] = draw_class_scores(trace, classes)
         for name, drawing in drawings.items():
             paths.append(out / f"{picture.stem}_{name}.png")
             save_image(paths[-1], drawing)
@@ -139,28 +142,34 @@ def draw_kernel_rounds(image: np.ndarray, trace: KernelTrace) -> np.ndarray:
     return _render(figure, axes, "mask probability", shrink=min(1.0, 3 / rows), aspect=40)
 
 
-def draw_class_scores(trace: KernelTrace) -> np.ndarray:
+def draw_class_scores(trace: KernelTrace, classes: Sequence[str] = ()) -> np.ndarray:
     """A panel a round: kernels by classes, with the scores written in.
 
-    The classes are the (at most 12) best ones of these kernels in any round. Left grey is what has
-    no meaning, because it is neither trained nor used: thing kernels are scored on thing classes,
-    a stuff kernel on its own class.
+    Left grey is what has no meaning, because it is neither trained nor used: thing kernels are
+    scored on thing classes, a stuff kernel on its own class.
+
+    Args:
+        trace: of the kernels.
+        classes: names; by default the (at most 12) best ones of these kernels in any round.
 
     Raises:
-        ValueError: a semantic model, whose kernels are its classes.
+        ValueError: a semantic model, whose kernels are its classes; a class that it does not have.
     """
     if trace.class_scores is None:
         raise ValueError("a semantic model has no class scores: its kernels are its classes")
     meant = _meant_classes(trace)
     scores = np.where(meant, trace.class_scores, np.nan)
-    highest = np.where(meant, trace.class_scores, 0.0).max(axis=(0, 1))
-    best = [c for c in np.argsort(-highest, kind="stable") if highest[c] >= _LEAST_SCORE]
-    classes = sorted(best[:_MAX_CLASSES] or [int(highest.argmax())])
+    if classes:
+        columns = _numbers_of(classes, trace.class_names)
+    else:
+        highest = np.where(meant, trace.class_scores, 0.0).max(axis=(0, 1))
+        best = [c for c in np.argsort(-highest, kind="stable") if highest[c] >= _LEAST_SCORE]
+        columns = sorted(best[:_MAX_CLASSES] or [int(highest.argmax())])
     rounds, rows = scores.shape[:2]
-    figure = _figure(rounds * (0.52 * len(classes) + 0.4) + 2.6, 0.34 * rows + 2.0)
+    figure = _figure(rounds * (0.52 * len(columns) + 0.4) + 2.6, 0.34 * rows + 2.0)
     axes = figure.subplots(1, rounds, squeeze=False, sharey=True)[0]
     for r, ax in enumerate(axes):
-        values = scores[r][:, classes]
+        values = scores[r][:, columns]
         ax.set_facecolor("0.9")
         ax.imshow(values, vmin=0, vmax=1, cmap=_COLORS, aspect="auto")
         for (y, x), value in np.ndenumerate(values):
@@ -168,12 +177,21 @@ def draw_class_scores(trace: KernelTrace) -> np.ndarray:
                 continue
             color = "white" if value < 0.6 else "black"
             ax.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=8, color=color)
-        names = [trace.class_names[c] for c in classes]
-        ax.set_xticks(range(len(classes)), names, rotation=45, ha="right", fontsize=9)
+        names = [trace.class_names[c] for c in columns]
+        ax.set_xticks(range(len(columns)), names, rotation=45, ha="right", fontsize=9)
         ax.set_title(f"round {r + 1}", fontsize=10, fontweight="bold")
     labels = [_kernel_name(trace, row).replace("\n", " ") for row in range(rows)]
     axes[0].set_yticks(range(rows), labels, fontsize=9)
     return _render(figure, axes, "class score", aspect=25)
+
+
+def _numbers_of(classes: Sequence[str], names: Sequence[str]) -> list[int]:
+    unknown = [name for name in classes if name not in names]
+    if unknown:
+        raise ValueError(
+            f"the model has no class {', '.join(unknown)}; it has {first_of(names, _MAX_CLASSES)}"
+        )
+    return [names.index(name) for name in classes]
 
 
 def draw_average_masks(averages: KernelAverages) -> np.ndarray:

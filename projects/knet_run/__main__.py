@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     except (OSError, ValueError, ImportError) as error:
         _tell(error)
         return 1 if done else 2
-    print(f"results of {done} pictures in {args.output}")
+    print(f"results of {done} picture{'s'[: done != 1]} in {args.output}")
     return int(failed > 0)
 
 
@@ -105,7 +105,8 @@ def _run_tiles(args: argparse.Namespace, model: Model, pictures: Sequence[Path])
     )
     for path, found in done.found.items():
         print(f"{path.name}: {found}")
-    print(f"results of {len(done.found)} pictures in {args.output}")
+    count = len(done.found)
+    print(f"results of {count} picture{'s'[: count != 1]} in {args.output}")
     return int(bool(done.problems))
 
 

@@ -40,16 +40,22 @@ def test_a_folder_goes_to_the_recipe(called):
     assert called["train_folder"][1]["minutes"] == 2.5
 
 
+def test_a_command_line_of_its_own_may_be_forked(called, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["knet", "train", *CONFIG])
+    assert main() == 0
+    assert called["train"] == ((CONFIG[1], []), {"num_gpus": 1, "resume": False, "fork": True})
+
+
 def test_a_config_is_trained_as_it_says(called):
     assert main(["train", *CONFIG, "--output", "out", "--seed", "4", "SOLVER.MAX_ITER", "3"]) == 0
     assert called["train"] == (
         (CONFIG[1], ["OUTPUT_DIR", "out", "SEED", 4, "SOLVER.MAX_ITER", "3"]),
-        {"num_gpus": 1, "resume": False, "fork": True},
+        {"num_gpus": 1, "resume": False, "fork": False},
     )
     assert main(["eval", *CONFIG, "--weights", "x.pth", "--dataset", "a", "SEED", "4"]) == 0
     assert called["evaluate"] == (
         (CONFIG[1], ["MODEL.WEIGHTS", "x.pth", "SEED", "4", "DATASETS.TEST", ("a",)]),
-        {"num_gpus": 1, "resume": False, "fork": True},
+        {"num_gpus": 1, "resume": False, "fork": False},
     )
 
 

@@ -29,6 +29,10 @@ QUICK = [
 ]  # fmt: skip
 
 
+_SHORT = ["DATASETS.TRAIN", "('tiny_train',)", "DATASETS.TEST", "()", "SOLVER.MAX_ITER", 2,
+          "DATALOADER.NUM_WORKERS", 0]  # fmt: skip
+
+
 def _run(monkeypatch, name, *words):
     monkeypatch.setattr(sys, "argv", [name, *map(str, words)])
     return runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
@@ -47,24 +51,30 @@ def test_predict_folder(monkeypatch, model_folder, tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["own_neck.py", "own_loss.py"])
-def test_training_with_own_parts(name, monkeypatch, tiny_opts, tiny_shapes, tmp_path):
-    data = ["DATASETS.TRAIN", "('tiny_train',)", "DATASETS.TEST", "()", "SOLVER.MAX_ITER", 1,
-            "DATALOADER.NUM_WORKERS", 0]  # fmt: skip
-    names = _run(monkeypatch, name, "configs/shapes/panoptic.yaml", *tiny_opts, *data)
+def test_own_loss(monkeypatch, tiny_opts, tiny_shapes, tmp_path):
+    _run(monkeypatch, "own_loss.py", "configs/shapes/panoptic.yaml", *tiny_opts, *_SHORT)
+    logged = json.loads((tmp_path / "out" / "metrics.json").read_text().splitlines()[-1])
+    assert 0.5 < logged["loss_tversky"] < 1
+
+
+@pytest.mark.slow
+def test_own_neck_is_trained_and_used(monkeypatch, tiny_opts, tiny_shapes, tmp_path):
+    def knet(*words):
+        with pytest.raises(SystemExit) as end:
+            _run(monkeypatch, "own_neck.py", *words)
+        assert not end.value.code
+        KNET_NECK_REGISTRY._obj_map.pop("build_sum_neck")
+
+    config = ["--config-file", "configs/shapes/panoptic.yaml"]
+    opts = [*tiny_opts, *_SHORT, "MODEL.KNET.NECK", "build_sum_neck"]
+    knet("train", *config, *opts)
     out = tmp_path / "out"
-    logged = json.loads((out / "metrics.json").read_text().splitlines()[-1])
     weights = torch.load(out / "model_final.pth", weights_only=True)["model"]
-    if name == "own_neck.py":
-        assert KNET_NECK_REGISTRY._obj_map.pop("build_finest_neck") is names["build_finest_neck"]
-        assert weights["heads.neck.where.0.weight"].shape == (
-            16,
-            32,
-            3,
-            3,
-        )  # as many as the backbone gives
-    else:
-        assert 0 < logged["loss_outline"] < 1
+    assert weights["heads.neck.levels.3.weight"].shape[:2] == (16, 64)
+    model = ["--config-file", out / "config.yaml", "--weights", out / "model_final.pth"]
+    picture = tiny_shapes / "val/images/000001.png"
+    knet("predict", picture, *model, "--output", tmp_path / "drawn")
+    assert len(list((tmp_path / "drawn").iterdir())) == 1
 
 
 def test_the_lazy_config_is_the_published_model():

@@ -99,6 +99,29 @@ def test_pixels_of_surplus_objects_keep_their_class():
     assert (labels[10:] == 2).all()
 
 
+def test_masks_and_truth_of_the_last_round_belong_to_each_other():
+    criterion = _criterion(2, 1)
+    initial, rounds = _predictions(2, 4, 2, 1, (16, 16))
+    targets = _batch(_targets(2, 2, 1, (16, 16)), _targets(1, 2, 0, (16, 16)))
+    with torch.no_grad():  # kernels 3 and 1 of the first image, 2 of the second, and stuff
+        for output in [initial, *rounds]:
+            output.masks.copy_(-9 * torch.ones_like(output.masks))
+            for image, kernel, truth in ((0, 3, 0), (0, 1, 1), (0, 4, 2), (1, 2, 3)):
+                output.masks[image, kernel] += 18 * targets.masks[truth]
+        rounds[-1].masks.mul_(2)
+    logits, truth = criterion.matched_masks(initial, rounds, targets)
+    assert torch.equal(truth.sort(0)[0], targets.masks.float().sort(0)[0])
+    assert torch.equal(logits, 18 * (2 * truth - 1)) and logits.dtype == truth.dtype
+    logits.sum().backward()
+    assert rounds[-1].masks.grad.flatten(2).any(2).tolist() == [
+        [False, True, False, True, True], [False, False, True, False, False]
+    ]  # fmt: skip
+    logits, truth = criterion.matched_masks(
+        initial, rounds, _batch(*[_targets(0, 2, 0, (32, 32))] * 2)
+    )
+    assert logits.shape == truth.shape == (0, 32, 32)
+
+
 @pytest.mark.parametrize(("kernels", "things", "stuff"), [(4, 2, 0), (0, 0, 3), (4, 2, 3)])
 @pytest.mark.parametrize("objects", [0, 2])
 @pytest.mark.parametrize("places", [AllPixels, StreamedPixels, partial(SampledPoints, 40)])

@@ -230,6 +230,27 @@ def test_foreign_necks_plug_in(tiny_cfg):
     assert set(model([example()])) == NAMES
 
 
+def test_a_neck_of_another_stride_or_width_is_refused(tiny_cfg):
+    class Fine(torch.nn.Module):
+        def forward(self, features):
+            return features[0][:, :16], features[0][:, :16]
+
+    def build_fine_neck(cfg, input_shape):
+        return Fine()
+
+    if "build_fine_neck" not in KNET_NECK_REGISTRY:
+        KNET_NECK_REGISTRY.register(build_fine_neck)
+    tiny_cfg.MODEL.KNET.NECK = "build_fine_neck"
+    message = (
+        r"build_fine_neck gives .* \(1, 16, 16, 16\) where \(1, 16, 8, 8\) is .* of res3, which"
+    )
+    with pytest.raises(ValueError, match=message):
+        build_model(tiny_cfg)
+    tiny_cfg.MODEL.KNET.MASK_LEVEL, tiny_cfg.MODEL.KNET.HIDDEN_DIM = 0, 32
+    with pytest.raises(ValueError, match=r"\(1, 16, 16, 16\) where \(1, 32, 16, 16\)"):
+        build_model(tiny_cfg)
+
+
 def full_size(task, data):
     things, stuff = data
     return get_cfg_from_file(

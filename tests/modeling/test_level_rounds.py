@@ -190,8 +190,12 @@ def test_recomputed_rounds_have_the_same_gradients(all_cfg, batch):
 def test_a_neck_without_levels_is_refused_by_name(tiny_cfg):
     if "build_neck_without_levels" not in KNET_NECK_REGISTRY:
 
+        class Second(nn.Module):
+            def forward(self, features):
+                return features[1][:, :16], features[1][:, :16]
+
         def build_neck_without_levels(cfg, input_shape):
-            return nn.Identity()
+            return Second()
 
         KNET_NECK_REGISTRY.register(build_neck_without_levels)
     tiny_cfg.MODEL.KNET.NECK = "build_neck_without_levels"

@@ -4,6 +4,7 @@ import pytest
 
 from knet.errors import UserError
 from knet.training import places
+from knet.training.launch import launch
 from knet.training.places import Place, first_host, place_of_launcher, was_restarted
 
 TORCHRUN = {
@@ -97,3 +98,15 @@ def test_restarts(monkeypatch):
     assert not was_restarted()
     monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
     assert was_restarted()
+
+
+def test_a_script_of_several_tasks_without_srun_is_told(environment, capsys):
+    environment({"SLURM_NTASKS": "2", "SLURM_PROCID": "0"})
+    assert launch(lambda: 7, 1, on_gpu=False) == 7
+    assert (
+        "SLURM has given this job 2 tasks, but one process works: srun in"
+        in capsys.readouterr().err
+    )
+    environment({"SLURM_NTASKS": "1"})
+    launch(lambda: 7, 1, on_gpu=False)
+    assert not capsys.readouterr().err

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from knet.config import get_cfg_from_file
+from knet.errors import UserError
 from knet.training import step as step_module
 from knet.training.step import TrainStep, autocast_dtype, computes_in_bfloat16
 from knet.training.trainer import Trainer
@@ -143,6 +144,21 @@ def test_processes_leave_out_the_same_steps(tmp_path):
     assert weights[1] == weights[2] == weights[3] == weights[4]
     assert first.startswith("losses of another process became infinite or NaN, at step 3; the")
     assert second.startswith("losses became infinite or NaN: {'loss': inf}, at step 3; the weights")
+
+
+def _step_with_idle_weights():
+    model = Loss()
+    model.stage = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+    model = DistributedDataParallel(model)
+    TrainStep(model, lambda seed, first: [torch.tensor(1.0)], optimizer, seed=0).run_step()
+
+
+def test_a_parameter_that_no_loss_needs_is_named_in_the_first_step():
+    with pytest.raises(
+        UserError, match=r"^stage\.weight, stage\.bias: no loss depends on them.*IN_F"
+    ):
+        call_in_two(_step_with_idle_weights)
 
 
 def test_metrics_before_a_failure_are_kept(tiny_cfg, tmp_path):

@@ -73,7 +73,9 @@ def run(args: argparse.Namespace) -> None:
         return
     if args.config_file:
         opts = [*model_opts(args), *(("DATASETS.TEST", names) if names else ())]
-        evaluate(args.config_file, opts, resume=args.resume, num_gpus=args.num_gpus, fork=True)
+        evaluate(
+            args.config_file, opts, resume=args.resume, num_gpus=args.num_gpus, fork=args.alone
+        )
         return
     if args.resume or args.num_gpus > 1:
         raise UserError("--resume and --num-gpus go with --config-file")

@@ -33,6 +33,13 @@ def add_arguments(parser: Parser) -> None:
         "--kernels", type=int, default=8, metavar="N", help="kernels to follow, the best ones"
     )
     parser.add_argument(
+        "--classes",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="whose scores to show; by default those that a kernel answers to",
+    )
+    parser.add_argument(
         "--output", default="kernels", metavar="FOLDER", help="for the PNGs (%(default)s)"
     )
 
@@ -56,6 +63,10 @@ def run(args: argparse.Namespace) -> None:
             print(f"knet kernels: {note}", file=sys.stderr)
         require_unique_stems(found.pictures, "--output")
         paths = write_kernel_pictures(
-            load_predictor(args), found.pictures, args.output, num_kernels=args.kernels
+            load_predictor(args),
+            found.pictures,
+            args.output,
+            num_kernels=args.kernels,
+            classes=args.classes,
         )
     print("\n".join(map(str, paths)))

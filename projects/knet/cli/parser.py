@@ -79,12 +79,22 @@ class Parser(argparse.ArgumentParser):
         return f"; did you mean {near[0]}?" if near else ""
 
 
-def run(name: str, words: Sequence[str]) -> int:
-    """Run a sub-command; returns its exit status, 2 after an error that the user can mend."""
+def run(name: str, words: Sequence[str], *, alone: bool = False) -> int:
+    """Run a sub-command.
+
+    Args:
+        name: of the command.
+        words: flags and other words.
+        alone: this process does nothing else, and so may be forked.
+
+    Returns:
+        The exit status: 2 after an error that the user can mend.
+    """
     command = importlib.import_module(f"knet.cli.{name.replace('-', '_')}")
     parser = Parser(name, command.__doc__)
     command.add_arguments(parser)
     args = parser.parse(words)
+    args.alone = alone
     if args.traceback:
         os.environ[TRACEBACK] = "1"  # processes of a training see it, too
 

@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> None:
     opts = [*(("OUTPUT_DIR", args.output) if args.output else ())]
     opts += [] if args.seed is None else ["SEED", args.seed]
     opts += args.opts
-    train(args.config_file, opts, num_gpus=args.num_gpus, resume=args.resume, fork=True)
+    train(args.config_file, opts, num_gpus=args.num_gpus, resume=args.resume, fork=args.alone)
 
 
 def _positive(text: str) -> float:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, build_backbone
@@ -197,7 +198,27 @@ def _neck(cfg: CfgNode, shapes: Mapping[str, ShapeSpec]) -> nn.Module:
             f"MODEL.KNET.ROUND_LEVELS is {list(knet.ROUND_LEVELS)}, but MODEL.KNET.NECK {name} "
             "does not give the maps of these levels: leave it empty, or take a neck that does"
         )
+    _try_neck(neck, [shapes[feature] for feature in knet.IN_FEATURES], cfg)
     return neck
+
+
+@torch.no_grad()
+def _try_neck(neck: nn.Module, levels: Sequence[ShapeSpec], cfg: CfgNode) -> None:
+    """See that a neck, which may be the user's own, gives maps of the size that masks have."""
+    knet, side = cfg.MODEL.KNET, 2 * levels[-1].stride
+    maps = [torch.zeros(1, s.channels, side // s.stride, side // s.stride) for s in levels]
+    training = neck.training
+    where, what = neck.eval()(maps)[:2]  # in training it might count statistics
+    neck.train(training)
+    size = maps[knet.MASK_LEVEL].shape[-2:]
+    wanted = (1, knet.HIDDEN_DIM, *size)
+    for found in (where, what):
+        if found.shape != wanted:
+            raise ValueError(
+                f"MODEL.KNET.NECK {knet.NECK} gives a map of shape {tuple(found.shape)} where "
+                f"{wanted} is needed: MODEL.KNET.HIDDEN_DIM channels at the stride of "
+                f"{knet.IN_FEATURES[knet.MASK_LEVEL]}, which MODEL.KNET.MASK_LEVEL names"
+            )
 
 
 def _peaks(cfg: CfgNode) -> PeakKernels:

@@ -11,7 +11,13 @@ import torch
 from torch import Tensor
 
 from knet.modeling.layers import at_least_float32, to_device
-from knet.modeling.losses import AllPixels, Places, class_focal_sum, world_mean_divisors
+from knet.modeling.losses import (
+    AllPixels,
+    Places,
+    class_focal_sum,
+    enlarge,
+    world_mean_divisors,
+)
 from knet.modeling.matcher import MaskMatcher, Matches
 from knet.modeling.outputs import InitialKernels, KernelGroup, RoundOutput
 from knet.modeling.peaks import centre_focal_sum, centre_targets
@@ -140,6 +146,24 @@ class KNetCriterion:
             peak = self._centre_sum(initial.heat[:, 0], targets) / divisors[1]
             losses["loss_init_peak"] = self.weights.peak * peak
         return losses
+
+    def matched_masks(
+        self, initial: InitialKernels, rounds: Sequence[RoundOutput], targets: BatchTargets
+    ) -> tuple[Tensor, Tensor]:
+        """What the last round says of every object and stuff region, for a loss of one's own.
+
+        Args:
+            initial, rounds, targets: what a criterion is called with.
+
+        Returns:
+            (M, H, W) logits, and (M, H, W) of the same type: how much of a pixel is in the mask,
+            in [0, 1]. H, W are the size of the targets. M may be 0, and differs between processes.
+        """
+        num_things = initial.masks.shape[1] - self.num_stuff_classes
+        own = KernelGroup("", initial.masks[:, :num_things], rounds)
+        row = self.rows(self.match([own], targets), targets, num_things)[0][-1]
+        logits = enlarge(rounds[-1].masks[row.image, row.kernel], targets.masks.shape[-2:])
+        return logits, targets.masks[row.target].to(logits.dtype)
 
     def _centre_sum(self, heat: Tensor, targets: BatchTargets) -> Tensor:
         heat, counts = at_least_float32(heat), [len(things) for things in targets.things]

@@ -16,6 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 from knet.modeling.layers import at_least_float32
 
+__all__ = ["world_mean_divisors"]
+
 
 def focal_terms(
     logits: Tensor, *, alpha: float = 0.25, gamma: float = 2.0

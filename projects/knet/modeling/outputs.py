@@ -10,6 +10,8 @@ from torch import Tensor
 
 from knet.modeling.targets import Rows
 
+__all__ = ["InitialKernels", "RoundOutput"]
+
 
 class InitialKernels(NamedTuple):
     """What the update rounds start from.

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from knet.modeling.layers import to_device
 
+__all__ = ["BatchTargets"]
+
 IGNORE_LABEL = 255  # of a pixel without a label, in every semantic map that a model is given
 
 

@@ -21,7 +21,7 @@ import torch
 
 from knet.errors import UserError, is_meant, one_line
 from knet.training.group import DEATH_SEEN, in_group
-from knet.training.places import TORCHRUN, Place, place_of_launcher
+from knet.training.places import TORCHRUN, Place, place_of_launcher, tasks_without_srun
 from knet.training.roll_call import LOST
 from knet.training.stop import Stopped, optional_signals
 
@@ -90,6 +90,12 @@ def launch(
         if place.launcher == TORCHRUN:
             _follow(os.getppid())
         return in_group(place, on_gpu, main, args, watched=True)
+    if num_machines * num_processes < tasks_without_srun():
+        print(
+            f"SLURM has given this job {tasks_without_srun()} tasks, but one process works: srun "
+            "in front of the command starts it as each of them",
+            file=sys.stderr,
+        )
     if num_machines * num_processes == 1:
         return main(*args)
     if dist_url == "auto":

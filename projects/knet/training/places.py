@@ -9,7 +9,15 @@ from urllib.parse import urlsplit
 
 from knet.errors import UserError
 
-__all__ = ["TORCHRUN", "Place", "host_of", "job_name", "place_of_launcher", "was_restarted"]
+__all__ = [
+    "TORCHRUN",
+    "Place",
+    "host_of",
+    "job_name",
+    "place_of_launcher",
+    "tasks_without_srun",
+    "was_restarted",
+]
 
 TORCHRUN = "torchrun"
 _SRUN = "srun"
@@ -71,6 +79,12 @@ def place_of_launcher() -> Place | None:
         _slurm_url(),
         _SRUN,
     )
+
+
+def tasks_without_srun() -> int:
+    """How many tasks SLURM has given a job whose script has started this process without srun."""
+    tasks = os.environ.get("SLURM_NTASKS", "1")
+    return int(tasks) if tasks.isdecimal() and "SLURM_STEP_NUM_TASKS" not in os.environ else 1
 
 
 def was_restarted() -> bool:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from knet.data.loader import seed_everything
+from knet.errors import first_of
 from knet.training.average import WeightAverage
 from knet.training.optimizer import resume_optimizer
 
@@ -29,6 +30,16 @@ logger = logging.getLogger(__name__)
 
 # instruction sets of ONEDNN_MAX_CPU_ISA that have bfloat16 products
 _ISA_WITH_BFLOAT16 = ("BF16", "FP16", "AMX", "AVX10", "ALL", "DEFAULT")
+
+
+def _require_gradients(model: nn.Module) -> None:
+    unused = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    if unused:
+        raise ValueError(
+            f"{first_of(unused)}: no loss depends on them, but several processes wait for the "
+            "gradient of every parameter: use them, leave their layers out (such as stages of the "
+            "backbone by MODEL.KNET.IN_FEATURES), or set their requires_grad to False"
+        )
 
 
 class Metrics(NamedTuple):
@@ -97,6 +108,7 @@ class TrainStep(SimpleTrainer):
 
     def run_step(self) -> None:
         """Forward and backward over the parts of a batch, then one update."""
+        first = self._batches is None
         if self._batches is None:
             self._batches = iter(self._make_loader(self.seed, self.iter))
         # whatever the model draws depends on the step alone, so resuming repeats it
@@ -114,6 +126,8 @@ class TrainStep(SimpleTrainer):
                 losses = self._backward(batch)
             for name, value in losses.items():
                 totals[name] = totals.get(name, 0) + value.detach() / self.accumulation_steps
+        if first and isinstance(self.model, DistributedDataParallel):
+            _require_gradients(self.model.module)
         values = self._update(torch.stack([value.float() for value in totals.values()]))
         self._pending.append((self.iter, data_time, list(totals), values))
 
