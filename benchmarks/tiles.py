@@ -122,6 +122,7 @@ def _segments(
     height, width = pixels.shape[:2]
     tile = (height, width)
     if overlap is not None:
+        overlap = min(overlap, min(height, width) // 3)  # half of a tile
         tile = (-(-(height + overlap) // 2), -(-(width + overlap) // 2))
     ids, joined = join_tiles(pixels, segmenter, tile=tile, overlap=overlap or 0)
     return ids, [segmenter.classes[k] for k in joined.classes.tolist()]

@@ -100,6 +100,38 @@ def test_panoptic_ids_and_table_are_those_of_knet_run(program, panoptic, picture
             assert box == [columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1]
 
 
+@pytest.mark.parametrize("task", ["instance", "semantic"])
+def test_the_other_tasks_are_those_of_knet_run(task, program, export_once, pictures, tmp_path):
+    model_file, least = export_once(task).onnx, 0.4
+    model = Model(str(model_file))
+    for path in pictures[::3]:
+        done = run(program, model_file, path, tmp_path / "ids.png", least)
+        assert done.returncode == 0, done.stderr
+        expected = model(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
+        if task == "semantic":
+            wanted = expected["semantic_classes"]
+        else:
+            kept = expected["instance_scores"] >= least
+            wanted = np.zeros(expected["instance_masks"].shape[1:], np.int64)
+            for k in reversed(range(kept.sum())):  # the best on top
+                wanted[expected["instance_masks"][k]] = k + 1
+        assert len(np.unique(wanted)) > 3
+        ids = read_ids(tmp_path / "ids.png")
+        assert (ids == wanted).mean() >= 0.995, path.name
+        table = {int(r["id"]): r for r in csv.DictReader(io.StringIO(done.stdout), delimiter="\t")}
+        assert set(table) == set(np.unique(ids)) - ({0} if task == "instance" else set())
+        for number, line in table.items():
+            assert int(line["area"]) == (ids == number).sum()
+            if task == "instance":
+                score = expected["instance_scores"][number - 1]
+                name = model.classes[expected["instance_classes"][number - 1]]["name"]
+            else:
+                score = expected["semantic_scores"][ids == number].mean()
+                name = model.classes[number]["name"]
+            assert line["class"] == name
+            assert float(line["score"]) == pytest.approx(float(score), abs=1e-3)
+
+
 def test_the_resize_is_pillows(program, panoptic, pictures, tmp_path):
     """In the graph's own input: a picture that Pillow has resized gives the very same ids."""
     model = Model(str(panoptic.onnx))

@@ -114,6 +114,8 @@ def _code_of(reader: Any) -> str | None:
         inner = _code_of(reader.func)
         return inner and f"{inner} {reader.args!r} {sorted(reader.keywords.items())!r}"
     try:
+        if not os.path.isfile(inspect.getsourcefile(reader) or ""):
+            return None  # code of a string, for which Python 3.13 finds lines of something else
         given = inspect.getclosurevars(reader).nonlocals
         text = f"{reader.__module__}.{reader.__qualname__} {inspect.getsource(reader)} {given!r}"
     except (AttributeError, OSError, TypeError, ValueError):  # no function, or typed at a prompt
