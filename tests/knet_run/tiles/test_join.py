@@ -74,12 +74,13 @@ def test_two_views_of_a_thing_need_not_agree_on_all_of_it():
         right = view(np.s_[rows, 0:30], 2, 0.9)
         _, done = joined(pixels, segment=two_views(left, right))
         assert len(done.areas) == expected
-    # the class and score of most of it: 320 pixels of a disc, 15 x 22 of a ring
+    # the class and score of most of it: 320 pixels of a disc, 5 x 8 where the right tile sees
+    # nothing, 15 x 22 of a ring
     right = view(np.s_[5:20, 0:30], 2, 0.9)
     _, done = joined(pixels, segment=two_views(left, right))
-    assert done.areas.tolist() == [20 * 16 + 15 * 22]
+    assert done.areas.tolist() == [20 * 16 + 5 * 8 + 15 * 22]
     assert CLASSES[done.classes[0]].name == "ring"
-    assert done.scores[0] == pytest.approx((320 * 0.6 + 330 * 0.9) / 650)
+    assert done.scores[0] == pytest.approx((360 * 0.6 + 330 * 0.9) / 690)
 
 
 def test_a_thing_and_stuff_are_never_one():
@@ -92,10 +93,10 @@ def test_a_thing_and_stuff_are_never_one():
 
 def test_a_fragment_that_no_tile_decides_is_gone():
     pixels = np.zeros((64, 112, 3), np.uint8)
-    empty = TileSegments(np.zeros((64, 64), np.int32), np.zeros(0, np.int64), np.zeros(0))
-    # the right tile alone sees something, in the half of the zone that is the left one's
-    _, done = joined(pixels, segment=two_views(empty, view(np.s_[:, 0:8], 0, 0.9)))
-    assert len(done.areas) == 0
+    grass = TileSegments(np.ones((64, 64), np.int32), np.array([1]), np.array([0.5]))
+    # the right tile alone sees a thing, in the half of the zone that is the left one's
+    _, done = joined(pixels, segment=two_views(grass, view(np.s_[:, 0:8], 0, 0.9)))
+    assert done.classes.tolist() == [1]
 
 
 @pytest.mark.parametrize("turned", [False, True])
@@ -121,17 +122,22 @@ def test_who_sees_a_thing_whole_decides_all_of_it(turned):
     # one tile alone sees it, across the middle and whole: none of it is lost
     ids, found = areas(empty, view(thing, 0, 0.9))
     assert found == [100] and (ids[10:20, 50:60] == 1).all()
+    # grass, where the other one sees nothing, is not cut in the middle either
     ids, found = areas(grass, view(thing, 0, 0.9))
-    assert found == [64 * 56 - 60, 100]
+    assert found == [64 * 64 - 100, 100]
     ids, found = areas(view(np.s_[10:20, 50:60], 0, 0.9), grass)
-    assert found == [100, 64 * 56 - 40]
-    # cut by the border of its tile: up to the middle
+    assert found == [100, 64 * 64 - 100]
+    ids, found = areas(grass, empty)
+    assert found == [64 * 64] and (ids[:, 48:64] == 1).all()
+    # cut by the border of its tile: up to the middle, or to where the other one sees something
+    ids, found = areas(grass, view(np.s_[10:20, 0:12], 0, 0.9))
+    assert found == [64 * 64 - 40, 40]
     ids, found = areas(empty, view(np.s_[10:20, 0:12], 0, 0.9))
-    assert found == [40]
+    assert found == [120]
     # a piece of it is seen as something else, which its border cuts
     ids, found = areas(view(np.s_[10:13, 40:64], 2, 0.5), view(thing, 0, 0.9))
-    assert found == [3 * 10, 100]
-    assert (ids[10:20, 50:60] == 2).all() and ids[10, 62] == 0
+    assert found == [3 * 14, 100]
+    assert (ids[10:20, 50:60] == 2).all() and ids[10, 62] == 1
 
 
 def test_classes_without_things_keep_their_numbers():
