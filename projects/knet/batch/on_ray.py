@@ -147,8 +147,9 @@ def write_shards(
             _Worker,
             fn_constructor_kwargs=made,
             batch_size=1,
-            # a second one would wait for its actor while others have nothing to do
-            compute=ray.data.ActorPoolStrategy(size=count, max_tasks_in_flight_per_actor=1),
+            # one to work on and one to go on with: asking for it takes some 0.2 seconds. More would
+            # wait for their actor in the end, while others have nothing to do
+            compute=ray.data.ActorPoolStrategy(size=count, max_tasks_in_flight_per_actor=2),
             num_cpus=1,
             num_gpus=gpus,
         )
