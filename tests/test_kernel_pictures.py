@@ -178,6 +178,9 @@ def test_command(tiny_cfg, semantic_cfg, tmp_path, capsys):
                 "--classes", "disc")  # fmt: skip
     assert paths == [out / "a_rounds.png", out / "a_classes.png"]
     assert run("semantic", tmp_path / "a.png", "--kernels", 2) == [out / "a_rounds.png"]
+    named = (tmp_path / "a.png", "--classes", "disc")
+    assert "a semantic model has no class scores" in run("semantic", *named)
+    assert "--classes goes with" in run("model", "--dataset", "tiny_val", "--classes", "disc")
     (average,) = run("model", "--dataset", "tiny_val", "--images", 2)
     assert average == out / "tiny_val_average.png"
     assert Image.open(average).size[0] > 400

@@ -64,7 +64,7 @@ def write_kernel_pictures(
         image = _read(predictor, {"file_name": str(picture)})
         trace = trace_kernels(predictor, image, num_kernels=num_kernels)
         drawings = {"rounds": draw_kernel_rounds(image, trace)}
-        if trace.class_scores is not None:
+        if classes or trace.class_scores is not None:
             drawings["classes"] = draw_class_scores(trace, classes)
         for name, drawing in drawings.items():
             paths.append(out / f"{picture.stem}_{name}.png")

@@ -83,8 +83,12 @@ def run(args: argparse.Namespace) -> int:
     except (OSError, ValueError, ImportError) as error:
         _tell(error)
         return 1 if done else 2
-    print(f"results of {done} picture{'s'[: done != 1]} in {args.output}")
+    _tell_done(done, args.output)
     return int(failed > 0)
+
+
+def _tell_done(count: int, folder: str) -> None:
+    print(f"results of {count} {'picture' if count == 1 else 'pictures'} in {folder}")
 
 
 def _run_tiles(args: argparse.Namespace, model: Model, pictures: Sequence[Path]) -> int:
@@ -105,8 +109,7 @@ def _run_tiles(args: argparse.Namespace, model: Model, pictures: Sequence[Path])
     )
     for path, found in done.found.items():
         print(f"{path.name}: {found}")
-    count = len(done.found)
-    print(f"results of {count} picture{'s'[: count != 1]} in {args.output}")
+    _tell_done(len(done.found), args.output)
     return int(bool(done.problems))
 
 

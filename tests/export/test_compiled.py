@@ -25,7 +25,7 @@ class Sums(torch.nn.Module):
 def test_a_compiled_graph_and_its_metadata(tmp_path):
     compilers = os.environ.get("CXX") or "g++", "clang++"
     if not any(map(shutil.which, compilers)):
-        pytest.skip("no C++ compiler")
+        pytest.skip("no C++ compiler: install Debian's package g++")
     require_compiler()
     dims = {0: torch.export.Dim.AUTO}
     program = torch.export.export(

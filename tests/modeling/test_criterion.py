@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from knet.accel.streamed_losses import StreamedPixels
-from knet.modeling.criterion import KNetCriterion, LossWeights, _paint
+from knet.modeling.criterion import KNetCriterion, LossWeights
 from knet.modeling.losses import AllPixels, SampledPoints, class_focal_sum
 from knet.modeling.matcher import MaskMatcher
 from knet.modeling.outputs import InitialKernels, KernelGroup, RoundOutput
@@ -16,14 +16,6 @@ from knet.modeling.targets import BatchTargets, ImageTargets, Rows
 from ..processes import call
 
 ROUNDS = 3
-
-
-def test_the_highest_value_of_an_image_owns_a_pixel():
-    masks = torch.tensor([[[1, 0.25, 0, 0]], [[0, 0.5, 0, 0]], [[1, 1, 1, 0]], [[0, 0, 0.5, 1]]])
-    images = torch.tensor([0, 0, 1, 1])
-    painted = _paint(masks, torch.tensor([4, 9, 7, 1]), images, batch=3)
-    assert painted.tolist() == [[[4, 9, -1, -1]], [[7, 7, 7, 1]], [[-1] * 4]]
-    assert _paint(masks[:0], images[:0], images[:0], batch=1).tolist() == [[[-1] * 4]]
 
 
 def _criterion(things, stuff, rank=0.1):

@@ -8,6 +8,7 @@ from knet.modeling.targets import (
     BatchTargets,
     build_targets,
     collate_class_maps,
+    paint_masks,
     shrink_masks,
 )
 
@@ -76,3 +77,11 @@ def test_padding_of_class_maps_is_ignored():
     assert torch.equal(target[0, :5, :7], maps[0])
     assert torch.equal(target[1, :, :3], maps[1].long())
     assert (target[0, 5:] == 255).all() and (target[0, :, 7:] == 255).all()
+
+
+def test_the_highest_value_of_an_image_owns_a_pixel():
+    masks = torch.tensor([[[1, 0.25, 0, 0]], [[0, 0.5, 0, 0]], [[1, 1, 1, 0]], [[0, 0, 0.5, 1]]])
+    images = torch.tensor([0, 0, 1, 1])
+    painted = paint_masks(masks, torch.tensor([4, 9, 7, 1]), images, batch=3)
+    assert painted.tolist() == [[[4, 9, -1, -1]], [[7, 7, 7, 1]], [[-1] * 4]]
+    assert paint_masks(masks[:0], images[:0], images[:0], batch=1).tolist() == [[[-1] * 4]]

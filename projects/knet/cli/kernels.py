@@ -49,6 +49,8 @@ def run(args: argparse.Namespace) -> None:
     show_news()
     if bool(args.inputs) == bool(args.dataset):
         raise UserError("name pictures or a --dataset, one of them")
+    if args.dataset and args.classes:
+        raise UserError("--classes goes with pictures: the averages of a --dataset show no scores")
     if min(args.images, args.kernels) < 1:
         raise UserError("--images and --kernels must be 1 or more")
     writable_folder(args.output, "--output")

@@ -168,7 +168,8 @@ def _members(file: str) -> Iterator[tuple[str, int, int]]:
     length, last = os.path.getsize(file), ""
     try:
         with tarfile.open(file, "r:") as tar:
-            empty = getattr(tar, "firstmember") is None  # noqa: B009 (next() of 3.10 fails on it)
+            # next() of Python 3.10 fails on an empty one
+            empty = tar.firstmember is None  # type: ignore[attr-defined]
             while not empty and (member := _next(tar, file, last)) is not None:
                 if member.offset_data + member.size > length:
                     raise _truncated(file, split_name(member.name)[0], length)

@@ -11,17 +11,11 @@ import torch
 from torch import Tensor
 
 from knet.modeling.layers import at_least_float32, to_device
-from knet.modeling.losses import (
-    AllPixels,
-    Places,
-    class_focal_sum,
-    enlarge,
-    world_mean_divisors,
-)
+from knet.modeling.losses import AllPixels, Places, class_focal_sum, enlarge, world_mean_divisors
 from knet.modeling.matcher import MaskMatcher, Matches
 from knet.modeling.outputs import InitialKernels, KernelGroup, RoundOutput
 from knet.modeling.peaks import centre_focal_sum, centre_targets
-from knet.modeling.targets import BatchTargets, Rows
+from knet.modeling.targets import BatchTargets, Rows, paint_masks
 
 __all__ = ["KNetCriterion", "LossWeights"]
 
@@ -158,6 +152,7 @@ class KNetCriterion:
         Returns:
             (M, H, W) logits, and (M, H, W) of the same type: how much of a pixel is in the mask,
             in [0, 1]. H, W are the size of the targets. M may be 0, and differs between processes.
+            Matched anew: of more objects than kernels it is a random part of its own.
         """
         num_things = initial.masks.shape[1] - self.num_stuff_classes
         own = KernelGroup("", initial.masks[:, :num_things], rounds)
@@ -287,12 +282,12 @@ class KNetCriterion:
             images.append(np.full(len(order), b))
         table = np.stack([np.concatenate(images), np.concatenate(codes)])
         image, code = to_device(torch.from_numpy(table), targets.masks.device).unbind()
-        painted = _paint(targets.masks, code, image, len(matches))
+        painted = paint_masks(targets.masks, code, image, len(matches))
         return torch.where(painted < 0, self.num_classes, painted % (self.num_classes + 1))
 
     def _owners(self, row: Rows, masks: Tensor, batch: int) -> Tensor:
         """(B, h, w) the matched kernel that covers a pixel, the last one of several, else -1."""
-        return _paint(masks[row.target], row.kernel, row.image, batch)
+        return paint_masks(masks[row.target], row.kernel, row.image, batch)
 
     def _divisors(self, counts: Sequence[int], seg_labels: Tensor) -> Tensor:
         """Places, objects, masks of every stage and labelled pixels, as `world_mean_divisors`."""
@@ -346,14 +341,3 @@ def _class_logits(output: RoundOutput) -> Tensor:
 
 def _row(image: int, *columns: np.ndarray) -> np.ndarray:
     return np.stack([np.full(len(columns[0]), image), *columns])
-
-
-def _paint(masks: Tensor, values: Tensor, images: Tensor, batch: int) -> Tensor:
-    """(B, h, w) int64 of overlapping masks (M, h, w): the highest value of an image's masks wins.
-
-    A pixel is covered where a mask is above 0; -1 where none covers. In between 32 bits are enough.
-    """
-    painted = torch.where(masks > 0, values[:, None, None].int(), -1)
-    empty = painted.new_full((batch, *masks.shape[1:]), -1)
-    index = images[:, None, None].expand_as(painted)
-    return empty.scatter_reduce_(0, index, painted, "amax").long()

@@ -118,6 +118,17 @@ class Rows(NamedTuple):
     label: Tensor
 
 
+def paint_masks(masks: Tensor, values: Tensor, images: Tensor, batch: int) -> Tensor:
+    """(B, h, w) int64 of overlapping masks (M, h, w): the highest value of an image's masks wins.
+
+    A pixel is covered where a mask is above 0; -1 where none covers. In between 32 bits are enough.
+    """
+    painted = torch.where(masks > 0, values[:, None, None].int(), -1)
+    empty = painted.new_full((batch, *masks.shape[1:]), -1)
+    index = images[:, None, None].expand_as(painted)
+    return empty.scatter_reduce_(0, index, painted, "amax").long()
+
+
 def shrink_masks(masks: Tensor, factor: int, out: Tensor) -> None:
     """Bilinear reduction by an integer factor, written as the mean of the pixels it samples.
 

@@ -90,13 +90,14 @@ def launch(
         if place.launcher == TORCHRUN:
             _follow(os.getppid())
         return in_group(place, on_gpu, main, args, watched=True)
-    if num_machines * num_processes < tasks_without_srun():
+    total, tasks = num_machines * num_processes, tasks_without_srun()
+    if total < tasks:
         print(
-            f"SLURM has given this job {tasks_without_srun()} tasks, but one process works: srun "
-            "in front of the command starts it as each of them",
+            f"SLURM has given this job {tasks} tasks, of which {total} will work: srun in front of "
+            "the command starts it as each of them",
             file=sys.stderr,
         )
-    if num_machines * num_processes == 1:
+    if total == 1:
         return main(*args)
     if dist_url == "auto":
         if num_machines > 1:
@@ -108,7 +109,7 @@ def launch(
         share = max(1, (os.cpu_count() or 1) // num_processes)
         threads = torch.get_num_threads() if "OMP_NUM_THREADS" in os.environ else share
         os.environ.setdefault("OMP_NUM_THREADS", str(share))
-    total, first = num_machines * num_processes, machine_rank * num_processes
+    first = machine_rank * num_processes
     places = [
         Place(first + i, total, i, num_processes, machine_rank, dist_url)
         for i in range(num_processes)

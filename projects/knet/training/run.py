@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -114,11 +114,9 @@ def _launch(
     args = argparse.Namespace(  # as Detectron2's `default_setup` takes them
         config_file=config_file, opts=[*opts, *fixed], resume=resume, eval_only=eval_only
     )
-    threads = torch.get_num_threads()
-    if fork:
-        torch.set_num_threads(1)  # the config is checked with models, which are made here
-    on_gpu = _config(args).MODEL.DEVICE.startswith("cuda")
-    torch.set_num_threads(threads)
+    # the config is checked with models, which are made here
+    with _one_thread() if fork else contextlib.nullcontext():
+        on_gpu = _config(args).MODEL.DEVICE.startswith("cuda")
     return launch(
         in_process,
         num_gpus,
@@ -129,6 +127,17 @@ def _launch(
         args=(args, (), trainer or Trainer),
         fork=fork,
     )
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Torch computes with one thread, so that a process that is forked later has lost none."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _config(args: argparse.Namespace) -> CfgNode:

@@ -32,16 +32,6 @@ logger = logging.getLogger(__name__)
 _ISA_WITH_BFLOAT16 = ("BF16", "FP16", "AMX", "AVX10", "ALL", "DEFAULT")
 
 
-def _require_gradients(model: nn.Module) -> None:
-    unused = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
-    if unused:
-        raise ValueError(
-            f"{first_of(unused)}: no loss depends on them, but several processes wait for the "
-            "gradient of every parameter: use them, leave their layers out (such as stages of the "
-            "backbone by MODEL.KNET.IN_FEATURES), or set their requires_grad to False"
-        )
-
-
 class Metrics(NamedTuple):
     """What one step says, on the CPU."""
 
@@ -259,6 +249,17 @@ class TrainStep(SimpleTrainer):
         self.seed = state["seed"]
         if state["grad_scaler"] and self.grad_scaler.is_enabled():  # empty without float16
             self.grad_scaler.load_state_dict(state["grad_scaler"])
+
+
+def _require_gradients(model: nn.Module) -> None:
+    """Name parameters without one, of which DDP would speak by number in the next step."""
+    unused = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    if unused:
+        raise ValueError(
+            f"{first_of(unused)}: no loss depends on them, but several processes wait for the "
+            "gradient of every parameter: use them, leave their layers out (such as stages of the "
+            "backbone by MODEL.KNET.IN_FEATURES), or set their requires_grad to False"
+        )
 
 
 def _store(gathered: Sequence[Sequence[Metrics]]) -> None:
