@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Union
+from typing import Any
 
 import torch
 from detectron2.export.flatten import flatten_to_tuple
@@ -26,7 +26,7 @@ from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis
 from fvcore.nn.jit_handles import conv_flop_jit, einsum_flop_jit, get_shape
 from torch import Tensor, nn
 
-Handle = Callable[[Sequence[Any], Sequence[Any]], Union[int, Counter]]
+Handle = Callable[[Sequence[Any], Sequence[Any]], int | Counter]
 
 _FLOATING = {"Half", "BFloat16", "Float", "Double"}
 

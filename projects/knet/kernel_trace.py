@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Union
 
 import numpy as np
 import torch
@@ -24,7 +23,7 @@ from knet.visualization import DRAWN_SCORE
 
 __all__ = ["trace_kernels"]
 
-Predictions = Union[MaskPredictions, PixelPredictions]
+Predictions = MaskPredictions | PixelPredictions
 
 _UNSURE = (0.1, 0.9)  # a pixel between these probabilities is unsure
 

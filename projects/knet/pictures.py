@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Union
+from typing import TypeAlias
 
 import numpy as np
 from PIL import Image
 
 from knet.data.images import BROKEN_FILE, has_deep_channels, read_picture, upright_rgb
 
-Picture = Union[str, "os.PathLike[str]", np.ndarray, Image.Image]
+Picture: TypeAlias = str | os.PathLike[str] | np.ndarray | Image.Image
 
 
 def read_any(image: Picture, max_pixels: int) -> np.ndarray:

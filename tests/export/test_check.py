@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -82,7 +84,7 @@ def test_scores_on_a_data_set_are_of_both(panoptic, records, reference, monkeypa
 
 
 def test_tolerances_widen_with_fewer_bits():
-    for before, after in zip(PRECISIONS, PRECISIONS[1:]):
+    for before, after in itertools.pairwise(PRECISIONS):
         for measure, limit in TOLERANCES[after].items():
             assert (limit < TOLERANCES[before][measure]) == measure.least
 

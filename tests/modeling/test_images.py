@@ -1,5 +1,7 @@
 """Batches of images of several sizes; windows of large ones."""
 
+import itertools
+
 import pytest
 import torch
 from detectron2.structures import ImageList
@@ -30,7 +32,7 @@ def test_starts_cover_everything(length, window, stride):
     window = min(window, length)
     assert {i for s in starts for i in range(s, s + window)} == set(range(length))
     assert starts[0] == 0 and starts[-1] + window == length
-    assert all(0 < b - a <= stride for a, b in zip(starts, starts[1:]))
+    assert all(0 < b - a <= stride for a, b in itertools.pairwise(starts))
 
 
 def test_starts_by_hand():

@@ -9,7 +9,7 @@ the same sums, and all that stays for the backward pass is one small map for eac
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,7 +47,7 @@ class Part(NamedTuple):
 
 # (x, part, wanted) -> each loss's sum over the enlarged pixels x (m, ..., P) and, if wanted, its
 # gradient with respect to x. The terms leave x as it is: it may be the maps themselves.
-Terms = Callable[[Tensor, Part, bool], Iterable[tuple[Tensor, Optional[Tensor]]]]
+Terms = Callable[[Tensor, Part, bool], Iterable[tuple[Tensor, Tensor | None]]]
 
 
 class _EnlargedSums(torch.autograd.Function):

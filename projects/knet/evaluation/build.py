@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Optional
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -27,7 +26,7 @@ __all__ = ["build_evaluator"]
 logger = logging.getLogger(__name__)
 
 # config, data set, output folder; None where the data set has nothing that could be judged
-Build = Callable[[CfgNode, str, Optional[str]], Optional[DatasetEvaluator]]
+Build = Callable[[CfgNode, str, str | None], DatasetEvaluator | None]
 
 
 def build_evaluator(

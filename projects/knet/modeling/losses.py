@@ -6,7 +6,7 @@ Every loss is a plain sum over one round of all images; the criterion divides by
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Union
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -240,7 +240,7 @@ class SampledPoints:
         return torch.cat([torch.rand(len(masks), rest, 2, device=masks.device), chosen], dim=1)
 
 
-Places = Union[AllPixels, SampledPoints]
+Places = AllPixels | SampledPoints
 
 
 def sample(maps: Tensor, points: Tensor) -> Tensor:

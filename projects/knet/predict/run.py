@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 from tqdm import tqdm
 
@@ -29,7 +29,7 @@ from knet.visualization import DRAWN_SCORE, TASKS
 
 __all__ = ["predict_pictures", "predict_video"]
 
-Model = Union[KNetPredictor, Callable[[], KNetPredictor]]
+Model = KNetPredictor | Callable[[], KNetPredictor]
 
 _TITLE = "K-Net"
 _QUALITY = {".jpg": 92, ".jpeg": 92, ".webp": 92}

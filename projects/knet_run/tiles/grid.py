@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -29,7 +30,7 @@ class Axis:
         size = min(tile, length)
         gaps = -(-(length - size) // (tile - overlap))
         starts = tuple((length - size) * k // max(gaps, 1) for k in range(gaps + 1))
-        middles = ((a + size + b) // 2 for a, b in zip(starts, starts[1:]))
+        middles = ((a + size + b) // 2 for a, b in itertools.pairwise(starts))
         return cls(size, starts, (0, *middles, length))
 
     def core(self, k: int) -> slice:

@@ -6,6 +6,7 @@ grow with the map.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,7 +58,7 @@ class RunStore:
             runs = np.concatenate([_between(file, first, last) for file in self._files], axis=1)
             runs = runs[:, np.argsort(runs[0], kind="stable")]
             bounds = np.searchsorted(runs[0], np.arange(first, last + 1))
-            for start, end in zip(bounds, bounds[1:]):
+            for start, end in itertools.pairwise(bounds):
                 yield _merged(runs[1, start:end], runs[2, start:end])
             first = last
 

@@ -1,5 +1,7 @@
 """Clips of moving things: exact truth, and things that really vanish."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -36,7 +38,7 @@ def test_things_vanish_whole_and_come_back(clips):
         hidden = 0
         for line in areas.T:
             seen = np.flatnonzero(line >= 40)
-            hidden += any((line[a:b] == 0).any() for a, b in zip(seen, seen[1:]))
+            hidden += any((line[a:b] == 0).any() for a, b in itertools.pairwise(seen))
         assert clip.hidings >= 2 and hidden >= 1
 
 
@@ -45,7 +47,7 @@ def test_things_move_and_stuff_stays(clips):
         assert clip.images.shape == (LENGTH, 96, 96, 3) and clip.images.dtype == np.uint8
         num_stuff = sum(name in STUFF_NAMES for name in clip.names)
         stuff = np.where(clip.segments < num_stuff, clip.segments, 255)
-        for before, after in zip(stuff, stuff[1:]):
+        for before, after in itertools.pairwise(stuff):
             both = (before < 255) & (after < 255)
             assert (before[both] == after[both]).all()
         for thing in range(num_stuff, len(clip.names)):

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -24,7 +24,7 @@ from knet.files import write_json
 logger = logging.getLogger(__name__)
 
 Size = tuple[int, int]  # (H, W) in pixels
-Mask = Union[list[list[float]], dict[str, Any], np.ndarray]  # polygons, RLE or (H, W) bool
+Mask = list[list[float]] | dict[str, Any] | np.ndarray  # polygons, RLE or (H, W) bool
 
 
 @dataclass(frozen=True)

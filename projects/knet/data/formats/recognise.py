@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Optional
 
 from knet.data.defects import DataError
 from knet.data.formats import cityscapes, coco, label_pngs, labelme, voc, yolo
@@ -15,7 +14,7 @@ from knet.errors import UserError
 __all__ = ["recognise"]
 
 TASKS = ("instance", "panoptic", "semantic")
-_Find = Callable[[Tree, Optional[str]], Optional[Found]]
+_Find = Callable[[Tree, str | None], Found | None]
 # told by their folders, whatever else lies there: converted annotations, say
 _TREES: tuple[_Find, ...] = (cityscapes.find, voc.find)
 # that a folder cannot be at once; label maps are in folders of these formats, too
