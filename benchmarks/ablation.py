@@ -23,7 +23,7 @@ from typing import Any
 
 from ablation_plan import NUCLEI, PHOTOS, SCENES, SCORES, VARIANTS, find_variant
 from ablation_run import Run, run
-from ablation_table import append_row, read_rows, with_tables
+from ablation_table import append_row, known_times, read_rows, with_tables
 
 from knet.files import write_text
 
@@ -76,9 +76,7 @@ def run_all(jobs: Sequence[Run], args: argparse.Namespace) -> int:
     with ProcessPoolExecutor(
         args.jobs, mp_context=get_context("spawn"), max_tasks_per_child=1
     ) as pool:
-        running = {
-            pool.submit(run, job, find_variant(job.variant), args.output): job for job in jobs
-        }
+        running = {pool.submit(train, job, args.table, args.output): job for job in jobs}
         for done, future in enumerate(as_completed(running), start=1):
             job = running[future]
             what = f"[{done}/{len(jobs)}] {job.data}, {job.variant}, seed {job.seed}"
@@ -92,6 +90,12 @@ def run_all(jobs: Sequence[Run], args: argparse.Namespace) -> int:
             score = row["scores"][SCORES[job.data]]
             print(f"{what}: {score:.1f}; {left:.0f} minutes left", flush=True)
     return failed
+
+
+def train(job: Run, table: Path, folder: Path) -> dict[str, Any]:
+    """A row, see `ablation_run.run`, as long as that of a seed that is there already."""
+    times = known_times(read_rows(table), job.data, job.variant, job.threads)
+    return run(job, find_variant(job.variant), folder, times=times)
 
 
 def missing_jobs(args: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> list[Run]:

@@ -7,7 +7,7 @@ import math
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import count, cycle, islice
@@ -53,7 +53,11 @@ class Run:
 
 
 def run(
-    job: Run, variant: Variant, folder: Path, setup: Callable[[], None] | None = None
+    job: Run,
+    variant: Variant,
+    folder: Path,
+    setup: Callable[[], None] | None = None,
+    times: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Train and score.
 
@@ -62,12 +66,13 @@ def run(
         variant: of the job.
         folder: of all runs; weights go below it, from which variants of the same training start.
         setup: is called first, in every process.
+        times: of another seed, as `relative_times` gives them; None: they are measured.
 
     Returns:
         The row: the job, scores, steps, memory (megabytes that training takes on top of the model),
         times of a step and of an image as shares of today's, and millions of parameters.
     """
-    row = _apart(relative_times, job, variant, folder, setup)
+    row: dict[str, Any] = dict(times or _apart(relative_times, job, variant, folder, setup))
     if setup is not None:
         setup()
     cfg = _config(job, variant, folder)

@@ -41,6 +41,16 @@ def append_row(path: Path, row: Row) -> None:
         table.write(json.dumps(row) + "\n")
 
 
+def known_times(rows: Sequence[Row], data: str, variant: str, threads: int) -> Row | None:
+    """Shares of today's times, `step` and `test`, of the first row of any seed that has them."""
+    for row in rows:
+        if (row["data"], row["variant"], row["threads"]) == (data, variant, threads):
+            times = {key: row[key] for key in ("step", "test") if key in row}
+            if len(times) == 2:
+                return times
+    return None
+
+
 def with_tables(text: str, rows: Sequence[Row], variants: Sequence[Variant]) -> str:
     """A page whose block between two comments is made anew.
 

@@ -26,7 +26,7 @@ import torch
 from ablation import ROOT, TABLE, commit
 from ablation_plan import NUCLEI, SCORES, Variant
 from ablation_run import Run, run
-from ablation_table import append_row
+from ablation_table import append_row, known_times, read_rows
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
@@ -217,9 +217,11 @@ def register(choices: Choices) -> None:
         META_ARCH_REGISTRY.register(build)
 
 
-def train(job: Run, choices: Choices, folder: Path) -> dict[str, Any]:
-    """A row, see `ablation_run.run`, with the choices."""
-    row = run(job, choices.variant(), folder, partial(register, choices))
+def train(job: Run, choices: Choices, table: Path, folder: Path) -> dict[str, Any]:
+    """A row, see `ablation_run.run`, with the choices; as long as that of a seed that is there."""
+    rows = [row for row in read_rows(table) if row.get("choices") == asdict(choices)]
+    times = known_times(rows, job.data, job.variant, job.threads)
+    row = run(job, choices.variant(), folder, partial(register, choices), times)
     return {**row, "choices": asdict(choices)}
 
 
@@ -245,7 +247,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for seed in args.seeds:
         job = Run(NUCLEI, "mask2former", seed, args.length, args.threads)
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            row = {**pool.submit(train, job, choices, args.output).result(), "commit": commit()}
+            row = {
+                **pool.submit(train, job, choices, args.table, args.output).result(),
+                "commit": commit(),
+            }
         append_row(args.table, row)
         print(f"seed {seed}: {row['scores'][SCORES[NUCLEI]]:.1f}, {row['steps']} steps", flush=True)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from ablation_plan import PHOTOS, SCENES, VARIANTS, Variant, config_of, frequent_classes
 from ablation_run import Run
-from ablation_table import legend, read_rows, tables, with_tables
+from ablation_table import known_times, legend, read_rows, tables, with_tables
 
 from knet.config import get_cfg_from_file
 from knet.data.panoptic_png import read_panoptic_png, write_panoptic_png
@@ -112,6 +112,29 @@ def test_a_run_trains_for_its_steps_and_others_use_its_weights(small_scenes, tmp
     assert again["scores"]["panoptic_seg/PQ_th"] == 0 and "steps" not in again
     stuff = "panoptic_seg/PQ_st"
     assert again["scores"][stuff] == pytest.approx(row["scores"][stuff], abs=5)
+
+
+@pytest.mark.slow
+def test_other_seeds_are_as_long_as_the_first(small_scenes, tmp_path, monkeypatch):
+    def measured(*_):
+        raise AssertionError("its times are known")
+
+    monkeypatch.setattr(ablation_run, "relative_times", measured)
+    table = tmp_path / "table.jsonl"
+    first = {**rows_of(50.0, variant="EMA")[0], "step": 0.8, "test": 0.9}
+    table.write_text(json.dumps(first) + "\n")
+    row = ablation.train(Run(SCENES, "EMA", seed=2, length=0.002), table, tmp_path)
+    assert row["steps"] == 4 and (row["step"], row["test"]) == (0.8, 0.9)
+
+
+def test_known_times_are_of_the_same_training():
+    old = rows_of(1.0)[0]
+    del old["test"]
+    rows = [old, *rows_of(50.0, length=2.0), *rows_of(1.0, variant="EMA")]
+    assert known_times([old], SCENES, "today", 1) is None
+    assert known_times(rows, SCENES, "today", 1) == {"step": 1.25, "test": 1.5}
+    assert known_times(rows, PHOTOS, "today", 1) is None
+    assert known_times(rows, SCENES, "today", 2) is None
 
 
 def test_times_are_medians_of_turns(monkeypatch):
