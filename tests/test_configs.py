@@ -21,7 +21,7 @@ FILES = sorted(
 )
 
 # data sets that are drawn or registered on demand: their numbers of things and stuff classes
-ON_DEMAND = {"shapes": (4, 4), "photos": (80, 53), "nuclei": (1, 0), "custom": (80, 53),
+ON_DEMAND = {"shapes": (4, 4), "photos": (80, 53), "custom": (80, 53),
              "plus/shapes": (4, 4), "plus/nuclei": (1, 0)}  # fmt: skip
 
 

@@ -19,6 +19,7 @@ PAGE = (ROOT / "docs" / "CUSTOM_DATA.md").read_text(encoding="utf-8")
 QUICK = shlex.split(
     "SOLVER.MAX_ITER 2 SOLVER.IMS_PER_BATCH 2 SOLVER.ACCUMULATION_STEPS 1 TEST.EVAL_PERIOD 2 "
     "MODEL.KNET.HIDDEN_DIM 16 MODEL.KNET.FFN_DIM 16 MODEL.KNET.NUM_ROUNDS 1 "
+    "MODEL.KNET.ROUND_LEVELS [] "
     "INPUT.MIN_SIZE_TRAIN (64,64) INPUT.MIN_SIZE_TEST 64 INPUT.CROP.SIZE (64,64)"
 )
 
@@ -94,7 +95,7 @@ def test_the_table_has_every_format_with_its_task():
 def test_the_keys_of_the_page_exist():
     from knet.config import get_cfg_from_file
 
-    cfg = get_cfg_from_file(str(ROOT / "configs/nuclei/instance.yaml"))
+    cfg = get_cfg_from_file(str(ROOT / "configs/custom/instance.yaml"))
     keys = re.findall(r"`((?:MODEL|TEST|DATASETS|INPUT|SOLVER)(?:\.[A-Z_]+)+)`", PAGE)
     assert len(set(keys)) >= 9
     for key in keys:

@@ -344,4 +344,8 @@ def _round_relations(knet: CfgNode) -> Iterator[tuple[str, str]]:
         yield key, f"these can only be of {levels}: MODEL.KNET.IN_FEATURES from MASK_LEVEL on"
     elif len(knet.ROUND_LEVELS) > knet.NUM_ROUNDS * knet.ROUND_REPEATS:
         number = knet.NUM_ROUNDS * knet.ROUND_REPEATS
-        yield key, f"of these {number} rounds (NUM_ROUNDS times ROUND_REPEATS) see {number} only"
+        yield (
+            key,
+            f"rounds see one each, and there are {number} (MODEL.KNET.NUM_ROUNDS times "
+            f"ROUND_REPEATS): name {number} at most",
+        )

@@ -257,7 +257,7 @@ def test_no_checkpoint_follows_a_broken_step(tiny_cfg, tmp_path):
 
 @pytest.fixture
 def mixed_cfg():
-    cfg = get_cfg_from_file("configs/nuclei/instance.yaml", ["MODEL.DEVICE", "cpu"])
+    cfg = get_cfg_from_file("configs/plus/nuclei_instance.yaml", ["MODEL.DEVICE", "cpu"])
     assert cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "auto"
     return cfg
 
