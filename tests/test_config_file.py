@@ -222,7 +222,7 @@ def _opens_in_the_locale(call):
 def test_damaged_files_end_in_a_message_with_their_name(tmp_path):
     """Seeded: bytes and lines of shipped files are changed, lost, repeated and swapped."""
     rng = random.Random(12)
-    shipped = ["shapes/panoptic", "nuclei/instance", "shapes/semantic", "Base-KNet"]
+    shipped = ["shapes/panoptic", "plus/nuclei_instance", "shapes/semantic", "Base-KNet"]
     texts = [Path(f"configs/{name}.yaml").read_bytes() for name in shipped]
     values = [b"-1", b"0", b".nan", b"1e99", b"''", b"null", b"[]", b"{}", b"[[[", b"(((",
               b"*x", b"&x x", b"2020-01-01", b"\t", b"\xff", b"\0", b"!!set {a}", b"~"]  # fmt: skip

@@ -128,7 +128,7 @@ def test_polynomial_schedule(tiny_cfg):
         optimizer.step()
         scheduler.step()
     assert rates[0] == pytest.approx(0.0001)
-    assert all(a < b for a, b in itertools.pairwise(rates))
+    assert all(a < b for a, b in itertools.pairwise(rates[:10]))
     assert rates[36] == pytest.approx(0.001 * 0.64**0.5)
     assert rates[99] == pytest.approx(0.001 * 0.01**0.5)
 

@@ -108,6 +108,8 @@ def quantize_onnx(
             nodes_to_quantize=[*convolutions, *between],
             op_types_to_quantize=["Conv", *_PRODUCTS, *_BETWEEN],
             per_channel=True,
+            # processors without VNNI overflow at products with weights of all eight bits
+            reduce_range=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
