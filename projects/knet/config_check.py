@@ -342,10 +342,8 @@ def _round_relations(knet: CfgNode) -> Iterator[tuple[str, str]]:
         yield key, "a semantic model has no neck with levels: leave it empty"
     elif any(name not in levels for name in knet.ROUND_LEVELS):
         yield key, f"these can only be of {levels}: MODEL.KNET.IN_FEATURES from MASK_LEVEL on"
-    elif len(knet.ROUND_LEVELS) > knet.NUM_ROUNDS * knet.ROUND_REPEATS:
-        number = knet.NUM_ROUNDS * knet.ROUND_REPEATS
+    elif len(knet.ROUND_LEVELS) > (number := knet.NUM_ROUNDS * knet.ROUND_REPEATS):
         yield (
             key,
-            f"rounds see one each, and there are {number} (MODEL.KNET.NUM_ROUNDS times "
-            f"ROUND_REPEATS): name {number} at most",
+            f"each of {number} rounds (NUM_ROUNDS times ROUND_REPEATS) sees one: name no more",
         )

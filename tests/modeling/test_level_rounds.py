@@ -208,7 +208,7 @@ def test_a_neck_without_levels_is_refused_by_name(tiny_cfg):
 @pytest.mark.parametrize("key, value, mend", [
     ("ROUND_LEVELS", ["res2"], r"only be of \['res3', 'res4', 'res5'\]"),
     ("ROUND_LEVELS", ["p9"], "only be of"),
-    ("ROUND_LEVELS", ["res5", "res4", "res3", "res5"], "there are 3 .*: name 3 at most"),
+    ("ROUND_LEVELS", ["res5", "res4", "res3", "res5"], "each of 3 rounds .* sees one"),
     ("ROUND_REPEATS", 0, "at least 1"),
     ("NECK_LAYERS", 0, "at least 1"),
     ("GROUPING", "soft", "'hard', 'exclusive'"),

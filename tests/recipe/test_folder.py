@@ -27,16 +27,8 @@ pytestmark = pytest.mark.usefixtures("blank_curves")
 SMALL = [
     *("MODEL.BACKBONE.NAME", "build_small_resnet_backbone", "MODEL.BACKBONE.FREEZE_AT", 0),
     *("MODEL.SMALL_RESNET.CHANNELS", [16, 32, 48, 64]),
-    *(
-        "MODEL.KNET.NUM_ROUNDS",
-        1,
-        "MODEL.KNET.ROUND_LEVELS",
-        [],
-        "MODEL.KNET.HIDDEN_DIM",
-        16,
-        "MODEL.KNET.FFN_DIM",
-        16,
-    ),
+    *("MODEL.KNET.NUM_ROUNDS", 1, "MODEL.KNET.ROUND_LEVELS", []),
+    *("MODEL.KNET.HIDDEN_DIM", 16, "MODEL.KNET.FFN_DIM", 16),
     *("MODEL.WEIGHTS", ""),
 ]
 # as fast as it gets: no probes, a small model, small pictures, two steps
