@@ -94,7 +94,7 @@ def run_all(jobs: Sequence[Run], args: argparse.Namespace) -> int:
 
 def train(job: Run, table: Path, folder: Path) -> dict[str, Any]:
     """A row, see `ablation_run.run`, as long as that of a seed that is there already."""
-    times = known_times(read_rows(table), job.data, job.variant, job.threads)
+    times = known_times(read_rows(table), job.data, job.variant, job.length, job.threads)
     return run(job, find_variant(job.variant), folder, times=times)
 
 

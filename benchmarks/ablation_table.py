@@ -41,10 +41,16 @@ def append_row(path: Path, row: Row) -> None:
         table.write(json.dumps(row) + "\n")
 
 
-def known_times(rows: Sequence[Row], data: str, variant: str, threads: int) -> Row | None:
-    """Shares of today's times, `step` and `test`, of the first row of any seed that has them."""
+def known_times(
+    rows: Sequence[Row], data: str, variant: str, length: float, threads: int
+) -> Row | None:
+    """Shares of today's times, `step` and `test`, of the first row of any seed that has them.
+
+    Of the same length alone: another may come from another processor, and seeds have equal steps.
+    """
+    wanted = (data, variant, length, threads)
     for row in rows:
-        if (row["data"], row["variant"], row["threads"]) == (data, variant, threads):
+        if (row["data"], row["variant"], row["length"], row["threads"]) == wanted:
             times = {key: row[key] for key in ("step", "test") if key in row}
             if len(times) == 2:
                 return times

@@ -220,7 +220,7 @@ def register(choices: Choices) -> None:
 def train(job: Run, choices: Choices, table: Path, folder: Path) -> dict[str, Any]:
     """A row, see `ablation_run.run`, with the choices; as long as that of a seed that is there."""
     rows = [row for row in read_rows(table) if row.get("choices") == asdict(choices)]
-    times = known_times(rows, job.data, job.variant, job.threads)
+    times = known_times(rows, job.data, job.variant, job.length, job.threads)
     row = run(job, choices.variant(), folder, partial(register, choices), times)
     return {**row, "choices": asdict(choices)}
 

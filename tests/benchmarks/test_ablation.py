@@ -121,7 +121,7 @@ def test_other_seeds_are_as_long_as_the_first(small_scenes, tmp_path, monkeypatc
 
     monkeypatch.setattr(ablation_run, "relative_times", measured)
     table = tmp_path / "table.jsonl"
-    first = {**rows_of(50.0, variant="EMA")[0], "step": 0.8, "test": 0.9}
+    first = {**rows_of(50.0, variant="EMA", length=0.002)[0], "step": 0.8, "test": 0.9}
     table.write_text(json.dumps(first) + "\n")
     row = ablation.train(Run(SCENES, "EMA", seed=2, length=0.002), table, tmp_path)
     assert row["steps"] == 4 and (row["step"], row["test"]) == (0.8, 0.9)
@@ -131,10 +131,11 @@ def test_known_times_are_of_the_same_training():
     old = rows_of(1.0)[0]
     del old["test"]
     rows = [old, *rows_of(50.0, length=2.0), *rows_of(1.0, variant="EMA")]
-    assert known_times([old], SCENES, "today", 1) is None
-    assert known_times(rows, SCENES, "today", 1) == {"step": 1.25, "test": 1.5}
-    assert known_times(rows, PHOTOS, "today", 1) is None
-    assert known_times(rows, SCENES, "today", 2) is None
+    assert known_times([old], SCENES, "today", 1.0, 1) is None
+    assert known_times(rows, SCENES, "today", 2.0, 1) == {"step": 1.25, "test": 1.5}
+    assert known_times(rows, SCENES, "today", 1.0, 1) is None
+    assert known_times(rows, PHOTOS, "today", 2.0, 1) is None
+    assert known_times(rows, SCENES, "today", 2.0, 2) is None
 
 
 def test_times_are_medians_of_turns(monkeypatch):
