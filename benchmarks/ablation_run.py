@@ -66,13 +66,13 @@ def run(
         variant: of the job.
         folder: of all runs; weights go below it, from which variants of the same training start.
         setup: is called first, in every process.
-        times: of another seed, as `relative_times` gives them; None: they are measured.
+        times: of another seed, as `relative_times` gives them; what they lack is measured.
 
     Returns:
         The row: the job, scores, steps, memory (megabytes that training takes on top of the model),
         times of a step and of an image as shares of today's, and millions of parameters.
     """
-    row: dict[str, Any] = dict(times or _apart(relative_times, job, variant, folder, setup))
+    row: dict[str, Any] = _all_times(times or {}, job, variant, folder, setup)
     if setup is not None:
         setup()
     cfg = _config(job, variant, folder)
@@ -103,6 +103,13 @@ def run(
     }
     assert SCORES[job.data] in row["scores"], row["scores"]
     return {**asdict(job), **row}
+
+
+def _all_times(known: Mapping[str, float], *arguments: Any) -> dict[str, float]:
+    """Those that are known; where one is not, both are measured, and what is known is kept."""
+    if {"step", "test"} <= known.keys():
+        return dict(known)
+    return {**_apart(relative_times, *arguments), **known}
 
 
 def _apart(work: Callable[..., Any], *arguments: Any) -> Any:

@@ -43,18 +43,17 @@ def append_row(path: Path, row: Row) -> None:
 
 def known_times(
     rows: Sequence[Row], data: str, variant: str, length: float, threads: int
-) -> Row | None:
-    """Shares of today's times, `step` and `test`, of the first row of any seed that has them.
+) -> dict[str, float]:
+    """Shares of today's times, `step` and `test`, each of the first row of any seed that has it.
 
     Of the same length alone: another may come from another processor, and seeds have equal steps.
     """
     wanted = (data, variant, length, threads)
+    times: dict[str, float] = {}
     for row in rows:
         if (row["data"], row["variant"], row["length"], row["threads"]) == wanted:
-            times = {key: row[key] for key in ("step", "test") if key in row}
-            if len(times) == 2:
-                return times
-    return None
+            times = {key: row[key] for key in ("step", "test") if key in row} | times
+    return times
 
 
 def with_tables(text: str, rows: Sequence[Row], variants: Sequence[Variant]) -> str:

@@ -128,14 +128,35 @@ def test_other_seeds_are_as_long_as_the_first(small_scenes, tmp_path, monkeypatc
 
 
 def test_known_times_are_of_the_same_training():
-    old = rows_of(1.0)[0]
-    del old["test"]
-    rows = [old, *rows_of(50.0, length=2.0), *rows_of(1.0, variant="EMA")]
-    assert known_times([old], SCENES, "today", 1.0, 1) is None
+    rows = [*rows_of(50.0, length=2.0), *rows_of(1.0, variant="EMA")]
     assert known_times(rows, SCENES, "today", 2.0, 1) == {"step": 1.25, "test": 1.5}
-    assert known_times(rows, SCENES, "today", 1.0, 1) is None
-    assert known_times(rows, PHOTOS, "today", 2.0, 1) is None
-    assert known_times(rows, SCENES, "today", 2.0, 2) is None
+    assert known_times(rows, SCENES, "today", 1.0, 1) == {}
+    assert known_times(rows, PHOTOS, "today", 2.0, 1) == {}
+    assert known_times(rows, SCENES, "today", 2.0, 2) == {}
+
+
+def test_a_time_that_is_known_is_kept_when_the_other_is_measured(monkeypatch, tmp_path):
+    first, later = rows_of(1.0, 2.0)
+    del first["test"]
+    assert known_times([first], SCENES, "today", 1.0, 1) == {"step": 1.25}
+    times = known_times([first, {**later, "step": 9.0}], SCENES, "today", 1.0, 1)
+    assert times == {"step": 1.25, "test": 1.5}  # seeds have equal steps: those of the first
+
+    asked = []
+
+    def measured(work, *arguments):
+        asked.append(work)
+        return {"step": 9.0, "test": 2.0}
+
+    monkeypatch.setattr(ablation_run, "_apart", measured)
+    job, variant = Run(SCENES, "today", 1), ablation_plan.find_variant("today")
+    for known, result, calls in (
+        (times, times, 0),
+        ({"step": 1.25}, {"step": 1.25, "test": 2.0}, 1),
+        ({}, {"step": 9.0, "test": 2.0}, 2),
+    ):
+        assert ablation_run._all_times(known, job, variant, tmp_path, None) == result
+        assert len(asked) == calls
 
 
 def test_times_are_medians_of_turns(monkeypatch):
