@@ -5,6 +5,7 @@ import json
 import ablation
 import ablation_plan
 import ablation_run
+import ablation_table
 import numpy as np
 import pytest
 from ablation_plan import PHOTOS, SCENES, VARIANTS, Variant, config_of, frequent_classes
@@ -12,7 +13,22 @@ from ablation_run import Run
 from ablation_table import known_times, legend, read_rows, tables, with_tables
 
 from knet.config import get_cfg_from_file
+from knet.data import copy_paste, jitter
 from knet.data.panoptic_png import read_panoptic_png, write_panoptic_png
+from knet.modeling import (
+    bifpn,
+    grouping,
+    instances,
+    kernels,
+    level_rounds,
+    losses,
+    peaks,
+    positions,
+    postprocess,
+    task,
+    training_kernels,
+)
+from knet.training import average
 
 
 @pytest.fixture
@@ -237,3 +253,43 @@ def test_what_the_table_has_is_not_run_again(tmp_path, monkeypatch, capsys):
 def test_committed_tables_are_those_of_the_page():
     text = ablation.PAGE.read_text(encoding="utf-8")
     assert with_tables(text, read_rows(ablation.TABLE), VARIANTS) == text
+
+
+@pytest.mark.parametrize(
+    ("variant", "described"),
+    [
+        ("no peaks", peaks.PeakKernels),
+        ("places instead of peaks", positions.PlaceEncoding),
+        ("no residual masks", kernels.UpdateRound),
+        ("coarse masks", task.MaskTask),
+        ("class scores", instances.InstanceSelection),
+        ("peaks", peaks.PeakKernels),
+        ("places", positions.PlaceEncoding),
+        ("residual masks", kernels.UpdateRound),
+        ("fine masks", task.MaskTask),
+        ("sampled points", losses.SampledPoints),
+        ("EMA", average),
+        ("six rounds", kernels.KernelRounds),
+        ("three rounds twice", kernels.KernelRounds),
+        ("levels in turn", level_rounds.LevelRound),
+        ("mask pilots", training_kernels.MaskPilots),
+        ("one to many", training_kernels.ManyKernels),
+        ("exclusive", grouping.exclusive_groups),
+        ("BiFPN", bifpn),
+        ("quality in panoptic scores", postprocess.InferenceOptions),
+        ("the same, squared", postprocess.InferenceOptions),
+        ("scale jitter", jitter.ScaleJitter),
+        ("copy-paste", copy_paste.CopyPaste),
+    ],
+)
+def test_docstrings_have_the_effects_of_the_table(variant, described):
+    rows = [row for row in read_rows(ablation.TABLE) if row["length"] == 1]
+    said = " ".join(described.__doc__.split())
+    for data in ablation_plan.find_variant(variant).data:
+        own, base = (
+            [row for row in rows if (row["data"], row["variant"]) == (data, name)]
+            for name in (variant, "today")
+        )
+        name = ablation_plan.SCORES[data]
+        effect = ablation_table._cells(variant, own, base, data)[3]
+        assert effect and f"{data} {effect} {name.split('/')[1]}" in said

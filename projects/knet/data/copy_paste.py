@@ -25,6 +25,8 @@ class CopyPaste:
     instances, and stay. All draws are from NumPy's generator, those of the record itself first:
     what it is without pasting does not depend on this.
 
+    Effect on short trainings (docs/ABLATION.md): scenes -1.1 PQ, nuclei -0.6 AP, photos +0.5 PQ.
+
     Args:
         mapper: record -> sample with `image`, `instances` and perhaps `sem_seg`.
         records: from which the other one is drawn, all alike. They are not copied.

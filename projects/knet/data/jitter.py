@@ -21,6 +21,8 @@ class ScaleJitter(T.Augmentation):
     The large-scale jitter of Ghiasi et al., Simple Copy-Paste, CVPR 2021, section 3.1 (0.1 to 2.0
     at 1024). A crop cuts what is larger than the frame afterwards, :class:`Padding` fills the rest.
 
+    Effect on short trainings (docs/ABLATION.md): scenes -42.0 PQ, nuclei -2.8 AP, photos +0.9 PQ.
+
     Args:
         scales: the least and the largest factor, which is drawn evenly.
         frame: (H, W), into which factor 1 makes a picture fit.

@@ -4,6 +4,8 @@ Not part of the published model. EfficientDet (Tan et al., CVPR 2020, §3): ever
 through the levels from coarse to fine and back; each node adds two or three maps by weights of its
 own. Among the pixel decoders that Mask2Former compares (Cheng et al., CVPR 2022, §4.3) it stands at
 43.5 AP, between FPN at 41.5 and deformable attention, which needs an operator of its own, at 43.7.
+
+Effect on short trainings (docs/ABLATION.md): scenes -5.6 PQ, nuclei -2.0 AP, photos -1.5 PQ.
 """
 
 from __future__ import annotations

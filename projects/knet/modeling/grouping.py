@@ -26,6 +26,8 @@ def exclusive_groups(masks: Tensor) -> Tensor:
 
     Every pixel feeds the one kernel of its image that claims it most, as points belong to the
     nearest centre in k-means; of equal ones a single kernel gets it. No gradient.
+
+    Effect on short trainings (docs/ABLATION.md): scenes +0.5 PQ, nuclei +5.9 AP, photos -0.9 PQ.
     """
     # not `argmax`, which takes several times as long on a CPU
     owner = masks.detach().max(dim=1, keepdim=True).indices

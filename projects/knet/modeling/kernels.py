@@ -151,7 +151,8 @@ class UpdateRound(nn.Module):
         xavier: initialise all matrices Xavier-uniformly, as the published instance and panoptic
             models; otherwise they keep PyTorch's defaults, as the published semantic ones.
         residual_masks: add to the masks of the round before, at first nothing; published: masks are
-            made anew.
+            made anew. Effect on short trainings (docs/ABLATION.md): scenes -4.1 PQ; of leaving it
+            out: nuclei -16.8 AP, photos -4.0 PQ.
     """
 
     def __init__(
@@ -245,6 +246,9 @@ class UpdateRound(nn.Module):
 
 class KernelRounds(nn.ModuleList):
     """S rounds without shared weights; each starts from the kernels and masks of the one before.
+
+    Effect of six on short trainings (docs/ABLATION.md): scenes -6.4 PQ, nuclei -3.1 AP,
+    photos -0.4 PQ; of three gone through twice: scenes -8.3 PQ, nuclei -3.2 AP, photos -1.5 PQ.
 
     Args:
         rounds: the S rounds.

@@ -22,6 +22,8 @@ class LevelRound(UpdateRound):
     A level is another map, so that gathering has a transform of its own: `feature_transform` is
     left with what the kernels convolve.
 
+    Effect on short trainings (docs/ABLATION.md): scenes -1.1 PQ, nuclei +0.9 AP, photos +0.4 PQ.
+
     Args:
         dim: width C.
         **arguments: of `UpdateRound`.

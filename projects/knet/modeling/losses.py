@@ -185,6 +185,8 @@ class SampledPoints:
     share lies where the mask is least certain, found among several times as many. The dense class
     loss sees every pixel.
 
+    Effect on short trainings (docs/ABLATION.md): scenes -1.2 PQ, nuclei -2.2 AP, photos +0.0 PQ.
+
     Args:
         num_points: for each image, or each mask.
         oversample: candidates for each uncertain point.

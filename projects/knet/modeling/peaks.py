@@ -27,6 +27,9 @@ _SPREAD, _LEAST_SPREAD = 0.125, 0.6
 class PeakKernels(nn.Module):
     """The first thing kernels of every image.
 
+    Effect on short trainings (docs/ABLATION.md): scenes +4.4 PQ; of leaving them out:
+    nuclei -17.2 AP, photos +1.6 PQ.
+
     Args:
         hidden_dim: width C, even.
         num_kernels: N of an image in training.

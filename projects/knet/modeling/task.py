@@ -51,7 +51,9 @@ class MaskTask:
         class_ids: the data set's ids of K-Net's classes.
         options: which results are wanted, and their thresholds; as published by default.
         streaming: how they are computed.
-        mask_upsample: factor between the heads' masks and the grid of losses and results.
+        mask_upsample: factor between the heads' masks and the grid of losses and results. Effect of
+            masks at stride 8 (docs/ABLATION.md): nuclei -7.6 AP, photos -0.8 PQ; at 2:
+            scenes -32.7 PQ.
         loss_stride: stride of that grid.
     """
 

@@ -49,6 +49,8 @@ class MaskPilots(nn.Module):
     a round learns to mend what is wrong with the mask that it gathers from, as it does with the
     model's own.
 
+    Effect on short trainings (docs/ABLATION.md): scenes -4.9 PQ, nuclei -4.4 AP, photos -3.9 PQ.
+
     Args:
         num_thing_classes: T.
         hidden_dim: width C.
@@ -118,6 +120,8 @@ class ManyKernels(nn.Module):
     One kernel for each object, as K-Net matches, means few kernels with a target in an image of few
     objects. Here a second set of kernels is matched with every object several times, in the same
     rounds: more masks to learn from, while the model's own kernels still learn to be the only one.
+
+    Effect on short trainings (docs/ABLATION.md): scenes -12.2 PQ, nuclei -5.7 AP, photos -4.6 PQ.
 
     Args:
         hidden_dim: width C.

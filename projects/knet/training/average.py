@@ -2,6 +2,8 @@
 
 Averaged weights score higher than those of any single step, above all at high learning rates
 (Polyak and Juditsky 1992; Tarvainen and Valpola 2017).
+
+Effect on short trainings (docs/ABLATION.md): scenes -1.7 PQ, nuclei +1.1 AP, photos +0.1 PQ.
 """
 
 from __future__ import annotations
