@@ -109,6 +109,18 @@ def tables(rows: Sequence[Row], variants: Sequence[Variant]) -> str:
     return "".join(parts)
 
 
+def effect(rows: Sequence[Row], base: Sequence[Row], data: str) -> str:
+    """Mean difference of scores to rows of today's recipe, with its sign; empty if none compare.
+
+    Of the same seeds, whose luck is partly the same.
+    """
+    scores = {row["seed"]: row["scores"][SCORES[data]] for row in base}
+    pairs = [
+        row["scores"][SCORES[data]] - scores[row["seed"]] for row in rows if row["seed"] in scores
+    ]
+    return f"{mean(pairs):+.1f}" if pairs else ""
+
+
 def _kind(row: Row) -> tuple[str, float, int]:
     return row["data"], row["length"], row["threads"]
 
@@ -116,12 +128,6 @@ def _kind(row: Row) -> tuple[str, float, int]:
 def _cells(name: str, rows: Sequence[Row], base: Sequence[Row] | None, data: str) -> list[str]:
     rows = sorted(rows, key=lambda row: row["seed"])
     scores = [row["scores"][SCORES[data]] for row in rows]
-    difference = ""
-    if base and name != BASE:
-        # of the same seeds, whose luck is partly the same
-        own = {row["seed"]: row["scores"][SCORES[data]] for row in base}
-        pairs = [s - own[row["seed"]] for s, row in zip(scores, rows) if row["seed"] in own]
-        difference = f"{mean(pairs):+.1f}" if pairs else ""
 
     def of_all(key: str, digits: int) -> str:
         values = [row[key] for row in rows if key in row]
@@ -131,7 +137,7 @@ def _cells(name: str, rows: Sequence[Row], base: Sequence[Row] | None, data: str
         name,
         ", ".join(f"{score:.1f}" for score in scores),
         f"{mean(scores):.1f}",
-        difference,
+        effect(rows, base or (), data) if name != BASE else "",
         of_all("steps", 0),
         of_all("step", 2),
         of_all("test", 2),
