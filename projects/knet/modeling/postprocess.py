@@ -28,7 +28,7 @@ class InferenceOptions:
         panoptic_mask_scores: in panoptic fusion, of stuff as of things, the score of a kernel is
             class score * quality ** this, see `MaskPredictions.mask_quality` (Panoptic SegFormer,
             section 3.4, has 2); 0 for the class score alone. Semantic scores keep that. Effect of 1
-            (docs/ABLATION.md): scenes -0.5 PQ, photos +0.1 PQ; of 2: scenes -2.3 PQ,
+            (docs/ABLATION.md): scenes -0.7 PQ, photos -0.1 PQ; of 2: scenes -2.3 PQ,
             photos -0.3 PQ.
     """
 
